@@ -1,0 +1,113 @@
+# The front door. `make` lists what there is; every recipe is a line or two, and what takes thought is in setup/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The cluster that `make up` makes, and what else to tell ktcw-vm: make up SIZE="--etcd 1 --workers 0" ARGS="--accel tcg"
+SIZE ?= --etcd 3 --workers 2
+ARGS ?=
+
+ktcw := bin/ktcw-vm
+scripts := $(wildcard setup/*.sh images/*/*.sh) .ci/run bin/ktcw-vm
+program := $(or $(CARGO_TARGET_DIR),target)/release/ktcw-vm
+
+##@ A cluster
+
+.PHONY: up
+up: setup build images ## install what is missing, build, and bring a cluster up
+	@$(ktcw) up $(SIZE) $(ARGS)
+	@echo; echo "Type 'make shell' for a shell in which ktcw-vm and the cluster are at hand, or use $(ktcw)."
+
+.PHONY: status
+status: ## nodes, roles, etcd's leader, leases
+	@$(ktcw) status $(ARGS)
+
+.PHONY: verify
+verify: ## check the running cluster from inside its nodes
+	@$(ktcw) verify $(ARGS)
+
+.PHONY: shell
+shell: ## a shell with ktcw-vm on its PATH, where the cluster's addresses can be reached
+	@echo "ktcw-vm is at hand here; leave with exit"
+	@PATH="$(CURDIR)/bin:$$PATH" setup/libvirt.sh exec "$${SHELL:-bash}"
+
+.PHONY: down
+down: ## remove the cluster, and the libvirt and namespace that make setup started
+	@[ -x $(program) ] || $(MAKE) build
+	@setup/libvirt.sh ensure
+	@$(ktcw) down $(ARGS)
+	@setup/libvirt.sh stop
+
+##@ Its parts
+
+.PHONY: setup
+setup: ## install missing packages, make sure that a libvirt answers
+	@setup/install.sh build run
+	@setup/libvirt.sh ensure
+
+.PHONY: build
+build: ## the program, optimised: bin/ktcw-vm
+	cargo build --locked --release --bin ktcw-vm
+
+.PHONY: images
+images: build ## what the machines run, from source; nothing to do when it is there
+	@$(program) image build
+
+##@ Checks
+
+.PHONY: test
+test: ## all tests but the long ones: unit, golden, fakes, libvirt's test driver, and a VM that boots
+	@setup/install.sh build run test
+	cargo test --locked
+	@setup/e2e.sh smoke
+	@setup/go.sh vet
+
+.PHONY: e2e
+e2e: ## a real 3+2 cluster in a namespace of its own, then a small one without KVM
+	@setup/install.sh build run test
+	@setup/e2e.sh e2e
+
+.PHONY: e2e-full
+e2e-full: ## the same with every size and acceleration: hours
+	@setup/install.sh build run test
+	@setup/e2e.sh full
+
+.PHONY: bench
+bench: ## the figures, as ratios of one run; the JSON is kept in target/bench
+	@setup/install.sh build run test
+	@setup/e2e.sh bench
+
+.PHONY: lint
+lint: ## formatting, clippy, licences and bans, shellcheck, gofmt
+	@setup/install.sh build test
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@setup/go.sh fmt
+	shellcheck -x $(scripts)
+	"$$(setup/tool.sh cargo-deny)" --locked --log-level error check --hide-inclusion-graph licenses bans sources
+
+.PHONY: audit
+audit: ## known vulnerabilities; where the databases cannot be reached it says "not checked"
+	@setup/audit.sh
+
+##@ Housekeeping
+
+.PHONY: clean
+clean: ## remove what was built here; images and tools in the cache stay
+	cargo clean
+
+.PHONY: clean-cache
+clean-cache: ## remove the images and tools in the user's cache too
+	@. setup/env.sh; rm -rf -- "$${cache:?}"; echo "removed $$cache"
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  First: make up. Then: make shell. What is made is SIZE ($(SIZE)); ARGS="…" is passed on:'
+	@echo '  make up SIZE="--etcd 1 --workers 0" ARGS="--accel tcg"'

@@ -1,0 +1,1 @@
+"""Empty until the real requests is imported: nothing can be raised before."""

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Runs the VM suite in a world of its own: a network namespace, a libvirtd in it, a state directory; all gone afterwards.
+#
+#   setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]
+#
+# Called by make (test, e2e, e2e-full, bench) and so by CI. Root, or sudo. What it hands to `tests/e2e`:
+#
+#   KTCW_E2E            the suite's name: `smoke`, `e2e`, `full` or `bench`
+#   KTCW_E2E_MODE       `kvm` (the image's kernel boots under KVM) · `kvm-test-kernel` · `tcg`
+#   KTCW_E2E_KERNEL     the unpacked test kernel, in mode kvm-test-kernel only
+#   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails
+#   XDG_STATE_HOME      a fresh directory, so that no cluster of the user's is seen or touched
+#
+# Read from outside: KTCW_E2E_MODE (no probing), KTCW_TEST_KERNEL (default ../shared/kernel/vmlinux.zst, when there),
+# KTCW_E2E_DEADLINE in seconds. It builds, it probes, it cleans up; what is tested is decided in Rust.
+set -euo pipefail
+# shellcheck source=setup/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$root"
+
+suite=${1:-}
+[ $# -eq 0 ] || shift
+profile=debug cargo_flags=(--locked)
+case $suite in
+  smoke) deadline=900 filter=(smoke::) ;;
+  e2e) deadline=2700 filter=(--skip smoke:: --skip bench::) ;;
+  full) deadline=14400 filter=(--skip smoke:: --skip bench::) ;;
+  bench) deadline=3600 filter=(bench::) profile=release cargo_flags+=(--release) ;;
+  *) die 2 "usage: setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]" ;;
+esac
+deadline=${KTCW_E2E_DEADLINE:-$deadline}
+program=$target/$profile/ktcw-vm
+packed_kernel=${KTCW_TEST_KERNEL:-$root/../shared/kernel/vmlinux.zst}
+[ -z "${KTCW_TEST_KERNEL:-}" ] || [ -e "$packed_kernel" ] || die 2 "KTCW_TEST_KERNEL: no such file: $packed_kernel"
+case ${KTCW_E2E_MODE:-} in
+  "" | kvm | tcg) ;;
+  kvm-test-kernel) [ -e "$packed_kernel" ] || die 2 "KTCW_E2E_MODE=kvm-test-kernel needs a kernel: set KTCW_TEST_KERNEL" ;;
+  *) die 2 "KTCW_E2E_MODE is '$KTCW_E2E_MODE': kvm, kvm-test-kernel or tcg" ;;
+esac
+
+# Built as whoever calls, with the network that the namespace will not have.
+if [ "${KTCW_E2E_BUILT:-}" != 1 ]; then
+  cargo build "${cargo_flags[@]}" --bin ktcw-vm
+  cargo test "${cargo_flags[@]}" --test e2e --no-run
+  "$program" image build
+  if [ "$EUID" -ne 0 ]; then
+    KTCW_E2E_BUILT=1 as_root "$root/setup/e2e.sh" "$suite" "$@"
+    exit
+  fi
+fi
+
+# One run at a time in one target directory.
+work=$target/e2e artefacts=$target/e2e-artefacts
+mkdir -p "$work"
+exec 8>"$work/lock"
+flock --nonblock 8 || die 75 "another run of the VM suite holds $work/lock"
+namespace=ktcw-e2e-$$
+
+private() { "$root/setup/libvirt-private.sh" "$namespace" "$work/lv" "$@" 8>&-; }
+
+# What a failed run is understood from, and nothing secret: no keys, no seeds, no kubeconfig.
+keep_evidence() {
+  mkdir -p "$artefacts"
+  (
+    cd "$work" && find state lv/log doctor.log -type f \
+      \( -name '*.jsonl' -o -name '*.log' -o -name 'plan.json' -o -name 'spec.json' \) \
+      -not -path '*/pki/*' -not -path '*/ssh/*' -exec cp --parents -t "$artefacts" -- {} + 2>/dev/null
+  ) || true
+  { private exec virsh -q -c qemu:///system list --all && private exec ip -br address; } >"$artefacts/left.txt" 2>&1 || true
+  say "journals, events and console logs of the failed run are in $artefacts"
+}
+
+finish() {
+  local status=$?
+  trap - EXIT INT TERM
+  if [ -n "$tests" ] && kill "$tests" 2>/dev/null; then wait "$tests" || true; fi
+  [ "$status" -eq 0 ] || keep_evidence
+  private stop || say "the private libvirt of $namespace did not stop"
+  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/vmlinux"
+  # Through sudo, the target directory is still the caller's: `make clean` must be able to empty it.
+  if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" 2>/dev/null || true; fi
+  exit "$status"
+}
+
+# A run that was killed outright could not clean up after itself. We hold the lock, so what is there is nobody's.
+sweep() {
+  if [ -e "$work/lv" ] && [ -s "$work/namespace" ]; then
+    "$root/setup/libvirt-private.sh" "$(cat "$work/namespace")" "$work/lv" stop 8>&- || true
+  fi
+  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/doctor.log" "${artefacts:?}"
+}
+
+unpack_kernel() {
+  case $packed_kernel in
+    *.zst) zstd -q -d -f "$packed_kernel" -o "$work/vmlinux" ;;
+    *) ln -sf "$(realpath "$packed_kernel")" "$work/vmlinux" ;;
+  esac
+}
+
+# "Can a cluster run here like this?", asked of the program, which boots the kernel to find out. 0 yes, 69 no.
+suits_host() {
+  local status=0
+  private exec env XDG_STATE_HOME="$work/state" "$program" doctor "$@" >"$work/doctor.log" 2>&1 </dev/null || status=$?
+  case $status in
+    0) return 0 ;;
+    69) return 1 ;;
+    *) cat "$work/doctor.log" >&2 && die 1 "'ktcw-vm doctor $*' ended with $status, neither yes (0) nor no (69)" ;;
+  esac
+}
+
+choose_mode() {
+  if [ -n "${KTCW_E2E_MODE:-}" ]; then
+    mode=$KTCW_E2E_MODE reason="KTCW_E2E_MODE says so"
+    [ "$mode" != kvm-test-kernel ] || unpack_kernel
+    return
+  fi
+  mode=tcg reason="no usable /dev/kvm"
+  if [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then return; fi
+  if suits_host --accel kvm; then
+    mode=kvm reason="the image's kernel was seen to boot under KVM"
+  elif [ -e "$packed_kernel" ] && unpack_kernel &&
+    suits_host --accel kvm --kernel "$work/vmlinux" --kernel-args "nokaslr dummy.numdummies=0"; then
+    mode=kvm-test-kernel reason="only the test kernel was seen to boot under KVM"
+  else
+    reason="no kernel was seen to boot under KVM"
+  fi
+}
+
+sweep
+mkdir -p "$work/state"
+tests=
+echo "$namespace" >"$work/namespace"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+private start
+
+choose_mode
+say "$suite: mode $mode ($reason)"
+environment=(KTCW_E2E="$suite" KTCW_E2E_MODE="$mode" KTCW_E2E_ARTEFACTS="$artefacts" XDG_STATE_HOME="$work/state")
+if [ "$mode" = kvm-test-kernel ]; then environment+=(KTCW_E2E_KERNEL="$work/vmlinux"); fi
+
+mkdir -p "$artefacts"
+# One test at a time: the VMs have the machine to themselves. In the background, so that Ctrl-C is heard at once; timeout
+# puts all of it in one process group and ends that, also when this script is killed outright (pdeathsig).
+"$root/setup/libvirt-private.sh" "$namespace" "$work/lv" exec env "${environment[@]}" \
+  setpriv --pdeathsig TERM timeout --kill-after=30 "$deadline" \
+  cargo test "${cargo_flags[@]}" --offline --test e2e -- --nocapture --test-threads=1 "${filter[@]}" "$@" </dev/null 8>&- &
+tests=$!
+status=0
+wait "$tests" || status=$?
+tests=
+[ "$status" -ne 124 ] || say "$suite: not finished after $deadline s (KTCW_E2E_DEADLINE)"
+rmdir --ignore-fail-on-non-empty -- "$artefacts"
+[ "$status" -eq 0 ] || exit "$status"

@@ -1,0 +1,121 @@
+//! How guests can run here, proved rather than believed: a guest is booted under KVM and must be seen to reach its first program.
+//! `cli` calls `probe` before a plan is made and `cached` when it only looks; `judge_qemu` refuses pairs known to corrupt guests.
+//! It knows nothing of clusters or libvirt domains: it runs the emulator itself, on this machine, for seconds, and always ends it.
+
+mod attempt;
+mod cache;
+mod init;
+mod qemu;
+
+pub use qemu::{Refusal, judge_qemu};
+
+use crate::host::libvirt::{fast_firmware, is_local};
+use crate::host::{HostError, HostFacts};
+use crate::plan::CpuModel;
+use attempt::{Attempt, Outcome};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+
+/// CPU configurations in the order they are tried.
+const MODELS: [CpuModel; 3] = [CpuModel::HostPassthrough, CpuModel::HostPassthroughNoArchCapabilities, CpuModel::Nehalem];
+
+/// One boot of a kernel to its first program takes 1 s with ordinary KVM, 5 to 30 s where KVM is itself emulated and the
+/// machine is busy.
+const DEADLINE: Duration = Duration::from_secs(45);
+
+/// What is known about KVM here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", content = "detail", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The kernel was seen to reach its first program with this CPU.
+    Boots(CpuModel),
+    /// It was tried and did not, or there is no KVM to try.
+    Not(String),
+    /// It cannot be tried from here (another machine, no permission): the user must say which.
+    Unproved(String),
+}
+
+/// Boots `kernel` (with `initrd`, when the cluster has one) under KVM, one CPU configuration after the other, until one
+/// reaches its first program: at most `DEADLINE` each. Takes seconds, blocks, and remembers the answer in `cache_dir`
+/// until the machine is booted again or anything it depends on changes. `status` hears what is being tried.
+pub fn probe(
+    facts: &HostFacts,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    cache_dir: &Path,
+    status: &dyn Fn(&str),
+) -> Result<Verdict, HostError> {
+    if let Some(verdict) = known_without_trying(facts) {
+        return Ok(verdict);
+    }
+    let firmware = fast_firmware();
+    let key = cache::Key::new(facts, kernel, initrd, firmware.as_deref())?;
+    if let Some(verdict) = key.load(cache_dir) {
+        return Ok(verdict);
+    }
+    let scratch = tempfile::tempdir().map_err(|source| HostError::File { path: "temporary directory".to_owned(), source })?;
+    let initrd = init::write(scratch.path(), initrd)?;
+    let attempt = Attempt {
+        emulator: Path::new(&facts.emulator),
+        firmware: firmware.as_deref().map(Path::new),
+        kernel,
+        initrd: &initrd,
+        deadline: DEADLINE,
+    };
+    let mut failures = Vec::new();
+    let mut found = None;
+    for cpu in MODELS {
+        let name = model_name(cpu);
+        status(&format!("booting a guest under KVM with CPU {name}"));
+        match attempt.run(cpu) {
+            Outcome::Reached { .. } => {
+                found = Some(Verdict::Boots(cpu));
+                break;
+            }
+            Outcome::Forbidden { why } => return Ok(Verdict::Unproved(why)),
+            Outcome::NoKvm { why } => {
+                failures.push(why);
+                break;
+            }
+            Outcome::Failed { why } => {
+                status(&format!("no guest boots with CPU {name}: {why}"));
+                failures.push(format!("{name}: {why}"));
+            }
+        }
+    }
+    let verdict = found.unwrap_or_else(|| Verdict::Not(failures.join("; ")));
+    key.store(cache_dir, &verdict)?;
+    Ok(verdict)
+}
+
+/// What an earlier `probe` found, if it still holds. Tries nothing.
+pub fn cached(facts: &HostFacts, kernel: &Path, initrd: Option<&Path>, cache_dir: &Path) -> Option<Verdict> {
+    known_without_trying(facts)
+        .or_else(|| cache::Key::new(facts, kernel, initrd, fast_firmware().as_deref()).ok()?.load(cache_dir))
+}
+
+fn known_without_trying(facts: &HostFacts) -> Option<Verdict> {
+    let not = |why: &str| Some(Verdict::Not(why.to_owned()));
+    if !facts.kvm_listed {
+        not("libvirt lists no KVM for x86_64 (no /dev/kvm, or virtualization is off in the firmware)")
+    } else if !is_local(&facts.uri) {
+        Some(Verdict::Unproved(format!("{} is another machine, where no guest can be booted to see", facts.uri)))
+    } else if facts.emulator.is_empty() {
+        not("libvirt knows no emulator for x86_64 q35 machines")
+    } else {
+        None
+    }
+}
+
+/// As libvirt and this program's plans call it.
+fn model_name(cpu: CpuModel) -> &'static str {
+    match cpu {
+        CpuModel::HostPassthrough => "host-passthrough",
+        CpuModel::HostPassthroughNoArchCapabilities => "host-passthrough without arch-capabilities",
+        CpuModel::Nehalem => "Nehalem",
+    }
+}
+
+#[cfg(test)]
+mod tests;

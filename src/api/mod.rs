@@ -1,0 +1,179 @@
+//! The API edge: the host's own mTLS questions to API servers, by address, with the cluster's CA and no other.
+//! `apply` waits with it and applies manifests; `status` and drills read with it.
+//! It is the only user of `reqwest`; it keeps no state but its connections and knows no plan beyond names.
+
+mod apply;
+
+pub use apply::resource_path;
+
+use crate::plan::Plan;
+use crate::secret::Secret;
+use crate::spec::NodeName;
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum ApiError {
+    #[error("the API at {address} did not answer: {reason}")]
+    NoAnswer { address: Ipv4Addr, reason: String },
+    #[error("the API at {address} answered {status}: {body}")]
+    Status { address: Ipv4Addr, status: u16, body: String },
+    #[error("{what}")]
+    NotYet { what: String },
+    #[error("{what} cannot be used: {reason}")]
+    Invalid { what: String, reason: String },
+}
+
+/// A client with the host's admin certificate.
+#[derive(Clone)]
+pub struct Api {
+    client: reqwest::Client,
+}
+
+impl Api {
+    /// `ca`: PEM of the cluster's CA; `identity`: PEM of certificate and key together.
+    pub fn new(ca: &str, identity: &Secret) -> Result<Api, ApiError> {
+        let invalid = |what: &str| {
+            let what = what.to_owned();
+            move |error: reqwest::Error| ApiError::Invalid { what, reason: error.to_string() }
+        };
+        // One TLS stack in the program: rustls on ring. A second install is harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ca = reqwest::Certificate::from_pem(ca.as_bytes()).map_err(invalid("the cluster's CA"))?;
+        let identity = reqwest::Identity::from_pem(identity.expose().as_bytes()).map_err(invalid("the admin certificate"))?;
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_built_in_root_certs(false)
+            .add_root_certificate(ca)
+            .identity(identity)
+            .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(Duration::from_secs(5))
+            .build()
+            .map_err(invalid("the TLS configuration"))?;
+        Ok(Api { client })
+    }
+
+    async fn request(&self, request: reqwest::RequestBuilder, address: Ipv4Addr, deadline: Duration) -> Result<String, ApiError> {
+        let no_answer = |error: reqwest::Error| ApiError::NoAnswer { address, reason: chain(&error) };
+        let response = request.timeout(deadline).send().await.map_err(no_answer)?;
+        let status = response.status();
+        let body = response.text().await.map_err(no_answer)?;
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(ApiError::Status { address, status: status.as_u16(), body: body.chars().take(400).collect() })
+        }
+    }
+
+    /// GET of `path` (which starts with `/`) as text.
+    pub async fn get(&self, address: Ipv4Addr, path: &str, deadline: Duration) -> Result<String, ApiError> {
+        self.request(self.client.get(format!("https://{address}:6443{path}")), address, deadline).await
+    }
+
+    pub async fn get_json(&self, address: Ipv4Addr, path: &str, deadline: Duration) -> Result<Value, ApiError> {
+        let text = self.get(address, path, deadline).await?;
+        serde_json::from_str(&text).map_err(|error| ApiError::Invalid { what: path.to_owned(), reason: error.to_string() })
+    }
+
+    /// `/readyz` says ok.
+    pub async fn ready(&self, address: Ipv4Addr, deadline: Duration) -> Result<(), ApiError> {
+        self.get(address, "/readyz", deadline).await.map(|_| ())
+    }
+
+    pub async fn node_ready(&self, address: Ipv4Addr, node: &NodeName, deadline: Duration) -> Result<(), ApiError> {
+        let object = self.get_json(address, &format!("/api/v1/nodes/{node}"), deadline).await?;
+        judge_node(&object).map_err(|what| ApiError::NotYet { what })
+    }
+
+    /// CoreDNS has a ready replica and the witness runs on `workers` nodes.
+    pub async fn workloads_ready(&self, address: Ipv4Addr, workers: u32, deadline: Duration) -> Result<(), ApiError> {
+        let dns = "/apis/apps/v1/namespaces/kube-system/deployments/coredns";
+        let witness = "/apis/apps/v1/namespaces/ktcw-system/daemonsets/witness";
+        let (dns, witness) =
+            futures::future::try_join(self.get_json(address, dns, deadline), self.get_json(address, witness, deadline)).await?;
+        judge_workloads(&dns, &witness, u64::from(workers)).map_err(|what| ApiError::NotYet { what })
+    }
+
+    /// Whether all objects of the plan's manifests exist.
+    pub async fn addons_present(&self, address: Ipv4Addr, plan: &Plan, deadline: Duration) -> bool {
+        for (_, text) in &plan.addons {
+            let Ok(documents) = apply::documents(text) else { return false };
+            for document in documents {
+                let Ok(path) = resource_path(&document) else { return false };
+                if self.get(address, &path, deadline).await.is_err() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Server-side apply of every document of a manifest, in order.
+    pub async fn apply(&self, address: Ipv4Addr, manifest: &str, deadline: Duration) -> Result<(), ApiError> {
+        for document in apply::documents(manifest)? {
+            let path = resource_path(&document)?;
+            let request = self
+                .client
+                .patch(format!("https://{address}:6443{path}?fieldManager=ktcw-vm&force=true"))
+                .header("content-type", "application/apply-patch+yaml")
+                .body(document.to_string());
+            self.request(request, address, deadline).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The whole chain of causes in one line: reqwest's own message says only "error sending request".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn judge_node(object: &Value) -> Result<(), String> {
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let ready = conditions.and_then(|all| all.iter().find(|c| c.get("type").and_then(Value::as_str) == Some("Ready")));
+    match ready {
+        None => Err("registered, without a Ready condition yet".to_owned()),
+        Some(c) if c.get("status").and_then(Value::as_str) == Some("True") => Ok(()),
+        Some(c) => {
+            let message = c.get("message").and_then(Value::as_str).unwrap_or("no message");
+            Err(format!("not Ready: {message}"))
+        }
+    }
+}
+
+fn judge_workloads(dns: &Value, witness: &Value, workers: u64) -> Result<(), String> {
+    let number = |object: &Value, field: &str| object.pointer(&format!("/status/{field}")).and_then(Value::as_u64).unwrap_or(0);
+    let (dns_ready, up) = (number(dns, "readyReplicas"), number(witness, "numberReady"));
+    if dns_ready >= 1 && up >= workers { Ok(()) } else { Err(format!("CoreDNS {dns_ready} ready, witness on {up} of {workers}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_is_ready_only_when_it_says_so() {
+        let node = |status| json!({"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": status, "message": "m"}]}});
+        assert_eq!(judge_node(&node("True")), Ok(()));
+        for status in ["False", "Unknown"] {
+            assert_eq!(judge_node(&node(status)), Err("not Ready: m".to_owned()));
+        }
+        assert!(judge_node(&json!({})).is_err());
+    }
+
+    #[test]
+    fn workloads_count_what_is_ready_and_a_missing_number_is_none() {
+        let (dns, witness) = (json!({"status": {"readyReplicas": 1}}), json!({"status": {"numberReady": 2}}));
+        assert_eq!(judge_workloads(&dns, &witness, 2), Ok(()));
+        assert!(judge_workloads(&dns, &witness, 3).is_err());
+        assert!(judge_workloads(&json!({}), &witness, 2).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! What is there now, as far as `up` cares: libvirt's view, each node's own word, the API's.
+//! `observe` asks (effects, in parallel, bounded); `steps` compares the value with the plan.
+//! A question without an answer counts as "not there": the ensure-step behind it is idempotent.
+
+use super::perform::World;
+use crate::guest::Cmd;
+use crate::host::{DomainState, HostError, HostSeen};
+use crate::plan::Plan;
+use crate::spec::NodeName;
+use futures::future::join_all;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    pub network_active: bool,
+    pub pools_active: bool,
+    pub image_volumes: BTreeSet<String>,
+    /// Volumes of the cluster's own pool.
+    pub volumes: BTreeSet<String>,
+    pub nodes: BTreeMap<NodeName, NodeObserved>,
+    pub vip_ready: bool,
+    pub addons_applied: bool,
+    pub workloads_ready: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeObserved {
+    /// `None`: not defined.
+    pub domain: Option<DomainState>,
+    pub ssh: bool,
+    /// cloud-init has finished.
+    pub booted: bool,
+    pub boot_id: Option<String>,
+    pub active_units: BTreeSet<String>,
+    pub apiserver_ready: bool,
+    /// The Kubernetes node is Ready.
+    pub ready: bool,
+}
+
+impl Inventory {
+    pub fn node(&self, name: &NodeName) -> NodeObserved {
+        self.nodes.get(name).cloned().unwrap_or_default()
+    }
+
+    /// libvirt's part of the picture.
+    pub fn of_host(plan: &Plan, seen: &HostSeen) -> Inventory {
+        let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name && pool.active);
+        let names = |name: &str| pool(name).map(|p| p.volumes.iter().map(|v| v.name.clone()).collect()).unwrap_or_default();
+        let domain = |name: &str| seen.domains.iter().find(|domain| domain.name == name).map(|domain| domain.state);
+        Inventory {
+            network_active: seen.networks.iter().any(|network| network.name == plan.network.name && network.active),
+            pools_active: pool(&plan.storage.pool).is_some() && pool(&plan.storage.image_pool).is_some(),
+            image_volumes: names(&plan.storage.image_pool),
+            volumes: names(&plan.storage.pool),
+            nodes: plan
+                .nodes
+                .iter()
+                .map(|node| (node.name.clone(), NodeObserved { domain: domain(&node.domain.name), ..NodeObserved::default() }))
+                .collect(),
+            ..Inventory::default()
+        }
+    }
+}
+
+/// Asks libvirt, then every running node and the API, each with a short deadline.
+pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError> {
+    let host = world.host.clone();
+    let seen = blocking(move || host.observe()).await?;
+    let mut inventory = Inventory::of_host(plan, &seen);
+    let guest = &world.guest;
+    let running: Vec<_> = plan
+        .nodes
+        .iter()
+        .filter(|node| inventory.node(&node.name).domain == Some(DomainState::Running))
+        .collect();
+    let any_running = !running.is_empty();
+    // Slow guests (TCG) answer late; a dead one costs one deadline, all in parallel.
+    let patience = Duration::from_secs(if plan.timers.staged { 30 } else { 5 });
+    let asked = running.into_iter().map(|node| async move {
+        let script = format!("{INSPECT}\nsystemctl is-active {} | paste -sd' '\n", node.units.join(" "));
+        let output = guest.run(&node.name, Cmd::script(script, patience)).await.ok();
+        (node, output.map(|output| output.stdout_text()))
+    });
+    for (node, text) in join_all(asked).await {
+        let entry = inventory.nodes.entry(node.name.clone()).or_default();
+        if let Some(text) = text {
+            read_inspection(&text, &node.units, entry);
+        }
+    }
+    if !any_running {
+        return Ok(inventory);
+    }
+    let checks = plan.control_planes().map(|node| async move { (node, world.api.ready(node.ip, patience).await.is_ok()) });
+    for (node, ready) in join_all(checks).await {
+        inventory.nodes.entry(node.name.clone()).or_default().apiserver_ready = ready;
+    }
+    inventory.vip_ready = world.api.ready(plan.network.vip, patience).await.is_ok();
+    if inventory.vip_ready && plan.spec.workers > 0 {
+        let vip = plan.network.vip;
+        inventory.workloads_ready = world.api.workloads_ready(vip, u32::from(plan.spec.workers), patience).await.is_ok();
+        inventory.addons_applied = inventory.workloads_ready || world.api.addons_present(vip, plan, patience).await;
+        for node in plan.workers() {
+            let ready = world.api.node_ready(vip, &node.name, patience).await.is_ok();
+            inventory.nodes.entry(node.name.clone()).or_default().ready = ready;
+        }
+    }
+    Ok(inventory)
+}
+
+/// First line: boot id; second: whether cloud-init has finished.
+pub(super) const INSPECT: &str = "cat /proc/sys/kernel/random/boot_id
+test -e /run/cloud-init/result.json && echo finished || echo running";
+
+fn read_inspection(text: &str, units: &[String], into: &mut NodeObserved) {
+    let mut lines = text.lines();
+    let Some(boot_id) = lines.next() else { return };
+    into.ssh = true;
+    into.boot_id = Some(boot_id.trim().to_owned());
+    into.booted = lines.next() == Some("finished");
+    let states = lines.next().unwrap_or_default().split_whitespace();
+    into.active_units = units.iter().zip(states).filter(|(_, state)| *state == "active").map(|(unit, _)| unit.clone()).collect();
+}
+
+/// Runs a blocking call on the pool; a panic there becomes an error here.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(HostError::Libvirt {
+            action: "finish",
+            kind: "call",
+            name: "to libvirt".to_owned(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inspection_is_read_line_by_line_and_a_cut_one_claims_nothing() {
+        let units = ["etcd.service".to_owned(), "keepalived.service".to_owned()];
+        let mut node = NodeObserved::default();
+        read_inspection("4b3c\nfinished\nactive inactive\n", &units, &mut node);
+        assert!(node.ssh && node.booted && node.active_units.contains("etcd.service"));
+        assert_eq!(node.active_units.len(), 1);
+        let mut cut = NodeObserved::default();
+        read_inspection("4b3c\n", &units, &mut cut);
+        assert!(cut.ssh && !cut.booted && cut.active_units.is_empty());
+        let mut empty = NodeObserved::default();
+        read_inspection("", &units, &mut empty);
+        assert_eq!(empty, NodeObserved::default());
+    }
+}

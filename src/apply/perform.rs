@@ -1,0 +1,331 @@
+//! One step, performed: a single match from action to effect.
+//! `run` calls it for every step; effects are the edges' `ensure_*` and waits with a deadline and a last status.
+//! It has no opinion on order and keeps nothing between steps.
+
+use super::inventory::{INSPECT, blocking};
+use super::step::{Action, Step};
+use crate::api::{Api, ApiError};
+use crate::event::{Event, Events};
+use crate::guest::{Cmd, Guest, GuestError};
+use crate::host::{Done, Host, HostError, Mark, Progress, VolumeFormat};
+use crate::pki::Keyring;
+use crate::plan::{DiskKind, NodePlan, PkiItem, Plan};
+use crate::plan::user_data::{self, SshKeys as SeedKeys};
+use crate::seed;
+use crate::spec::NodeName;
+use crate::store::SshKeys;
+use crate::wait::{Seen, TimedOut, until};
+use std::fmt::Display;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The edges a run works with.
+pub struct World {
+    pub host: Arc<dyn Host>,
+    pub guest: Arc<dyn Guest>,
+    pub api: Api,
+    pub keyring: Keyring,
+    pub ssh: SshKeys,
+    pub mark: Mark,
+    /// Files on this computer behind the plan's image volumes.
+    pub base: PathBuf,
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+}
+
+impl World {
+    /// The cloud-init ISO of a node: where the plan's files meet their secrets, in memory only.
+    fn seed(&self, plan: &Plan, node: &NodePlan) -> Result<Vec<u8>, StepError> {
+        let failed = |reason: String| StepError::Seed { node: node.name.clone(), reason };
+        let host = self.ssh.hosts.get(&node.name).ok_or_else(|| failed("it has no SSH host key".to_owned()))?;
+        let keys = SeedKeys {
+            authorized: self.ssh.client.public.clone(),
+            host_private: host.private.clone(),
+            host_public: host.public.clone(),
+        };
+        let secrets = |item: &PkiItem| self.keyring.item(item).cloned();
+        let seed = user_data::seed(node, &plan.network, &plan.pod_routes(), &secrets, &keys).map_err(|error| failed(error.to_string()))?;
+        seed::iso(&seed).map_err(|error| failed(error.to_string()))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    TimedOut(#[from] TimedOut),
+    #[error("{node}: {reason}")]
+    Seed { node: NodeName, reason: String },
+    #[error("{node}: cloud-init reported errors: {errors}")]
+    CloudInit { node: NodeName, errors: String },
+    #[error("{node}: {unit} did not start: {said}")]
+    Unit { node: NodeName, unit: String, said: String },
+}
+
+/// How often a condition is looked at from here, where asking costs the guest next to nothing.
+const OFTEN: Duration = Duration::from_millis(250);
+/// How often a guest is made to start processes to answer.
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// Performs one step. `Ok(true)`: something was made or changed.
+pub(super) async fn perform(plan: &Arc<Plan>, step: &Step, world: &Arc<World>, events: &Events) -> Result<bool, StepError> {
+    let node = step.node.as_ref().and_then(|name| plan.node(name));
+    match (&step.action, node) {
+        (Action::Network, _) => on_host(world, plan, |world, plan| world.host.ensure_network(&plan.network, &world.mark)).await,
+        (Action::Pools, _) => on_host(world, plan, |world, plan| world.host.ensure_pools(&plan.storage, &world.mark)).await,
+        (Action::BaseVolume, _) => {
+            let mut told = uploaded(step, events);
+            on_host(world, plan, move |world, plan| {
+                let storage = &plan.storage;
+                world.host.ensure_image_volume(storage, &storage.base_volume, VolumeFormat::Qcow2, &world.base, &mut told)
+            })
+            .await
+        }
+        (Action::KernelVolumes, _) => {
+            let mut told = uploaded(step, events);
+            on_host(world, plan, move |world, plan| kernel_volumes(world, plan, &mut told)).await
+        }
+        (Action::AwaitVip, _) => {
+            let vip = plan.network.vip;
+            let deadline = seconds(plan.timers.apiserver_deadline_s);
+            wait(step, events, "the virtual address answering", deadline, || async move { seen(world.api.ready(vip, patience(plan)).await) })
+                .await
+        }
+        (Action::Addons, _) => addons(plan, world, step, events).await,
+        (Action::AwaitWorkloads, _) => {
+            let (vip, workers) = (plan.network.vip, u32::from(plan.spec.workers));
+            let deadline = seconds(plan.timers.node_ready_deadline_s);
+            wait(step, events, "DNS and witness pods ready", deadline, || async move {
+                seen(world.api.workloads_ready(vip, workers, patience(plan)).await)
+            })
+            .await
+        }
+        (action, Some(node)) => on_node(plan, node, action, step, world, events).await,
+        (_, None) => Ok(false),
+    }
+}
+
+async fn on_node(
+    plan: &Arc<Plan>,
+    node: &NodePlan,
+    action: &Action,
+    step: &Step,
+    world: &Arc<World>,
+    events: &Events,
+) -> Result<bool, StepError> {
+    let timers = &plan.timers;
+    match action {
+        Action::Disks => disks(plan, node, world).await,
+        Action::Define => {
+            let node = node.clone();
+            on_host(world, plan, move |world, plan| {
+                world.host.ensure_domain(&node.domain, &plan.storage, &node.name, &world.mark)
+            })
+            .await
+        }
+        Action::Start => {
+            let node = node.clone();
+            on_host(world, plan, move |world, _| world.host.ensure_running(&node.domain, &world.mark)).await
+        }
+        Action::AwaitSsh => {
+            let deadline = seconds(timers.boot_deadline_s);
+            wait(step, events, format!("{} answering SSH", node.name), deadline, || async {
+                match world.guest.run(&node.name, Cmd::new("true", seconds(timers.probe_deadline_s))).await {
+                    Ok(output) if output.ok() => Seen::Ready(()),
+                    Ok(output) => Seen::NotYet(output.stderr_text()),
+                    Err(error) => Seen::NotYet(short(&error)),
+                }
+            })
+            .await
+        }
+        Action::AwaitBoot => boot(plan, node, step, world, events).await,
+        Action::StartUnits { units } => start_units(plan, node, units, world).await,
+        Action::AwaitApiserver => {
+            let deadline = seconds(timers.apiserver_deadline_s);
+            let ip = node.ip;
+            wait(step, events, format!("{}'s API server ready", node.name), deadline, || async move {
+                seen(world.api.ready(ip, patience(plan)).await)
+            })
+            .await
+        }
+        Action::AwaitNodeReady => {
+            let deadline = seconds(timers.node_ready_deadline_s);
+            let vip = plan.network.vip;
+            wait(step, events, format!("{} Ready", node.name), deadline, || async {
+                seen(world.api.node_ready(vip, &node.name, patience(plan)).await)
+            })
+            .await
+        }
+        _ => Ok(false),
+    }
+}
+
+async fn on_host(
+    world: &Arc<World>,
+    plan: &Arc<Plan>,
+    effect: impl FnOnce(&World, &Plan) -> Result<Done, HostError> + Send + 'static,
+) -> Result<bool, StepError> {
+    let (world, plan) = (world.clone(), plan.clone());
+    Ok(blocking(move || effect(&world, &plan)).await? == Done::Changed)
+}
+
+/// Says how far an upload is, in whole tenths.
+fn uploaded(step: &Step, events: &Events) -> impl FnMut(u64, u64) + Send + 'static {
+    let (step, events) = (step.clone(), events.clone());
+    let mut tenth = 0;
+    move |done, all| {
+        let now = done * 10 / all.max(1);
+        if now > tenth {
+            tenth = now;
+            let status = format!("{} of {} MiB", done >> 20, all >> 20);
+            let Step { id, stage, node, .. } = step.clone();
+            events.send(Event::StepStatus { stage, step: id, node, status });
+        }
+    }
+}
+
+fn kernel_volumes(world: &World, plan: &Plan, told: &mut Progress<'_>) -> Result<Done, HostError> {
+    let storage = &plan.storage;
+    let mut done = world.host.ensure_image_volume(storage, &storage.kernel_volume, VolumeFormat::Raw, &world.kernel, told)?;
+    if let (Some(volume), Some(initrd)) = (&storage.initrd_volume, &world.initrd)
+        && world.host.ensure_image_volume(storage, volume, VolumeFormat::Raw, initrd, told)? == Done::Changed
+    {
+        done = Done::Changed;
+    }
+    Ok(done)
+}
+
+async fn disks(plan: &Arc<Plan>, node: &NodePlan, world: &Arc<World>) -> Result<bool, StepError> {
+    let seed = world.seed(plan, node)?;
+    let node = node.clone();
+    on_host(world, plan, move |world, plan| {
+        let mut done = Done::Unchanged;
+        for disk in &node.domain.disks {
+            let (storage, volume) = (&plan.storage, &disk.volume);
+            let one = match &disk.kind {
+                DiskKind::Root { size_gib } => {
+                    world.host.ensure_overlay(storage, volume, &storage.base_volume, u64::from(*size_gib) << 30, &world.mark)?
+                }
+                DiskKind::Etcd { size_gib } => world.host.ensure_blank(storage, volume, u64::from(*size_gib) << 30, &world.mark)?,
+                DiskKind::Seed => world.host.ensure_content(storage, volume, &seed, &world.mark)?,
+            };
+            if one == Done::Changed {
+                done = Done::Changed;
+            }
+        }
+        Ok(done)
+    })
+    .await
+}
+
+async fn boot(plan: &Plan, node: &NodePlan, step: &Step, world: &World, events: &Events) -> Result<bool, StepError> {
+    let probe = seconds(plan.timers.probe_deadline_s);
+    wait(step, events, format!("{} booted", node.name), seconds(plan.timers.boot_deadline_s), || async {
+        match world.guest.run(&node.name, Cmd::script(INSPECT, probe)).await {
+            Ok(output) if output.stdout_text().lines().nth(1) == Some("finished") => Seen::Ready(()),
+            Ok(_) => Seen::NotYet("cloud-init is running".to_owned()),
+            Err(error) => Seen::NotYet(short(&error)),
+        }
+    })
+    .await?;
+    let result = world.guest.run(&node.name, Cmd::new("cat /run/cloud-init/result.json", probe)).await?;
+    let errors = serde_json::from_slice::<serde_json::Value>(&result.stdout)
+        .ok()
+        .and_then(|value| value.pointer("/v1/errors").cloned())
+        .unwrap_or_else(|| serde_json::Value::String("no result.json".to_owned()));
+    match errors.as_array() {
+        Some(list) if list.is_empty() => Ok(true),
+        _ => Err(StepError::CloudInit { node: node.name.clone(), errors: errors.to_string() }),
+    }
+}
+
+/// Units made from container definitions are generated at boot and started by then; the others are enabled.
+async fn start_units(plan: &Plan, node: &NodePlan, units: &[String], world: &World) -> Result<bool, StepError> {
+    let (generated, own): (Vec<&String>, Vec<&String>) = units.iter().partition(|unit| is_generated(node, unit));
+    let line = |units: &[&String]| units.iter().map(|unit| unit.as_str()).collect::<Vec<_>>().join(" ");
+    let mut script = "set -e\nsystemctl daemon-reload\n".to_owned();
+    if !own.is_empty() {
+        script.push_str(&format!("systemctl enable --quiet --now {}\n", line(&own)));
+    }
+    if !generated.is_empty() {
+        script.push_str(&format!("systemctl start {}\n", line(&generated)));
+    }
+    // The unit's own start timeout ends first; this deadline only catches a guest that hangs.
+    let deadline = seconds(plan.timers.etcd_deadline_s) + Duration::from_secs(30);
+    let output = world.guest.run(&node.name, Cmd::script(script, deadline)).await?;
+    if output.ok() {
+        return Ok(true);
+    }
+    let unit = units.first().cloned().unwrap_or_default();
+    Err(StepError::Unit { node: node.name.clone(), unit, said: output.stderr_text().trim().to_owned() })
+}
+
+fn is_generated(node: &NodePlan, unit: &str) -> bool {
+    let stem = unit.trim_end_matches(".service");
+    let definition = format!("{}/{stem}.container", crate::plan::QUADLETS);
+    node.files.iter().any(|file| file.path == definition)
+}
+
+async fn addons(plan: &Plan, world: &World, step: &Step, events: &Events) -> Result<bool, StepError> {
+    let vip = plan.network.vip;
+    let deadline = seconds(plan.timers.apiserver_deadline_s);
+    // A fresh API refuses objects until its own defaults (namespaces, roles) are there: ask again until it takes them.
+    wait(step, events, "addons accepted by the API", deadline, || async {
+        for (_, manifest) in &plan.addons {
+            if let Err(error) = world.api.apply(vip, manifest, patience(plan) * 2).await {
+                return Seen::NotYet(error.to_string());
+            }
+        }
+        Seen::Ready(())
+    })
+    .await
+}
+
+/// A wait whose last statuses are events. What was waited for was not there before: it counts as a change.
+async fn wait<F, Fut>(step: &Step, events: &Events, what: impl Display, deadline: Duration, probe: F) -> Result<bool, StepError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Seen<()>>,
+{
+    let told = |status: &str| {
+        events.send(Event::StepStatus {
+            stage: step.stage,
+            step: step.id.clone(),
+            node: step.node.clone(),
+            status: status.to_owned(),
+        });
+    };
+    let every = if matches!(step.action, Action::AwaitBoot) { SELDOM } else { OFTEN };
+    until(what, deadline, every, told, probe).await?;
+    Ok(true)
+}
+
+fn seen(result: Result<(), ApiError>) -> Seen<()> {
+    match result {
+        Ok(()) => Seen::Ready(()),
+        Err(error) => Seen::NotYet(error.to_string()),
+    }
+}
+
+/// A guest's error without its name, which the line it is shown on has already.
+fn short(error: &GuestError) -> String {
+    match error {
+        GuestError::Connect { reason, .. } => format!("no SSH yet: {reason}"),
+        other => other.to_string(),
+    }
+}
+
+fn patience(plan: &Plan) -> Duration {
+    Duration::from_secs(if plan.timers.staged { 30 } else { 5 })
+}
+
+fn seconds(value: u32) -> Duration {
+    Duration::from_secs(u64::from(value))
+}

@@ -1,0 +1,50 @@
+//! Takes a cluster away: whatever libvirt shows with our mark, then the volumes, the network and the pool.
+//! `cli down` calls it, also for half-made clusters and ones whose plan is gone.
+//! It believes what it observes, not what was planned, and touches nothing without the mark.
+
+use super::inventory::blocking;
+use crate::host::{Host, HostError, HostSeen, Mark};
+use std::sync::Arc;
+
+/// What was removed, by kind and name.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Removed {
+    pub domains: Vec<String>,
+    pub networks: Vec<String>,
+    pub pools: Vec<String>,
+    pub volumes: usize,
+}
+
+impl Removed {
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty() && self.networks.is_empty() && self.pools.is_empty()
+    }
+}
+
+/// Removes all that carries `mark`. Twice is once.
+pub async fn remove(host: Arc<dyn Host>, mark: &Mark, mut told: impl FnMut(&str)) -> Result<Removed, HostError> {
+    let observer = host.clone();
+    let seen: HostSeen = blocking(move || observer.observe()).await?;
+    let ours = |other: &Option<Mark>| other.as_ref().is_some_and(|m| m.instance == mark.instance && m.cluster == mark.cluster);
+    let mut removed = Removed::default();
+    for domain in seen.domains.iter().filter(|domain| ours(&domain.mark)) {
+        told(&format!("removing machine {}", domain.name));
+        let (host, name, uuid, mark) = (host.clone(), domain.name.clone(), domain.uuid, mark.clone());
+        blocking(move || host.remove_domain(&name, uuid, &mark)).await?;
+        removed.domains.push(domain.name.clone());
+    }
+    for network in seen.networks.iter().filter(|network| ours(&network.mark)) {
+        told(&format!("removing network {}", network.name));
+        let (host, name, mark) = (host.clone(), network.name.clone(), mark.clone());
+        blocking(move || host.remove_network(&name, &mark)).await?;
+        removed.networks.push(network.name.clone());
+    }
+    for pool in seen.pools.iter().filter(|pool| ours(&pool.mark)) {
+        told(&format!("removing pool {} with {} volumes", pool.name, pool.volumes.len()));
+        let (host, name, mark) = (host.clone(), pool.name.clone(), mark.clone());
+        blocking(move || host.remove_pool(&name, &mark)).await?;
+        removed.volumes += pool.volumes.len();
+        removed.pools.push(pool.name.clone());
+    }
+    Ok(removed)
+}

@@ -1,0 +1,199 @@
+//! Carries steps out: each as soon as what it needs is done, all that can run together together.
+//! `cli up` calls it; every step is journalled before its effect, and every beginning and end is an event.
+//! It chooses nothing: the order is in the steps, the effects are in `perform`.
+
+use super::perform::{StepError, World, perform};
+use super::step::Step;
+use crate::event::{Event, Events, Stage};
+use crate::plan::Plan;
+use crate::spec::NodeName;
+use crate::store::journal::Journal;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// A run that went through.
+#[derive(Debug, Default)]
+pub struct Applied {
+    pub changed: usize,
+    /// (stage, node, step, when it began, how long it took), from the beginning of the run.
+    pub timings: Vec<Timing>,
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Timing {
+    pub stage: Stage,
+    pub node: Option<NodeName>,
+    pub step: String,
+    pub began: Duration,
+    pub took: Duration,
+}
+
+/// One step that failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub step: String,
+    pub node: Option<NodeName>,
+    pub error: StepError,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Steps failed; those after them were not begun.
+    #[error("{}", describe(.failures))]
+    Failed { failures: Vec<Failure>, done: usize, left: usize },
+    #[error("the journal could not be written: {0}")]
+    Journal(String),
+    #[error("interrupted")]
+    Interrupted { done: usize, left: usize },
+}
+
+fn describe(failures: &[Failure]) -> String {
+    let lines = failures.iter().map(|failure| format!("{}: {}", failure.step, failure.error));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Runs all steps. On a failure no new step begins; those under way are let finish, so that nothing is cut in half.
+pub async fn run(
+    plan: Arc<Plan>,
+    steps: Vec<Step>,
+    world: Arc<World>,
+    journal: Arc<Mutex<Journal>>,
+    events: Events,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) -> Result<Applied, ApplyError> {
+    let begin = Instant::now();
+    let mut waiting: BTreeMap<String, Step> = BTreeMap::new();
+    let mut order: Vec<String> = Vec::new();
+    for step in steps {
+        order.push(step.id.clone());
+        waiting.insert(step.id.clone(), step);
+    }
+    let all: BTreeSet<String> = waiting.keys().cloned().collect();
+    let mut done: BTreeSet<String> = BTreeSet::new();
+    let mut stages = Stages::new(&waiting, events.clone());
+    let mut running: JoinSet<(Step, Duration, Duration, Result<bool, StepError>)> = JoinSet::new();
+    let mut failures = Vec::new();
+    let mut applied = Applied::default();
+    let mut interrupted = false;
+    loop {
+        if failures.is_empty() && !interrupted {
+            let ready: Vec<String> = order
+                .iter()
+                .filter(|id| waiting.get(*id).is_some_and(|s| s.after.iter().all(|a| done.contains(a) || !all.contains(a))))
+                .cloned()
+                .collect();
+            for id in ready {
+                let Some(step) = waiting.remove(&id) else { continue };
+                note_begun(&journal, &step)?;
+                stages.started(&step);
+                events.send(Event::StepStarted {
+                    stage: step.stage,
+                    step: step.id.clone(),
+                    node: step.node.clone(),
+                    what: step.action.what().to_owned(),
+                });
+                let (plan, world, events) = (plan.clone(), world.clone(), events.clone());
+                running.spawn(async move {
+                    let began = begin.elapsed();
+                    let start = Instant::now();
+                    let result = perform(&plan, &step, &world, &events).await;
+                    (step, began, start.elapsed(), result)
+                });
+            }
+        }
+        let ended = tokio::select! {
+            ended = running.join_next() => ended,
+            changed = stop.changed(), if !interrupted => {
+                if changed.is_ok() && *stop.borrow() {
+                    // Waits are cut off; an effect under way in libvirt ends by itself and is observed by the next run.
+                    interrupted = true;
+                    running.abort_all();
+                }
+                continue;
+            }
+        };
+        let Some(ended) = ended else { break };
+        let Ok((step, began, took, result)) = ended else { continue };
+        match result {
+            Ok(changed) => {
+                note_done(&journal, &step)?;
+                applied.changed += usize::from(changed);
+                applied.timings.push(Timing { stage: step.stage, node: step.node.clone(), step: step.id.clone(), began, took });
+                done.insert(step.id.clone());
+                stages.finished(&step, changed);
+                let Step { id, stage, node, .. } = step;
+                events.send(Event::StepFinished { stage, step: id, node, elapsed: took, changed });
+            }
+            Err(error) => {
+                note_failed(&journal, &step, &error)?;
+                let Step { id, stage, node, .. } = step;
+                let text = error.to_string();
+                events.send(Event::StepFailed { stage, step: id.clone(), node: node.clone(), elapsed: took, error: text });
+                failures.push(Failure { step: id, node, error });
+            }
+        }
+    }
+    let (done, left) = (done.len(), all.len() - done.len());
+    if interrupted {
+        return Err(ApplyError::Interrupted { done, left });
+    }
+    if failures.is_empty() { Ok(applied) } else { Err(ApplyError::Failed { failures, done, left }) }
+}
+
+fn note_begun(journal: &Mutex<Journal>, step: &Step) -> Result<(), ApplyError> {
+    with(journal, |journal| journal.begin(&step.id, step.node.as_ref()))
+}
+
+fn note_done(journal: &Mutex<Journal>, step: &Step) -> Result<(), ApplyError> {
+    with(journal, |journal| journal.done(&step.id, step.node.as_ref()))
+}
+
+fn note_failed(journal: &Mutex<Journal>, step: &Step, error: &StepError) -> Result<(), ApplyError> {
+    with(journal, |journal| journal.failed(&step.id, step.node.as_ref(), &error.to_string()))
+}
+
+fn with<E: std::fmt::Display>(journal: &Mutex<Journal>, note: impl FnOnce(&mut Journal) -> Result<(), E>) -> Result<(), ApplyError> {
+    let mut journal = journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    note(&mut journal).map_err(|error| ApplyError::Journal(error.to_string()))
+}
+
+/// Turns the beginnings and ends of steps into those of stages.
+struct Stages {
+    left: BTreeMap<Stage, usize>,
+    begun: BTreeMap<Stage, Instant>,
+    changed: BTreeSet<Stage>,
+    events: Events,
+}
+
+impl Stages {
+    fn new(steps: &BTreeMap<String, Step>, events: Events) -> Self {
+        let mut left = BTreeMap::new();
+        for step in steps.values() {
+            *left.entry(step.stage).or_insert(0) += 1;
+        }
+        Self { left, begun: BTreeMap::new(), changed: BTreeSet::new(), events }
+    }
+
+    fn started(&mut self, step: &Step) {
+        if !self.begun.contains_key(&step.stage) {
+            self.begun.insert(step.stage, Instant::now());
+            self.events.send(Event::StageStarted { stage: step.stage });
+        }
+    }
+
+    fn finished(&mut self, step: &Step, changed: bool) {
+        if changed {
+            self.changed.insert(step.stage);
+        }
+        if let Some(left) = self.left.get_mut(&step.stage) {
+            *left -= 1;
+            if *left == 0 {
+                let elapsed = self.begun.get(&step.stage).map(Instant::elapsed).unwrap_or_default();
+                let changed = self.changed.contains(&step.stage);
+                self.events.send(Event::StageFinished { stage: step.stage, elapsed, changed });
+            }
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! What has to be done, in which order: the difference between a plan and what was observed.
+//! `run` carries the list out; tests check that a plan applied leaves no step and that TCG starts one control plane at a time.
+//! Pure: no step is taken here and nothing is asked.
+
+use super::Inventory;
+use crate::event::Stage;
+use crate::host::DomainState;
+use crate::plan::{DiskKind, NodePlan, Plan};
+use crate::spec::{NodeName, Role};
+use serde::{Deserialize, Serialize};
+
+/// One idempotent effect and the steps that must be done before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Unique within a run, readable in the journal: `start controller-0`.
+    pub id: String,
+    pub stage: Stage,
+    pub node: Option<NodeName>,
+    pub action: Action,
+    /// Ids that must have finished. Ids that are not in the list count as done.
+    pub after: Vec<String>,
+}
+
+/// Every effect of `up` on a host or a guest. Waits are actions too: they end when a condition holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Action {
+    Network,
+    Pools,
+    BaseVolume,
+    KernelVolumes,
+    /// Root overlay, etcd disk (controllers) and seed of one node.
+    Disks,
+    Define,
+    Start,
+    /// Until sshd answers with the pinned key: every file of the seed is in place then.
+    AwaitSsh,
+    /// Until cloud-init has finished, without errors.
+    AwaitBoot,
+    StartUnits {
+        units: Vec<String>,
+    },
+    AwaitApiserver,
+    /// Until the virtual address answers.
+    AwaitVip,
+    Addons,
+    AwaitNodeReady,
+    /// Until DNS and the witness pods are ready.
+    AwaitWorkloads,
+}
+
+impl Action {
+    /// What it is doing, for people.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Action::Network => "making the network",
+            Action::Pools => "making the storage pools",
+            Action::BaseVolume => "uploading the base image",
+            Action::KernelVolumes => "uploading the kernel",
+            Action::Disks => "making disks",
+            Action::Define => "defining the machine",
+            Action::Start => "starting the machine",
+            Action::AwaitSsh => "booting, until SSH answers",
+            Action::AwaitBoot => "until cloud-init has finished",
+            Action::StartUnits { .. } => "starting units",
+            Action::AwaitApiserver => "until the API server is ready",
+            Action::AwaitVip => "until the virtual address answers",
+            Action::Addons => "applying CoreDNS and the witness",
+            Action::AwaitNodeReady => "until the node is Ready",
+            Action::AwaitWorkloads => "until DNS and witness pods are ready",
+        }
+    }
+}
+
+/// Steps that take `seen` to `plan`. Nothing missing: an empty list.
+pub fn steps(plan: &Plan, seen: &Inventory) -> Vec<Step> {
+    let mut list = Vec::new();
+    host_steps(plan, seen, &mut list);
+    for node in &plan.nodes {
+        machine_steps(node, seen, &mut list);
+    }
+    etcd_steps(plan, seen, &mut list);
+    control_plane_steps(plan, seen, &mut list);
+    worker_steps(plan, seen, &mut list);
+    list
+}
+
+fn host_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
+    let mut add = |id: &str, action, after: &[&str]| {
+        let after = after.iter().map(|&id| id.to_owned()).collect();
+        list.push(Step { id: id.to_owned(), stage: Stage::Network, node: None, action, after });
+    };
+    if !seen.network_active {
+        add("network", Action::Network, &[]);
+    }
+    if !seen.pools_active {
+        add("pools", Action::Pools, &[]);
+    }
+    let missing = |volume: &String| !seen.image_volumes.contains(volume);
+    let storage = &plan.storage;
+    if missing(&storage.base_volume) {
+        add("base image", Action::BaseVolume, &["pools"]);
+    }
+    if missing(&storage.kernel_volume) || storage.initrd_volume.as_ref().is_some_and(missing) {
+        add("kernel", Action::KernelVolumes, &["pools"]);
+    }
+}
+
+fn machine_steps(node: &NodePlan, seen: &Inventory, list: &mut Vec<Step>) {
+    let name = &node.name;
+    let mut add = |verb: &str, action, stage, after: Vec<String>| {
+        list.push(Step { id: format!("{verb} {name}"), stage, node: Some(name.clone()), action, after });
+    };
+    let observed = seen.node(name);
+    if node.domain.disks.iter().any(|disk| !seen.volumes.contains(&disk.volume)) {
+        add("disks", Action::Disks, Stage::Network, vec!["pools".into(), "base image".into()]);
+    }
+    if observed.domain.is_none() {
+        let after = vec!["network".into(), "kernel".into(), format!("disks {name}")];
+        add("define", Action::Define, Stage::Machines, after);
+    }
+    if observed.domain != Some(DomainState::Running) {
+        add("start", Action::Start, Stage::Machines, vec!["network".into(), format!("define {name}")]);
+    }
+    if !observed.ssh {
+        add("ssh", Action::AwaitSsh, Stage::Machines, vec![format!("start {name}")]);
+    }
+    if !observed.booted {
+        add("boot", Action::AwaitBoot, Stage::Machines, vec![format!("ssh {name}")]);
+    }
+}
+
+fn units(stage: Stage, verb: &str, node: &NodePlan, seen: &Inventory, wanted: &[&str], after: Vec<String>, list: &mut Vec<Step>) {
+    let observed = seen.node(&node.name);
+    let missing = |unit: &&str| node.units.iter().any(|u| u == unit) && !observed.active_units.contains(*unit);
+    if wanted.iter().any(missing) {
+        let units = wanted.iter().filter(|unit| node.units.iter().any(|u| u == **unit)).map(|&u| u.to_owned()).collect();
+        let id = format!("{verb} {}", node.name);
+        list.push(Step { id, stage, node: Some(node.name.clone()), action: Action::StartUnits { units }, after });
+    }
+}
+
+/// All members at once: a member is up only when a quorum is, so one after the other would wait for ever.
+fn etcd_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
+    for node in plan.controllers() {
+        let after = vec![format!("ssh {}", node.name)];
+        units(Stage::Etcd, "etcd", node, seen, &["etcd.service"], after, list);
+    }
+}
+
+fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
+    let etcd: Vec<String> = plan.controllers().map(|node| format!("etcd {}", node.name)).collect();
+    let mut before: Option<NodeName> = None;
+    for node in plan.control_planes() {
+        let name = &node.name;
+        let observed = seen.node(name);
+        let mut after = etcd.clone();
+        if let (true, Some(before)) = (plan.timers.staged, &before) {
+            after.extend([format!("apiserver ready {before}"), format!("control plane {before}")]);
+        }
+        units(Stage::ControlPlane, "apiserver", node, seen, &["kube-apiserver.service"], after, list);
+        if !observed.apiserver_ready {
+            list.push(Step {
+                id: format!("apiserver ready {name}"),
+                stage: Stage::ControlPlane,
+                node: Some(name.clone()),
+                action: Action::AwaitApiserver,
+                after: [etcd.clone(), vec![format!("apiserver {name}")]].concat(),
+            });
+        }
+        let rest = ["keepalived.service", "kube-controller-manager.service", "kube-scheduler.service"];
+        let after = vec![format!("apiserver ready {name}")];
+        units(Stage::ControlPlane, "control plane", node, seen, &rest, after, list);
+        before = Some(name.clone());
+    }
+    if !seen.vip_ready {
+        // The address comes up with the first controller that is ready.
+        let first = if plan.timers.staged { plan.control_planes().last() } else { plan.control_planes().next() };
+        let after = first.map(|node| format!("control plane {}", node.name)).into_iter().collect();
+        let (id, action) = ("virtual address".to_owned(), Action::AwaitVip);
+        list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
+    }
+    if plan.spec.workers > 0 && !seen.addons_applied {
+        let (id, action, after) = ("addons".to_owned(), Action::Addons, vec!["virtual address".to_owned()]);
+        list.push(Step { id, stage: Stage::Workers, node: None, action, after });
+    }
+}
+
+fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
+    let mut ready = vec!["addons".to_owned()];
+    for node in plan.nodes.iter().filter(|node| node.role == Role::Worker) {
+        let name = &node.name;
+        // containerd needs nobody and starts while the control plane does; the kubelet would only wait for the API.
+        let runtime = ["containerd.service", "ktcw-pod-egress.service"];
+        units(Stage::Workers, "runtime", node, seen, &runtime, vec![format!("ssh {name}")], list);
+        let after = vec![format!("runtime {name}"), format!("ssh {name}"), "virtual address".into()];
+        units(Stage::Workers, "kubelet", node, seen, &["kubelet.service", "kube-proxy.service"], after, list);
+        if !seen.node(name).ready {
+            let (id, after) = (format!("ready {name}"), vec![format!("kubelet {name}")]);
+            list.push(Step { id: id.clone(), stage: Stage::Workers, node: Some(name.clone()), action: Action::AwaitNodeReady, after });
+        }
+        ready.push(format!("ready {name}"));
+    }
+    if plan.spec.workers > 0 && !seen.workloads_ready {
+        let (id, action) = ("workloads".to_owned(), Action::AwaitWorkloads);
+        list.push(Step { id, stage: Stage::Workers, node: None, action, after: ready });
+    }
+}
+
+/// Disks whose content only exists once: losing them loses data.
+pub fn is_data(kind: &DiskKind) -> bool {
+    matches!(kind, DiskKind::Etcd { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::NodeObserved;
+    use crate::plan::{Accel, CpuModel, ImageRef, Resolved, Versions, plan};
+    use crate::spec::{RawSpec, validate};
+
+    pub(crate) fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
+        let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
+        let versions = Versions {
+            kubernetes: "v1.36.3".into(),
+            etcd: "v3.6.16".into(),
+            containerd: "v2.4.2".into(),
+            coredns: "v1.14.3".into(),
+            pause: "v1".into(),
+            debian: "13.1".into(),
+        };
+        let digest = |c: char| c.to_string().repeat(64);
+        let image = ImageRef {
+            key: digest('a'),
+            disk_sha256: digest('b'),
+            kernel_sha256: digest('c'),
+            initrd_sha256: digest('d'),
+            versions,
+        };
+        let subnet = "192.168.77.0/24".parse().expect("subnet");
+        plan(&spec, &Resolved { subnet, accel, image, kernel: None })
+    }
+
+    fn kvm() -> Accel {
+        Accel::Kvm { cpu: CpuModel::HostPassthrough }
+    }
+
+    /// What `observe` would say after a whole run.
+    fn applied(plan: &Plan) -> Inventory {
+        let storage = &plan.storage;
+        Inventory {
+            network_active: true,
+            pools_active: true,
+            image_volumes: [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            volumes: plan.nodes.iter().flat_map(|n| &n.domain.disks).map(|d| d.volume.clone()).collect(),
+            nodes: plan
+                .nodes
+                .iter()
+                .map(|node| {
+                    let observed = NodeObserved {
+                        domain: Some(DomainState::Running),
+                        ssh: true,
+                        booted: true,
+                        boot_id: Some("x".into()),
+                        active_units: node.units.iter().cloned().collect(),
+                        apiserver_ready: node.control_plane,
+                        ready: node.role == Role::Worker,
+                    };
+                    (node.name.clone(), observed)
+                })
+                .collect(),
+            vip_ready: true,
+            addons_applied: true,
+            workloads_ready: true,
+        }
+    }
+
+    #[test]
+    fn a_plan_applied_leaves_nothing_to_do() {
+        for (etcd, workers) in [(1, 0), (3, 2), (5, 3)] {
+            let plan = sample(kvm(), etcd, workers);
+            assert_eq!(steps(&plan, &applied(&plan)), []);
+        }
+    }
+
+    #[test]
+    fn from_nothing_every_step_can_be_reached_and_ids_are_unique() {
+        for accel in [kvm(), Accel::Tcg] {
+            let plan = sample(accel, 3, 2);
+            let list = steps(&plan, &Inventory::default());
+            let mut done: Vec<&str> = Vec::new();
+            let mut left: Vec<&Step> = list.iter().collect();
+            while !left.is_empty() {
+                let (ready, later): (Vec<&Step>, Vec<&Step>) =
+                    left.iter().partition(|s| s.after.iter().all(|a| done.contains(&a.as_str()) || !list.iter().any(|s| &s.id == a)));
+                assert!(!ready.is_empty(), "a cycle among {:?}", later.iter().map(|s| &s.id).collect::<Vec<_>>());
+                done.extend(ready.iter().map(|s| s.id.as_str()));
+                left = later;
+            }
+            done.sort_unstable();
+            let count = done.len();
+            done.dedup();
+            assert_eq!(done.len(), count);
+        }
+    }
+
+    #[test]
+    fn emulated_control_planes_start_one_after_the_other_and_native_ones_together() {
+        let waits_for_previous = |accel| {
+            let list = steps(&sample(accel, 3, 0), &Inventory::default());
+            let step = list.iter().find(|s| s.id == "apiserver controller-1").expect("planned").clone();
+            step.after.contains(&"apiserver ready controller-0".to_owned())
+        };
+        assert!(waits_for_previous(Accel::Tcg));
+        assert!(!waits_for_previous(kvm()));
+    }
+
+    #[test]
+    fn only_what_is_missing_is_done() {
+        let plan = sample(kvm(), 3, 2);
+        let mut seen = applied(&plan);
+        let worker = seen.nodes.get_mut(&NodeName::worker(1)).expect("there");
+        worker.active_units.remove("kubelet.service");
+        let ids: Vec<String> = steps(&plan, &seen).into_iter().map(|s| s.id).collect();
+        assert_eq!(ids, ["kubelet worker-1"]);
+    }
+
+    #[test]
+    fn a_machine_that_is_off_is_started_and_awaited_but_keeps_its_disks() {
+        let plan = sample(kvm(), 3, 2);
+        let mut seen = applied(&plan);
+        let off = NodeObserved { domain: Some(DomainState::ShutOff), ..NodeObserved::default() };
+        seen.nodes.insert(NodeName::controller(2), off);
+        let ids: Vec<String> = steps(&plan, &seen).into_iter().map(|s| s.id).collect();
+        let expected = ["start", "ssh", "boot", "etcd", "apiserver", "apiserver ready", "control plane"];
+        assert_eq!(ids, expected.map(|verb| format!("{verb} controller-2")));
+    }
+}

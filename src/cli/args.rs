@@ -1,0 +1,294 @@
+//! The command line as clap types: verbs, flags, help texts.
+//! `mod.rs` dispatches on `Verb`; each verb has a file of its own.
+//! Nothing is decided here but what is optional.
+
+use crate::spec::{AccelChoice, NodeName, RawSpec};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Kubernetes the container way, on real machines.
+///
+/// Raises a highly available cluster out of libvirt VMs, verifies it from inside every node, and keeps it for days.
+///
+/// Exit codes: 0 ok · 1 failed · 2 usage · 3 a check failed · 4 drill invalid · 69 host not able · 75 cluster busy · 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "ktcw-vm", version, max_term_width = 110, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Cluster name [default: ktcw]
+    #[arg(long, short, global = true, env = "KTCW_CLUSTER")]
+    pub cluster: Option<String>,
+    /// libvirt to use, as in `virsh -c` [default: qemu:///system]
+    #[arg(long, global = true, env = "KTCW_CONNECT", value_name = "URI")]
+    pub connect: Option<String>,
+    /// What is printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Say more (-v: libvirt and SSH details, -vv: everything)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Answer questions with yes
+    #[arg(long, short, global = true)]
+    pub yes: bool,
+    /// Where clusters are kept [default: $XDG_STATE_HOME/ktcw-vm]
+    #[arg(long, global = true, env = "KTCW_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Raise the cluster, or bring it to what is asked; ends with verify
+    Up(Up),
+    /// Show everything `up` would make, touching nothing
+    Plan(PlanArgs),
+    /// Check the cluster from inside every node
+    Verify,
+    /// Remove the cluster: machines, disks, network, keys
+    Down,
+    /// Nodes, roles, etcd leader and term, units, lease holders
+    Status(Output),
+    /// All clusters kept here
+    List(Output),
+    /// A shell on a node, or one command
+    Ssh(Ssh),
+    /// The journal of a node or a component, merged by time
+    Logs(Logs),
+    /// The serial console of a node
+    Console {
+        #[arg(value_parser = NodeName::parse)]
+        node: NodeName,
+    },
+    /// kubectl with the cluster's credentials
+    #[command(disable_help_flag = true)]
+    Kubectl(Passed),
+    /// etcdctl with the cluster's endpoints and certificates
+    #[command(disable_help_flag = true)]
+    Etcdctl(Passed),
+    /// Print the kubeconfig, or merge it into yours
+    Kubeconfig(Kubeconfig),
+    /// Certificates: list with expiry and names, or check them on the nodes
+    Certs(Certs),
+    /// Serve the API at a local address (127.0.0.1:6443)
+    Proxy(Proxy),
+    /// Guest images: build, list, prune
+    Image(ImageArgs),
+    /// What this host lacks, and what to install
+    Doctor(SpecArgs),
+    /// Shell completions
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Show where the time went, by stage and node
+    #[arg(long)]
+    pub timings: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Print one file of one node: controller-0:/etc/containers/systemd/etcd.container
+    #[arg(long, value_name = "NODE:PATH")]
+    pub show: Option<String>,
+    /// Print the JSON schema of the config file
+    #[arg(long)]
+    pub config_schema: bool,
+}
+
+/// What a cluster is to be. A config file says the same with the same words.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SpecArgs {
+    /// A file with these settings (TOML; flags win)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// etcd members, each a controller machine: 1, 3, 5 or 7 [default: 3]
+    #[arg(long, value_name = "N")]
+    pub etcd: Option<u64>,
+    /// How many of them run the control plane [default: all]
+    #[arg(long, value_name = "N")]
+    pub control_planes: Option<u64>,
+    /// Worker machines, 0 to 50 [default: 2]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u64>,
+    /// Machine network, a /24 [default: a free one]
+    #[arg(long, value_name = "CIDR")]
+    pub subnet: Option<String>,
+    /// No way out of the network, not even NAT
+    #[arg(long)]
+    pub isolated: bool,
+    /// Pod addresses, a /16 [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Service addresses [default: 10.96.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
+    /// Memory of a controller [default: 1280]
+    #[arg(long, value_name = "MIB")]
+    pub controller_mem: Option<u64>,
+    /// Memory of a worker [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    pub worker_mem: Option<u64>,
+    /// Virtual CPUs of each machine [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u64>,
+    /// Size of the etcd disk [default: 2]
+    #[arg(long, value_name = "GIB")]
+    pub etcd_disk: Option<u64>,
+    /// Size of the root disk [default: 10]
+    #[arg(long, value_name = "GIB")]
+    pub root_disk: Option<u64>,
+    /// auto: KVM if a guest has been seen to boot under it [default: auto]
+    #[arg(long, value_enum)]
+    pub accel: Option<AccelChoice>,
+    /// Boot this kernel instead of the image's (ELF vmlinux or bzImage)
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Initial ramdisk for --kernel [default: none]
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+    /// Appended to the kernel command line
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub kernel_args: Option<String>,
+}
+
+impl SpecArgs {
+    pub fn raw(&self, cluster: Option<String>) -> RawSpec {
+        RawSpec {
+            cluster,
+            etcd: self.etcd,
+            control_planes: self.control_planes,
+            workers: self.workers,
+            subnet: self.subnet.clone(),
+            isolated: self.isolated.then_some(true),
+            pod_cidr: self.pod_cidr.clone(),
+            service_cidr: self.service_cidr.clone(),
+            controller_mem: self.controller_mem,
+            worker_mem: self.worker_mem,
+            cpus: self.cpus,
+            etcd_disk: self.etcd_disk,
+            root_disk: self.root_disk,
+            accel: self.accel,
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            kernel_args: self.kernel_args.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Output {
+    /// Same as --format
+    #[arg(short, value_enum)]
+    pub output: Option<Format>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Ssh {
+    #[arg(value_parser = NodeName::parse)]
+    pub node: NodeName,
+    /// The command; quoted as given, run by the node's shell
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Logs {
+    /// A node (worker-0) or a component on all nodes (etcd, kube-apiserver, kubelet, …)
+    pub what: String,
+    /// Only this component, when WHAT is a node
+    pub component: Option<String>,
+    /// Go on as new lines come
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Last lines of each node
+    #[arg(long, short = 'n', default_value_t = 200)]
+    pub lines: u32,
+    /// Since when, as journalctl takes it ("5 min ago")
+    #[arg(long)]
+    pub since: Option<String>,
+}
+
+/// Arguments for another program.
+#[derive(Debug, Clone, Args)]
+pub struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Kubeconfig {
+    /// Merge it into $KUBECONFIG or ~/.kube/config and make it current
+    #[arg(long)]
+    pub merge: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Certs {
+    #[command(subcommand)]
+    pub what: Option<CertsWhat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum CertsWhat {
+    /// All certificates, with names and days left
+    List,
+    /// Compare what is on the nodes with the plan, the CAs and the clock
+    Check,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Proxy {
+    /// Local address
+    #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDR:PORT")]
+    pub listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub what: ImageWhat,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ImageWhat {
+    /// Build the guest image (does nothing when it is there)
+    Build {
+        /// Build again
+        #[arg(long)]
+        force: bool,
+        /// Debian mirror [default: the one this machine uses]
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+    },
+    /// Images here, with sizes and versions
+    List {
+        /// Every package and module in the guest image
+        #[arg(long)]
+        sbom: bool,
+    },
+    /// Remove images that this version does not use
+    Prune,
+}

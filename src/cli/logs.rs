@@ -1,0 +1,217 @@
+//! `ktcw-vm logs NODE|COMPONENT`: journals of one node or of one component on all its nodes, merged by time.
+//! Each node's `journalctl -o json` is read over SSH; lines are merged as they come, with the clocks the nodes have.
+//! It keeps no more than a small window of lines.
+
+use super::args::{Global, Logs};
+use super::error::CliError;
+use super::session::Session;
+use super::{exit, render, signals};
+use crate::guest::ssh::SshGuests;
+use crate::guest::{Cmd, Guest, quote};
+use crate::plan::{NodePlan, Plan};
+use crate::spec::NodeName;
+use futures::future::join_all;
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+/// One journal entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    /// Microseconds since the epoch, by the node's clock.
+    at: u64,
+    node: NodeName,
+    unit: String,
+    text: String,
+}
+
+/// In what `journalctl -o json` prints, all numbers are strings, and MESSAGE is an array of bytes when it is not text.
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "__REALTIME_TIMESTAMP")]
+    at: String,
+    #[serde(rename = "_SYSTEMD_UNIT", default)]
+    unit: String,
+    #[serde(rename = "SYSLOG_IDENTIFIER", default)]
+    identifier: String,
+    #[serde(rename = "MESSAGE", default)]
+    message: serde_json::Value,
+}
+
+pub async fn run(global: &Global, args: &Logs) -> Result<u8, CliError> {
+    let session = Session::open(global)?;
+    let (nodes, unit) = choose(&session.plan, &args.what, args.component.as_deref())?;
+    let guests = session.guests()?;
+    let line = command(unit.as_deref(), args);
+    if args.follow {
+        follow(&guests, &nodes, &line).await
+    } else {
+        once(&*guests, &nodes, &line).await
+    }
+}
+
+/// Which nodes and which unit a word means: a node, or a component wherever it runs.
+fn choose(plan: &Plan, what: &str, component: Option<&str>) -> Result<(Vec<NodeName>, Option<String>), CliError> {
+    let unit = |name: &str| format!("{}.service", name.trim_end_matches(".service"));
+    let runs = |node: &NodePlan, unit: &str| node.units.iter().any(|u| u == unit);
+    if let Ok(name) = NodeName::parse(what) {
+        let node = plan.node(&name).ok_or_else(|| CliError::usage(format!("no node {name}; accepted: {}", words(plan))))?;
+        let unit = component.map(unit);
+        if let Some(unit) = &unit
+            && !runs(node, unit)
+        {
+            return Err(CliError::usage(format!("{name} does not run {unit}; it runs {}", node.units.join(", "))));
+        }
+        return Ok((vec![name], unit));
+    }
+    let unit = unit(what);
+    let nodes: Vec<NodeName> = plan.nodes.iter().filter(|node| runs(node, &unit)).map(|node| node.name.clone()).collect();
+    if nodes.is_empty() {
+        return Err(CliError::usage(format!("nothing here is called {what}; accepted: {}", words(plan))));
+    }
+    Ok((nodes, Some(unit)))
+}
+
+fn words(plan: &Plan) -> String {
+    let mut units: Vec<&str> = plan.nodes.iter().flat_map(|n| &n.units).map(|u| u.trim_end_matches(".service")).collect();
+    units.sort_unstable();
+    units.dedup();
+    let nodes: Vec<String> = plan.nodes.iter().map(|node| node.name.to_string()).collect();
+    format!("{}, {}", nodes.join(", "), units.join(", "))
+}
+
+fn command(unit: Option<&str>, args: &Logs) -> String {
+    let mut line = format!("journalctl --no-pager --quiet -o json --output-fields=MESSAGE,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER -n {}", args.lines);
+    if let Some(unit) = unit {
+        line.push_str(&format!(" -u {}", quote(unit)));
+    }
+    if let Some(since) = &args.since {
+        line.push_str(&format!(" --since {}", quote(since)));
+    }
+    if args.follow {
+        line.push_str(" -f");
+    }
+    line
+}
+
+async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str) -> Result<u8, CliError> {
+    let asked = nodes.iter().map(|node| async move {
+        let output = guests.run(node, Cmd { limit: 64 << 20, ..Cmd::new(line, Duration::from_secs(120)) }).await;
+        (node.clone(), output)
+    });
+    let mut lines = Vec::new();
+    let mut code = exit::OK;
+    for (node, output) in join_all(asked).await {
+        match output {
+            Ok(output) => {
+                if !output.ok() {
+                    render::status(&format!("{node}: journalctl: {}", output.stderr_text().trim()));
+                    code = exit::FAILED;
+                }
+                lines.extend(output.stdout_text().lines().filter_map(|text| parse(&node, text)));
+            }
+            Err(error) => {
+                render::status(&error.to_string());
+                code = exit::FAILED;
+            }
+        }
+    }
+    lines.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
+    for line in &lines {
+        render::print_line(&show(line));
+    }
+    Ok(code)
+}
+
+/// Prints as lines come, holding each back for a moment so that nodes interleave by time.
+async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str) -> Result<u8, CliError> {
+    const WINDOW: Duration = Duration::from_millis(300);
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Line>(4096);
+    let mut readers = tokio::task::JoinSet::new();
+    for node in nodes {
+        let (guests, node, line, sender) = (guests.clone(), node.clone(), line.to_owned(), sender.clone());
+        readers.spawn(async move {
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            let reading = async {
+                let mut lines = BufReader::new(ours).lines();
+                while let Ok(Some(text)) = lines.next_line().await {
+                    if let Some(parsed) = parse(&node, &text)
+                        && sender.send(parsed).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            };
+            let running = guests.exec_stream(&node, &line, tokio::io::empty(), theirs, tokio::io::sink());
+            let (ended, ()) = tokio::join!(running, reading);
+            if let Err(error) = ended {
+                render::status(&error.to_string());
+            }
+        });
+    }
+    drop(sender);
+    let mut stop = signals::interrupted();
+    let mut held: Vec<Line> = Vec::new();
+    loop {
+        tokio::select! {
+            line = receiver.recv() => match line {
+                Some(line) => held.push(line),
+                None => break,
+            },
+            () = tokio::time::sleep(WINDOW), if !held.is_empty() => flush(&mut held),
+            _ = stop.changed() => return Ok(exit::INTERRUPTED),
+        }
+        if held.len() >= 2000 {
+            flush(&mut held);
+        }
+    }
+    flush(&mut held);
+    Ok(exit::OK)
+}
+
+fn flush(held: &mut Vec<Line>) {
+    held.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
+    for line in held.drain(..) {
+        render::print_line(&show(&line));
+    }
+}
+
+fn parse(node: &NodeName, text: &str) -> Option<Line> {
+    let entry: Entry = serde_json::from_str(text).ok()?;
+    let unit = if entry.unit.is_empty() { entry.identifier } else { entry.unit.trim_end_matches(".service").to_owned() };
+    let text = match entry.message {
+        serde_json::Value::String(text) => text,
+        serde_json::Value::Array(bytes) => {
+            let bytes: Vec<u8> = bytes.iter().filter_map(serde_json::Value::as_u64).filter_map(|b| u8::try_from(b).ok()).collect();
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        _ => String::new(),
+    };
+    // A log may hold anything; a terminal should not obey it.
+    let text = text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+    Some(Line { at: entry.at.parse().ok()?, node: node.clone(), unit, text })
+}
+
+fn show(line: &Line) -> String {
+    let at = i64::try_from(line.at).ok().and_then(|at| jiff::Timestamp::from_microsecond(at).ok());
+    let at = at.map_or_else(|| "-".to_owned(), |at| at.strftime("%H:%M:%S%.3f").to_string());
+    format!("{at} {:<13} {:<24} {}", line.node.to_string(), line.unit, line.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_read_with_text_and_with_bytes_and_never_control_the_terminal() {
+        let node = NodeName::controller(1);
+        let text = r#"{"__REALTIME_TIMESTAMP":"1700000000123456","_SYSTEMD_UNIT":"etcd.service","MESSAGE":"ready\u001b[31m"}"#;
+        let line = parse(&node, text).expect("an entry");
+        assert_eq!((line.at, line.unit.as_str(), line.text.as_str()), (1_700_000_000_123_456, "etcd", "ready\u{fffd}[31m"));
+        assert_eq!(show(&line), "22:13:20.123 controller-1  etcd                     ready\u{fffd}[31m");
+        let bytes = r#"{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"kernel","MESSAGE":[104,105]}"#;
+        assert_eq!(parse(&node, bytes).map(|l| (l.unit, l.text)), Some(("kernel".into(), "hi".into())));
+        assert_eq!(parse(&node, "garbage"), None);
+    }
+}

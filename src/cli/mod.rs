@@ -1,0 +1,116 @@
+//! The command line: parse, dispatch to one file per verb, print, exit code.
+//! `main` calls it; it is the only module that prints and the only one that reads arguments, the environment and the clock.
+//! What it knows of the work is which functions to call.
+
+mod args;
+mod certs;
+mod change;
+mod doctor;
+mod down;
+mod error;
+pub mod exit;
+mod image;
+mod logs;
+mod plan;
+mod proxy;
+mod render;
+mod resolve;
+mod session;
+mod signals;
+mod ssh;
+mod status;
+mod terminal;
+mod tools;
+mod up;
+mod verify;
+
+use args::{Cli, Global, SpecArgs, Verb};
+use clap::{CommandFactory, Parser};
+use error::CliError;
+use std::process::ExitCode;
+
+/// Parses, runs, prints what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.global.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            render::error(&CliError::failed(error));
+            return ExitCode::from(exit::FAILED);
+        }
+    };
+    let result = runtime.block_on(dispatch(&cli));
+    // Reads of a terminal cannot be cancelled: do not wait for their threads.
+    runtime.shutdown_background();
+    ExitCode::from(match result {
+        Ok(code) => code,
+        Err(error) => {
+            render::error(&error);
+            error.code
+        }
+    })
+}
+
+async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
+    let global = &cli.global;
+    match &cli.verb {
+        Verb::Up(args) => up::run(global, args).await,
+        Verb::Plan(args) => plan::run(global, args),
+        Verb::Verify => verify::run(global).await,
+        Verb::Down => down::run(global).await,
+        Verb::Image(args) => image::run(global, &args.what),
+        Verb::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut std::io::stdout());
+            Ok(exit::OK)
+        }
+        Verb::Status(output) => status::status(global, output).await,
+        Verb::List(output) => status::list(global, output).await,
+        Verb::Ssh(args) => ssh::ssh(global, args).await,
+        Verb::Logs(args) => logs::run(global, args).await,
+        Verb::Console { node } => ssh::console(global, node).await,
+        Verb::Kubectl(args) => tools::kubectl(global, args),
+        Verb::Etcdctl(args) => tools::etcdctl(global, args),
+        Verb::Kubeconfig(args) => tools::show_kubeconfig(global, args),
+        Verb::Certs(args) => certs::run(global, args.what).await,
+        Verb::Proxy(args) => proxy::run(global, args).await,
+        Verb::Doctor(args) => doctor::run(global, args),
+    }
+}
+
+/// `-v` shows our own debug lines, `-vv` those of libraries too; never a secret (their types print `<redacted>`).
+fn log(verbose: u8) {
+    let filter = match verbose {
+        0 => "warn,russh=error",
+        1 => "info,ktcw_vm=debug,russh=warn",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KTCW_LOG").unwrap_or_else(|_| filter.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Flags over config file, validated; all problems in one message.
+fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec, CliError> {
+    let mut raw = args.raw(global.cluster.clone());
+    if let Some(path) = &args.config {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| CliError::usage(format!("--config: {}: {error}; accepted: a TOML file", path.display())))?;
+        let file = crate::spec::parse_config(&text)
+            .map_err(|error| CliError::usage(format!("--config: {}: {error}", path.display())).hint("ktcw-vm plan --config-schema"))?;
+        raw = raw.over(file);
+    }
+    crate::spec::validate(&raw).map_err(|problems| {
+        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        CliError::usage(all.join("\n       ")).hint("ktcw-vm up --help; nothing was made")
+    })
+}
+
+/// The admin kubeconfig beside the keys, for `kubectl` and for people.
+fn save_kubeconfig(dir: &crate::store::ClusterDir, keyring: &crate::pki::Keyring) -> Result<(), CliError> {
+    let text = session::item(keyring, &crate::plan::PkiItem::Kubeconfig { id: "admin".to_owned() })?;
+    let path = dir.path().join("kubeconfig");
+    if crate::store::files::read_secret(&path).is_ok_and(|there| there.expose() == text.expose()) {
+        return Ok(());
+    }
+    crate::store::files::write_atomic(&path, text.expose().as_bytes(), 0o600).map_err(CliError::failed)
+}

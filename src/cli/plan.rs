@@ -1,0 +1,72 @@
+//! `ktcw-vm plan`: everything `up` would make, printed; nothing is touched.
+//! An existing cluster keeps what is recorded with it, as in `up`; for a new one, guesses are marked as such.
+//! `--show NODE:PATH` prints one file as the node would get it, secrets by name only.
+
+use super::args::{Format, Global, PlanArgs};
+use super::error::CliError;
+use super::{change, exit, render, resolve, session, spec_of};
+use crate::apply::{Inventory, steps};
+use crate::host::Host;
+use crate::plan::{Content, Plan, plan, render as plan_render};
+use crate::spec::NodeName;
+use crate::store::ClusterDir;
+
+pub fn run(global: &Global, args: &PlanArgs) -> Result<u8, CliError> {
+    if args.config_schema {
+        let schema = serde_json::to_string_pretty(&crate::spec::schema()).map_err(CliError::failed)?;
+        render::print_line(&schema);
+        return Ok(exit::OK);
+    }
+    let spec = spec_of(global, &args.spec)?;
+    let parent = session::parent(global)?;
+    let old = if ClusterDir::exists(&parent, &spec.name) { ClusterDir::open(&parent, &spec.name)?.load_plan()? } else { None };
+    let (resolved, notes) = match &old {
+        Some(old) => (resolve::kept(old), Vec::new()),
+        None => {
+            let host = session::connect(global).ok().and_then(|host| Some((host.facts().ok()?, host.observe().ok()?)));
+            resolve::guessed(&spec, host.as_ref().map(|(facts, seen)| (facts, seen)))?
+        }
+    };
+    let plan = plan(&spec, &resolved);
+    if let Some(old) = &old {
+        change::allowed(old, &plan)?;
+    }
+    if let Some(what) = &args.show {
+        render::print(&show(&plan, what)?);
+        return Ok(exit::OK);
+    }
+    let steps = steps(&plan, &Inventory::default());
+    match global.format {
+        Format::Text => {
+            render::print(&plan_render::text(&plan, &steps));
+            for note in notes {
+                render::print_line(&format!("\nnote: {note}"));
+            }
+        }
+        Format::Json => {
+            let value = serde_json::json!({ "plan": plan, "steps": steps, "notes": notes });
+            render::print_line(&serde_json::to_string_pretty(&value).map_err(CliError::failed)?);
+        }
+    }
+    Ok(exit::OK)
+}
+
+/// One file of one node; a wrong node or path lists what there is.
+fn show(plan: &Plan, what: &str) -> Result<String, CliError> {
+    let Some((node, path)) = what.split_once(':') else {
+        return Err(CliError::usage(format!("--show {what}: accepted: NODE:PATH, as in controller-0:/etc/hosts")));
+    };
+    let name = NodeName::parse(node).map_err(|said| CliError::usage(format!("--show: {said}")))?;
+    let Some(node) = plan.node(&name) else {
+        let all: Vec<String> = plan.nodes.iter().map(|node| node.name.to_string()).collect();
+        return Err(CliError::usage(format!("--show: no node {name}; accepted: {}", all.join(", "))));
+    };
+    match node.files.iter().find(|file| file.path == path).map(|file| &file.content) {
+        Some(Content::Text { text }) => Ok(text.clone()),
+        Some(Content::Pki { item }) => Ok(format!("<{item}: made by `up`, kept in the cluster's pki directory>\n")),
+        None => {
+            let all: Vec<&str> = node.files.iter().map(|file| file.path.as_str()).collect();
+            Err(CliError::usage(format!("--show: {name} has no file {path}; it has\n  {}", all.join("\n  "))))
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What most verbs begin with: the cluster's directory, its plan and keys, and connections made from them.
+//! Every file of `cli` uses it; it turns the edges' errors into messages with an exit code and a hint.
+//! It changes nothing: `up` makes, `down` removes.
+
+use super::args::Global;
+use super::error::CliError;
+use super::exit;
+use crate::api::{Api, ApiError};
+use crate::guest::ssh::{SshGuests, Target};
+use crate::host::libvirt::LibvirtHost;
+use crate::host::{HostError, Mark};
+use crate::pki::{Keyring, PkiError};
+use crate::plan::{Ca, PkiItem, Plan};
+use crate::secret::Secret;
+use crate::spec::{ClusterName, NodeName};
+use crate::store::{ClusterDir, SshKeys, StoreError, default_parent};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An existing cluster, opened.
+pub struct Session {
+    pub dir: ClusterDir,
+    pub plan: Arc<Plan>,
+    pub ssh: SshKeys,
+    pub keyring: Keyring,
+}
+
+impl Session {
+    /// Opens the cluster that the global flags name; without a plan there is nothing to work on.
+    pub fn open(global: &Global) -> Result<Session, CliError> {
+        let name = cluster_name(global)?;
+        let dir = ClusterDir::open(&parent(global)?, &name)?;
+        let Some(plan) = dir.load_plan()? else {
+            let message = format!("cluster {name} was begun, but has no plan yet");
+            return Err(CliError::failed(message).hint(format!("ktcw-vm up -c {name}")));
+        };
+        let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+        let ssh = dir.ssh(&names)?;
+        let keyring = Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs)?;
+        Ok(Session { dir, plan: Arc::new(plan), ssh, keyring })
+    }
+
+    pub fn mark(&self) -> Mark {
+        mark(&self.dir)
+    }
+
+    pub fn guests(&self) -> Result<Arc<SshGuests>, CliError> {
+        guests(&self.plan, &self.ssh)
+    }
+
+    pub fn api(&self) -> Result<Api, CliError> {
+        api(&self.keyring)
+    }
+
+    /// The node, or an error that lists those there are.
+    pub fn node(&self, name: &NodeName) -> Result<&crate::plan::NodePlan, CliError> {
+        self.plan.node(name).ok_or_else(|| {
+            let all: Vec<String> = self.plan.nodes.iter().map(|node| node.name.to_string()).collect();
+            CliError::usage(format!("cluster {} has no node {name}; it has {}", self.plan.cluster, all.join(", ")))
+        })
+    }
+}
+
+/// Our mark: what is on everything that `up` makes.
+pub fn mark(dir: &ClusterDir) -> Mark {
+    Mark { cluster: dir.name().clone(), instance: dir.instance(), state_dir: dir.path().display().to_string() }
+}
+
+pub fn guests(plan: &Plan, ssh: &SshKeys) -> Result<Arc<SshGuests>, CliError> {
+    let targets = plan.nodes.iter().filter_map(|node| {
+        let host_key = ssh.hosts.get(&node.name)?.public.clone();
+        Some(Target { node: node.name.clone(), addr: SocketAddr::from((node.ip, 22)), host_key })
+    });
+    let guests = SshGuests::new(targets.collect(), "root", &ssh.client.private);
+    Ok(Arc::new(guests.map_err(CliError::failed)?))
+}
+
+pub fn api(keyring: &Keyring) -> Result<Api, CliError> {
+    let ca = item(keyring, &PkiItem::CaCert { ca: Ca::Kubernetes })?;
+    let certificate = item(keyring, &PkiItem::Cert { id: "admin".to_owned() })?;
+    let key = item(keyring, &PkiItem::Key { id: "admin".to_owned() })?;
+    let identity = Secret::new(format!("{}\n{}", certificate.expose(), key.expose()));
+    Ok(Api::new(ca.expose(), &identity)?)
+}
+
+pub fn item(keyring: &Keyring, what: &PkiItem) -> Result<Secret, CliError> {
+    keyring.item(what).cloned().ok_or_else(|| CliError::failed(format!("{what} is not in the key store")).hint("ktcw-vm up makes what is missing"))
+}
+
+/// The name the flags give, or `ktcw`.
+pub fn cluster_name(global: &Global) -> Result<ClusterName, CliError> {
+    ClusterName::parse(global.cluster.as_deref().unwrap_or("ktcw")).map_err(|said| CliError::usage(format!("--cluster: {said}")))
+}
+
+/// Directory of all clusters.
+pub fn parent(global: &Global) -> Result<PathBuf, CliError> {
+    match &global.state_dir {
+        Some(dir) => std::path::absolute(dir).map_err(|error| CliError::usage(format!("--state-dir: {}: {error}", dir.display()))),
+        None => Ok(default_parent(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))?),
+    }
+}
+
+pub fn connect(global: &Global) -> Result<Arc<LibvirtHost>, CliError> {
+    Ok(Arc::new(LibvirtHost::connect(global.connect.as_deref())?))
+}
+
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Busy { .. } => exit::BUSY,
+            StoreError::NoCluster { .. } | StoreError::NoHome => exit::USAGE,
+            _ => exit::FAILED,
+        };
+        let hint = error.hint();
+        CliError { code, message: error.to_string(), left: None, hint }
+    }
+}
+
+impl From<HostError> for CliError {
+    fn from(error: HostError) -> Self {
+        match &error {
+            HostError::Unreachable { .. } => {
+                CliError::host(&error).hint("`ktcw-vm doctor` says what is missing; another libvirt: --connect URI")
+            }
+            HostError::NotOurs { .. } => CliError::host(&error).hint("it will not be touched; another name: -c NAME"),
+            _ => CliError::failed(&error),
+        }
+    }
+}
+
+impl From<ApiError> for CliError {
+    fn from(error: ApiError) -> Self {
+        CliError::failed(&error).hint("ktcw-vm verify")
+    }
+}
+
+impl From<PkiError> for CliError {
+    fn from(error: PkiError) -> Self {
+        let said = CliError::failed(&error);
+        match error.hint() {
+            Some(hint) => said.hint(hint),
+            None => said,
+        }
+    }
+}

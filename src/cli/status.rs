@@ -1,0 +1,276 @@
+//! `status` and `list`: what is there now, at a glance.
+//! One short script a node over SSH, two leases from the API, libvirt's states; a missing answer is shown as such.
+//! It judges nothing: that is `verify`.
+
+use super::args::{Format, Global, Output};
+use super::error::CliError;
+use super::session::{self, Session};
+use super::{exit, render};
+use crate::guest::{Cmd, Guest};
+use crate::host::{DomainState, Host};
+use crate::plan::{NodePlan, Plan};
+use crate::spec::Role;
+use crate::store;
+use comfy_table::{Table, presets};
+use futures::future::join_all;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+#[derive(Debug, Serialize)]
+struct Status {
+    cluster: String,
+    api: String,
+    /// Node that holds the virtual address.
+    vip_holder: Option<String>,
+    nodes: Vec<NodeStatus>,
+    /// Lease name → holder, for the control loops that elect a leader.
+    leases: BTreeMap<String, Option<String>>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeStatus {
+    name: String,
+    role: String,
+    address: String,
+    machine: Option<DomainState>,
+    ssh: bool,
+    /// Unit → systemd's state.
+    units: BTreeMap<String, String>,
+    etcd: Option<EtcdStatus>,
+    kubernetes_ready: Option<bool>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct EtcdStatus {
+    leader: bool,
+    term: u64,
+    revision: u64,
+    db_bytes: u64,
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
+    let session = Session::open(global)?;
+    let plan = &session.plan;
+    let host = session::connect(global)?;
+    let seen = tokio::task::spawn_blocking(move || host.observe()).await.map_err(CliError::failed)??;
+    let guests = session.guests()?;
+    let api = session.api()?;
+    let patience = PATIENCE * if plan.timers.staged { 6 } else { 1 };
+
+    let nodes = join_all(plan.nodes.iter().map(|node| ask(node, &*guests, patience)));
+    let lease = |name: &'static str| {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
+        let api = &api;
+        async move {
+            let lease = api.get_json(plan.network.vip, &path, patience).await.ok();
+            let holder = lease.and_then(|l| l.pointer("/spec/holderIdentity").and_then(|h| h.as_str()).map(str::to_owned));
+            (name.to_owned(), holder.map(|holder| holder.split('_').next().unwrap_or_default().to_owned()))
+        }
+    };
+    let ready = join_all(plan.nodes.iter().map(|node| {
+        let api = &api;
+        async move {
+            match node.role {
+                Role::Worker => Some(api.node_ready(plan.network.vip, &node.name, patience).await.is_ok()),
+                Role::Controller => None,
+            }
+        }
+    }));
+    let leases = join_all([lease("kube-controller-manager"), lease("kube-scheduler")]);
+    let (mut nodes, leases, ready) = tokio::join!(nodes, leases, ready);
+    let mut vip_holder = None;
+    for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(ready) {
+        status.machine = seen.domains.iter().find(|d| d.name == node.domain.name).map(|d| d.state);
+        status.kubernetes_ready = ready;
+        if *holds_vip {
+            vip_holder = Some(node.name.to_string());
+        }
+    }
+    let status = Status {
+        cluster: plan.cluster.to_string(),
+        api: format!("https://{}:6443", plan.network.vip),
+        vip_holder,
+        nodes: nodes.into_iter().map(|(status, _)| status).collect(),
+        leases: leases.into_iter().collect(),
+    };
+    match output.output.unwrap_or(global.format) {
+        Format::Json => render::print_line(&serde_json::to_string_pretty(&status).map_err(CliError::failed)?),
+        Format::Text => render::print(&text(&status)),
+    }
+    Ok(exit::OK)
+}
+
+/// Units, the virtual address, and on controllers the member's own status.
+async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeStatus, bool) {
+    let mut script = format!("systemctl is-active {} | paste -sd' '\nip -4 -br addr show dev eth0\n", node.units.join(" "));
+    if node.role == Role::Controller {
+        script.push_str(&format!("etcdctl --endpoints=https://{}:2379 endpoint status -w json\n", node.ip));
+    }
+    let output = guests.run(&node.name, Cmd::script(script, patience)).await.ok();
+    let text = output.map(|output| output.stdout_text()).unwrap_or_default();
+    let mut lines = text.lines();
+    let states = lines.next().unwrap_or_default().split_whitespace();
+    let units = node.units.iter().cloned().zip(states.map(str::to_owned)).collect();
+    let addresses = lines.next().unwrap_or_default();
+    let holds_vip = addresses.split_whitespace().any(|address| address.ends_with("/32"));
+    let status = NodeStatus {
+        name: node.name.to_string(),
+        role: match (node.role, node.control_plane) {
+            (Role::Controller, true) => "etcd, control plane".to_owned(),
+            (Role::Controller, false) => "etcd".to_owned(),
+            (Role::Worker, _) => "worker".to_owned(),
+        },
+        address: node.ip.to_string(),
+        machine: None,
+        ssh: !text.is_empty(),
+        units,
+        etcd: lines.next().and_then(etcd_status),
+        kubernetes_ready: None,
+    };
+    (status, holds_vip)
+}
+
+/// `etcdctl endpoint status -w json`: a list with one entry.
+fn etcd_status(text: &str) -> Option<EtcdStatus> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    let status = value.pointer("/0/Status")?;
+    let number = |pointer: &str| status.pointer(pointer).and_then(serde_json::Value::as_u64);
+    let (leader, own) = (number("/leader")?, number("/header/member_id")?);
+    Some(EtcdStatus {
+        leader: leader == own,
+        term: number("/raftTerm")?,
+        revision: number("/header/revision")?,
+        db_bytes: number("/dbSize").unwrap_or(0),
+    })
+}
+
+fn text(status: &Status) -> String {
+    let mut table = table(["node", "role", "address", "machine", "etcd", "units"]);
+    for node in &status.nodes {
+        let machine = node.machine.map_or_else(|| "not there".to_owned(), state);
+        let etcd = match &node.etcd {
+            Some(etcd) if etcd.leader => format!("leader, term {}", etcd.term),
+            Some(etcd) => format!("follower, term {}", etcd.term),
+            None if node.role.starts_with("etcd") => "no answer".to_owned(),
+            None => String::new(),
+        };
+        let off: Vec<String> = node.units.iter().filter(|(_, s)| *s != "active").map(|(u, s)| format!("{u} {s}")).collect();
+        let units = match (node.ssh, off.is_empty()) {
+            (false, _) => "no answer".to_owned(),
+            (true, true) => format!("{} active", node.units.len()),
+            (true, false) => off.join(", "),
+        };
+        let ready = match node.kubernetes_ready {
+            Some(true) => ", Ready",
+            Some(false) => ", not Ready",
+            None => "",
+        };
+        table.add_row([&node.name, &node.role, &node.address, &machine, &etcd, &format!("{units}{ready}")]);
+    }
+    let mut out = format!("cluster {}  {}  (held by {})\n", status.cluster, status.api, or_nobody(status.vip_holder.as_deref()));
+    out.push_str(&format!("{table}\n"));
+    for (lease, holder) in &status.leases {
+        out.push_str(&format!("{lease}: {}\n", or_nobody(holder.as_deref())));
+    }
+    out
+}
+
+fn or_nobody(holder: Option<&str>) -> &str {
+    holder.unwrap_or("nobody")
+}
+
+fn state(state: DomainState) -> String {
+    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table
+}
+
+#[derive(Debug, Serialize)]
+struct ListedCluster {
+    name: String,
+    etcd: u8,
+    workers: u8,
+    api: Option<String>,
+    /// Running machines, when libvirt answers.
+    running: Option<usize>,
+    created: Option<String>,
+    problem: Option<String>,
+}
+
+/// All clusters of the state directory.
+pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
+    let parent = session::parent(global)?;
+    let found = store::list(&parent)?;
+    let seen = session::connect(global).ok().and_then(|host| host.observe().ok());
+    let rows: Vec<ListedCluster> = found
+        .into_iter()
+        .map(|listed| match listed.opened {
+            Ok(dir) => {
+                let plan: Option<Plan> = dir.load_plan().ok().flatten();
+                let running = |p: &Plan| {
+                    let ours = |name: &str| p.nodes.iter().any(|node| node.domain.name == name);
+                    seen.as_ref().map(|s| s.domains.iter().filter(|d| d.state == DomainState::Running && ours(&d.name)).count())
+                };
+                ListedCluster {
+                    name: listed.name.to_string(),
+                    etcd: dir.spec().etcd,
+                    workers: dir.spec().workers,
+                    api: plan.as_ref().map(|p| format!("https://{}:6443", p.network.vip)),
+                    running: plan.as_ref().and_then(running),
+                    created: Some(dir.created().strftime("%Y-%m-%d %H:%M").to_string()),
+                    problem: None,
+                }
+            }
+            Err(error) => ListedCluster {
+                name: listed.name.to_string(),
+                etcd: 0,
+                workers: 0,
+                api: None,
+                running: None,
+                created: None,
+                problem: Some(error.to_string()),
+            },
+        })
+        .collect();
+    if output.output.unwrap_or(global.format) == Format::Json {
+        render::print_line(&serde_json::to_string_pretty(&rows).map_err(CliError::failed)?);
+        return Ok(exit::OK);
+    }
+    if rows.is_empty() {
+        render::print_line(&format!("no clusters in {}", parent.display()));
+        return Ok(exit::OK);
+    }
+    let mut table = table(["cluster", "machines", "running", "API", "created"]);
+    for row in rows {
+        let running = row.running.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let note = row.problem.or(row.api).unwrap_or_else(|| "not planned yet".to_owned());
+        table.add_row([row.name, format!("{} + {}", row.etcd, row.workers), running, note, row.created.unwrap_or_default()]);
+    }
+    render::print_line(&table.to_string());
+    Ok(exit::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_the_member_that_names_itself() {
+        let text = |leader| {
+            format!(
+                r#"[{{"Endpoint":"https://x:2379","Status":{{"header":{{"cluster_id":1,"member_id":7,"revision":42,"raft_term":3}},"version":"3.6.16","dbSize":4096,"leader":{leader},"raftIndex":9,"raftTerm":3}}}}]"#
+            )
+        };
+        assert_eq!(etcd_status(&text(7)), Some(EtcdStatus { leader: true, term: 3, revision: 42, db_bytes: 4096 }));
+        assert_eq!(etcd_status(&text(8)).map(|s| s.leader), Some(false));
+        assert_eq!(etcd_status("[]"), None);
+        assert_eq!(etcd_status("Error: context deadline exceeded"), None);
+    }
+}

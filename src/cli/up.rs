@@ -1,0 +1,246 @@
+//! `ktcw-vm up`: from words to a verified cluster, or to exactly what is missing.
+//! Reads aloud: words → spec → directory and lock → preflight → plan → keys → steps → verify → what to type next.
+//! It decides only what to say; the plan decides the rest.
+
+use super::args::{Format, Global, Up};
+use super::error::CliError;
+use super::{exit, render, resolve, session, signals, spec_of};
+use crate::apply::{self, ApplyError, World};
+use crate::event::{Event, Events, Stage};
+use crate::guest::Guest;
+use crate::guest::ssh::keys;
+use crate::host::Host;
+use crate::pki::{Keyring, Lifetimes};
+use crate::plan::{Plan, plan};
+use crate::preflight;
+use crate::progress;
+use crate::spec::{ClusterSpec, NodeName};
+use crate::store::{ClusterDir, Lock, SshKey, SshKeys};
+use crate::verify;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+pub async fn run(global: &Global, up: &Up) -> Result<u8, CliError> {
+    let begin = Instant::now();
+    let spec = spec_of(global, &up.spec)?;
+    let parent = session::parent(global)?;
+    let (events, receiver) = Events::channel();
+    let shown = progress::show(progress::Mode::choose(global.format == Format::Json), receiver);
+    let result = raise(global, up, &spec, &parent, &events).await;
+    drop(events);
+    let _ = shown.await;
+    let outcome = result?;
+    if let (true, Format::Text) = (up.timings, global.format) {
+        render::print(&render::timings(&outcome.timings));
+    }
+    if global.format == Format::Json {
+        let mut summary = serde_json::json!({
+            "event": "summary", "cluster": spec.name, "changed": outcome.changed, "elapsed_ms": begin.elapsed().as_millis() as u64,
+        });
+        if let Some(report) = &outcome.report {
+            summary["verify"] = serde_json::to_value(report).unwrap_or_default();
+        }
+        if up.timings {
+            summary["timings"] = serde_json::to_value(&outcome.timings).unwrap_or_default();
+        }
+        render::print_line(&summary.to_string());
+    } else {
+        if let Some(report) = &outcome.report {
+            render::print(&verify::render::table(report));
+        }
+        render::print(&summary(&outcome, begin.elapsed()));
+    }
+    Ok(match &outcome.report {
+        Some(report) if report.verdict() != crate::event::Verdict::Pass => exit::CHECK_FAILED,
+        _ => exit::OK,
+    })
+}
+
+struct Outcome {
+    plan: Arc<Plan>,
+    changed: usize,
+    timings: Vec<apply::Timing>,
+    report: Option<verify::Report>,
+}
+
+async fn raise(
+    global: &Global,
+    up: &Up,
+    spec: &ClusterSpec,
+    parent: &std::path::Path,
+    events: &Events,
+) -> Result<Outcome, CliError> {
+    let host = session::connect(global)?;
+    let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
+    // Before anything is made, even a directory: what is asked must be possible here.
+    let lock = existing.as_ref().map(|dir| dir.lock("up")).transpose()?;
+    let old = match &existing {
+        Some(dir) => dir.load_plan()?,
+        None => None,
+    };
+    let stage = Stage1::begin(events, Stage::Preflight);
+    let facts = blocking(&host, |host| host.facts()).await?;
+    let seen = blocking(&host, |host| host.observe()).await?;
+    stage.done(false);
+
+    let stage = Stage1::begin(events, Stage::Image);
+    let image = { let events = events.clone(); tokio::task::spawn_blocking(move || resolve::ensure_image(&events)).await.map_err(CliError::failed)?? };
+    let files = resolve::files(spec, &image);
+    let resolved = match &old {
+        Some(old) => resolve::kept(old),
+        None => {
+            let (spec, host, facts, seen, image, events) =
+                (spec.clone(), host.clone(), facts.clone(), seen.clone(), image.clone(), events.clone());
+            tokio::task::spawn_blocking(move || resolve::fresh(&spec, &host, &facts, &seen, &image, &events))
+                .await
+                .map_err(CliError::failed)??
+        }
+    };
+    let plan = Arc::new(plan(spec, &resolved));
+    stage.done(false);
+    if let Some(old) = &old {
+        super::change::allowed(old, &plan)?;
+    }
+    let mark = existing.as_ref().map(session::mark);
+    let refusals =
+        preflight::judge(&plan, &facts, &seen, mark.as_ref(), image.size_bytes >> 20, host.free_disk_mib());
+    if !refusals.is_empty() {
+        let all: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+        return Err(CliError::host(format!("this host cannot take the cluster; nothing was made\n{}", all.join("\n"))));
+    }
+
+    // From here on things are made, each written down first.
+    let (mut dir, lock) = match (existing, lock) {
+        (Some(dir), Some(lock)) => (dir, lock),
+        _ => {
+            let dir = ClusterDir::create(parent, spec, jiff::Timestamp::now())?;
+            let lock = dir.lock("up")?;
+            (dir, lock)
+        }
+    };
+    dir.save_spec(&lock, spec)?;
+    dir.save_plan(&lock, &plan)?;
+    let (journal, _) = dir.journal(&lock, uuid::Uuid::new_v4(), "up")?;
+    let journal = Arc::new(Mutex::new(journal));
+
+    let stage = Stage1::begin(events, Stage::Keys);
+    let (ssh, made_ssh) = ensure_ssh(&dir, &lock, &plan)?;
+    let (keyring, made) = ensure_keys(&dir, &plan)?;
+    stage.done(made_ssh + made > 0);
+
+    let guests = session::guests(&plan, &ssh)?;
+    let world = Arc::new(World {
+        host: host.clone() as Arc<dyn Host>,
+        guest: guests.clone() as Arc<dyn Guest>,
+        api: session::api(&keyring)?,
+        keyring,
+        ssh,
+        mark: session::mark(&dir),
+        base: files.base,
+        kernel: files.kernel,
+        initrd: files.initrd,
+    });
+    let inventory = apply::observe(&plan, &world).await?;
+    let steps = apply::steps(&plan, &inventory);
+    if steps.is_empty() {
+        events.send(Event::Note { text: format!("cluster {} is as planned; nothing to do", plan.cluster) });
+    }
+    let stop = signals::interrupted();
+    let applied = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop)
+        .await
+        .map_err(|error| explain(&plan, error))?;
+    super::save_kubeconfig(&dir, &world.keyring)?;
+    let report = if up.no_verify {
+        None
+    } else {
+        let stage = Stage1::begin(events, Stage::Verify);
+        let report = super::verify::checked(&plan, &*guests, &world.keyring, events).await?;
+        stage.done(false);
+        Some(report)
+    };
+    drop(lock);
+    Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report })
+}
+
+fn ensure_ssh(dir: &ClusterDir, lock: &Lock, plan: &Plan) -> Result<(SshKeys, usize), CliError> {
+    let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+    Ok(dir.ensure_ssh(lock, &names, |comment| {
+        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
+        Ok(SshKey { private, public })
+    })?)
+}
+
+/// Makes what is missing and checks every certificate before a machine boots with it.
+fn ensure_keys(dir: &ClusterDir, plan: &Plan) -> Result<(Keyring, usize), CliError> {
+    let now = jiff::Timestamp::now();
+    let (keyring, ensured) = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default())?;
+    let findings: Vec<String> =
+        keyring.check(&plan.certs, now).iter().filter(|f| !f.problem.is_warning()).map(ToString::to_string).collect();
+    if !findings.is_empty() {
+        return Err(CliError::failed(format!("certificates are not as planned:\n{}", findings.join("\n"))).hint("ktcw-vm certs list"));
+    }
+    Ok((keyring, ensured.made.len()))
+}
+
+/// What failed, what is there now, what to type.
+fn explain(plan: &Plan, error: ApplyError) -> CliError {
+    let name = &plan.cluster;
+    let again = format!("ktcw-vm up -c {name} goes on where it stopped; ktcw-vm down -c {name} removes everything");
+    match &error {
+        ApplyError::Failed { failures, done, left } => {
+            let node = failures.iter().find_map(|failure| failure.node.clone());
+            let look = node.map_or_else(String::new, |node| format!("ktcw-vm logs {node} -c {name} (or: console {node}) shows why; "));
+            CliError::failed(&error).left(format!("{done} steps done, {left} not")).hint(format!("{look}{again}"))
+        }
+        ApplyError::Interrupted { done, left } => {
+            let mut said = CliError::new(exit::INTERRUPTED, "interrupted").left(format!("{done} steps done, {left} not"));
+            said.hint = Some(again);
+            said
+        }
+        ApplyError::Journal(_) => CliError::failed(&error).hint(again),
+    }
+}
+
+fn summary(outcome: &Outcome, elapsed: std::time::Duration) -> String {
+    let plan = &outcome.plan;
+    let name = &plan.cluster;
+    let flag = if name.as_str() == "ktcw" { String::new() } else { format!(" -c {name}") };
+    let did = if outcome.changed == 0 { "nothing to do".to_owned() } else { format!("{} steps", outcome.changed) };
+    format!(
+        "\ncluster {name}: {} controllers, {} workers; {did}, {:.1} s\n\
+         API https://{}:6443\n\n  \
+         ktcw-vm{flag} status\n  \
+         ktcw-vm{flag} kubectl get nodes -o wide\n  \
+         ktcw-vm{flag} etcdctl member list\n  \
+         ktcw-vm{flag} ssh controller-0\n",
+        plan.spec.etcd,
+        plan.spec.workers,
+        elapsed.as_secs_f64(),
+        plan.network.vip,
+    )
+}
+
+/// A stage that is not a list of steps.
+struct Stage1 {
+    events: Events,
+    stage: Stage,
+    begin: Instant,
+}
+
+impl Stage1 {
+    fn begin(events: &Events, stage: Stage) -> Self {
+        events.send(Event::StageStarted { stage });
+        Self { events: events.clone(), stage, begin: Instant::now() }
+    }
+    fn done(self, changed: bool) {
+        self.events.send(Event::StageFinished { stage: self.stage, elapsed: self.begin.elapsed(), changed });
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    host: &Arc<crate::host::libvirt::LibvirtHost>,
+    ask: impl FnOnce(&dyn Host) -> Result<T, crate::host::HostError> + Send + 'static,
+) -> Result<T, CliError> {
+    let host = host.clone();
+    Ok(tokio::task::spawn_blocking(move || ask(&*host)).await.map_err(CliError::failed)??)
+}

@@ -1,0 +1,326 @@
+//! A host in memory, for tests of `apply`, `down` and drills: the same rules as libvirt, without machines.
+//! It keeps marks, refuses what is not ours, wants pools before volumes and a network before a machine runs on it, and fails when told.
+//! It knows nothing of guests: a fake machine that runs answers no SSH.
+
+mod acts;
+
+use super::{Console, DomainState, Done, HostError, HostFacts, Mark, NetworkSeen, guard};
+use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
+use crate::spec::NodeName;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// Resident memory of every running fake machine.
+pub const RESIDENT_BYTES: u64 = 512 << 20;
+
+/// When, within a changing call, an injected failure strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// Nothing was done.
+    Before,
+    /// It was done, and the caller does not learn it: a crash or a lost connection.
+    After,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FakeDomain {
+    uuid: Uuid,
+    state: DomainState,
+    mark: Option<Mark>,
+    node: Option<NodeName>,
+    /// `None`: foreign.
+    plan: Option<(DomainPlan, StoragePlan)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FakeNetwork {
+    seen: NetworkSeen,
+    plan: Option<NetworkPlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FakePool {
+    uuid: Uuid,
+    active: bool,
+    mark: Option<Mark>,
+    volumes: BTreeMap<String, FakeVolume>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum FakeVolume {
+    Image { bytes: u64 },
+    Overlay { base: String, bytes: u64 },
+    Blank { bytes: u64 },
+    Content { bytes: Vec<u8> },
+}
+
+impl FakeVolume {
+    fn capacity(&self) -> u64 {
+        match self {
+            FakeVolume::Image { bytes } | FakeVolume::Overlay { bytes, .. } | FakeVolume::Blank { bytes } => *bytes,
+            FakeVolume::Content { bytes } => bytes.len() as u64,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct World {
+    domains: BTreeMap<String, FakeDomain>,
+    networks: BTreeMap<String, FakeNetwork>,
+    pools: BTreeMap<String, FakePool>,
+    /// Changing calls so far, by name, in order.
+    calls: Vec<String>,
+    strike: Option<(usize, Strike)>,
+    unreachable: bool,
+}
+
+/// The fake. Starts empty; all methods take `&self`, as libvirt's do.
+#[derive(Debug)]
+pub struct FakeHost {
+    world: Mutex<World>,
+    facts: HostFacts,
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        FakeHost::new()
+    }
+}
+
+impl FakeHost {
+    /// An empty host with 16 GiB of memory and 8 processors.
+    pub fn new() -> FakeHost {
+        let facts = HostFacts {
+            uri: "fake:///system".to_owned(),
+            libvirt_version: "10.0.0".to_owned(),
+            qemu_version: "10.0.2".to_owned(),
+            emulator: "/usr/bin/qemu-system-x86_64".to_owned(),
+            kvm_listed: true,
+            memory_mib: 16 << 10,
+            free_memory_mib: 12 << 10,
+            cpus: 8,
+        };
+        FakeHost { world: Mutex::default(), facts }
+    }
+
+    pub fn with_facts(facts: HostFacts) -> FakeHost {
+        FakeHost { facts, ..FakeHost::new() }
+    }
+
+    /// The `k`-th changing call from now on (1 is the next) fails; those after it work again.
+    pub fn fail_at(&self, k: usize, strike: Strike) {
+        let mut world = self.lock();
+        world.strike = Some((world.calls.len() + k, strike));
+    }
+
+    /// Every call fails as when the daemon is gone, until set back.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.lock().unreachable = unreachable;
+    }
+
+    /// Names of all changing calls so far, in order, as in `ensure_domain lab-worker-0`.
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    /// A running machine that is not ours.
+    pub fn add_foreign_domain(&self, name: &str, uuid: Uuid) {
+        let domain = FakeDomain { uuid, state: DomainState::Running, mark: None, node: None, plan: None };
+        self.lock().domains.insert(name.to_owned(), domain);
+    }
+
+    pub fn add_foreign_network(&self, name: &str, uuid: Uuid, subnet: ipnet::Ipv4Net) {
+        let seen = NetworkSeen {
+            name: name.to_owned(),
+            uuid,
+            active: true,
+            bridge: Some("virbr9".to_owned()),
+            subnets: vec![subnet],
+            mark: None,
+        };
+        self.lock().networks.insert(name.to_owned(), FakeNetwork { seen, plan: None });
+    }
+
+    pub fn add_foreign_pool(&self, name: &str, uuid: Uuid) {
+        let pool = FakePool { uuid, active: true, mark: None, volumes: BTreeMap::new() };
+        self.lock().pools.insert(name.to_owned(), pool);
+    }
+
+    /// A machine goes into a state by itself: a guest that powered off or crashed, a full disk.
+    pub fn set_state(&self, domain: &str, state: DomainState) -> Result<(), HostError> {
+        match self.lock().domains.get_mut(domain) {
+            Some(found) => {
+                found.state = state;
+                Ok(())
+            }
+            None => Err(missing("domain", domain)),
+        }
+    }
+
+    /// The host was rebooted: nothing is started by itself.
+    pub fn reboot(&self) {
+        let mut world = self.lock();
+        world.domains.values_mut().for_each(|domain| domain.state = DomainState::ShutOff);
+        world.networks.values_mut().for_each(|network| network.seen.active = false);
+        world.pools.values_mut().for_each(|pool| pool.active = false);
+    }
+
+    /// Content of a volume made by `ensure_content`.
+    pub fn content(&self, pool: &str, volume: &str) -> Option<Vec<u8>> {
+        match self.lock().pools.get(pool)?.volumes.get(volume)? {
+            FakeVolume::Content { bytes } => Some(bytes.clone()),
+            _ => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&World) -> Result<T, HostError>) -> Result<T, HostError> {
+        let world = self.lock();
+        world.reachable()?;
+        look(&world)
+    }
+
+    /// Counts the call, fails it when its turn has come, and changes the world only if the effect succeeds.
+    fn change(
+        &self,
+        call: &'static str,
+        name: &str,
+        effect: impl FnOnce(&mut World) -> Result<Done, HostError>,
+    ) -> Result<Done, HostError> {
+        let mut world = self.lock();
+        world.reachable()?;
+        world.calls.push(format!("{call} {name}"));
+        let turn = world.calls.len();
+        let strike = world.strike.filter(|(at, _)| *at == turn).map(|(_, strike)| strike);
+        let failure = || HostError::Libvirt {
+            action: call,
+            kind: "(fake)",
+            name: name.to_owned(),
+            reason: format!("told to fail at changing call {turn}"),
+        };
+        match strike {
+            Some(Strike::Before) => Err(failure()),
+            Some(Strike::After) => effect(&mut world).and(Err(failure())),
+            None => effect(&mut world),
+        }
+    }
+}
+
+impl World {
+    fn reachable(&self) -> Result<(), HostError> {
+        if self.unreachable {
+            Err(HostError::Unreachable { uri: "fake:///system".to_owned(), reason: "Connection refused".to_owned() })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn domain(&mut self, plan: &DomainPlan, mark: &Mark) -> Result<&mut FakeDomain, HostError> {
+        let domain = self.domains.get_mut(&plan.name).ok_or_else(|| missing("domain", &plan.name))?;
+        guard("domain", &plan.name, domain.mark.as_ref(), mark)?;
+        Ok(domain)
+    }
+
+    fn own_pool(&mut self, plan: &StoragePlan, mark: &Mark) -> Result<&mut FakePool, HostError> {
+        let pool = self.pools.get_mut(&plan.pool).ok_or_else(|| missing("storage pool", &plan.pool))?;
+        guard("storage pool", &plan.pool, pool.mark.as_ref(), mark)?;
+        pool.active.then_some(pool).ok_or_else(|| refused("use", "storage pool", &plan.pool, "it is not active"))
+    }
+
+    fn image_pool(&mut self, plan: &StoragePlan) -> Result<&mut FakePool, HostError> {
+        let pool = self.pools.get_mut(&plan.image_pool).ok_or_else(|| missing("storage pool", &plan.image_pool))?;
+        if pool.uuid != plan.image_pool_uuid {
+            guard_none("storage pool", &plan.image_pool)?;
+        }
+        pool.active.then_some(pool).ok_or_else(|| refused("use", "storage pool", &plan.image_pool, "it is not active"))
+    }
+
+    fn ensure_pool(&mut self, name: &str, uuid: Uuid, mark: Option<&Mark>) -> Result<Done, HostError> {
+        match self.pools.get_mut(name) {
+            Some(pool) => {
+                match mark {
+                    Some(mark) => guard("storage pool", name, pool.mark.as_ref(), mark)?,
+                    None if pool.uuid != uuid => guard_none("storage pool", name)?,
+                    None => {}
+                }
+                Ok(if std::mem::replace(&mut pool.active, true) { Done::Unchanged } else { Done::Changed })
+            }
+            None => {
+                self.pools
+                    .insert(name.to_owned(), FakePool { uuid, active: true, mark: mark.cloned(), volumes: BTreeMap::new() });
+                Ok(Done::Changed)
+            }
+        }
+    }
+
+    /// What libvirt and QEMU would miss when they start it.
+    fn startable(&self, plan: &DomainPlan, storage: &StoragePlan) -> Result<(), HostError> {
+        let refuse = |reason: String| refused("start", "domain", &plan.name, &reason);
+        if !self.networks.get(&plan.network).is_some_and(|network| network.seen.active) {
+            return Err(refuse(format!("network '{}' is not active", plan.network)));
+        }
+        let has = |pool: &str, volume: &str| self.pools.get(pool).is_some_and(|pool| pool.volumes.contains_key(volume));
+        let images = [Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
+        let missing_image = images.into_iter().flatten().find(|volume| !has(&storage.image_pool, volume));
+        let missing_disk = plan.disks.iter().map(|disk| &disk.volume).find(|volume| !has(&storage.pool, volume));
+        match missing_image.or(missing_disk) {
+            Some(volume) => Err(refuse(format!("Cannot access storage file '{volume}': No such file or directory"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn missing(kind: &'static str, name: &str) -> HostError {
+    HostError::Missing { kind, name: name.to_owned() }
+}
+
+fn refused(action: &'static str, kind: &'static str, name: &str, reason: &str) -> HostError {
+    HostError::Libvirt { action, kind, name: name.to_owned(), reason: reason.to_owned() }
+}
+
+fn guard_none(kind: &'static str, name: &str) -> Result<(), HostError> {
+    Err(HostError::NotOurs { kind, name: name.to_owned(), whose: super::whose(None) })
+}
+
+fn ensure_disk(pool: &mut FakePool, name: &str, wanted: FakeVolume) -> Result<Done, HostError> {
+    match pool.volumes.get(name) {
+        Some(found) if *found == wanted => Ok(Done::Unchanged),
+        Some(found) => {
+            let what = format!("it is {found:?}, not {wanted:?}");
+            Err(HostError::Differs { kind: "volume", name: name.to_owned(), what })
+        }
+        None => {
+            pool.volumes.insert(name.to_owned(), wanted);
+            Ok(Done::Changed)
+        }
+    }
+}
+
+/// A console that says what was typed.
+#[derive(Debug, Default)]
+struct Echo(Mutex<Vec<u8>>);
+
+impl Console for Echo {
+    fn read(&self, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let mut typed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = typed.len().min(buffer.len());
+        for (space, byte) in buffer.iter_mut().zip(typed.drain(..count)) {
+            *space = byte;
+        }
+        Ok(count)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), HostError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests;

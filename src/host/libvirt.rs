@@ -1,0 +1,178 @@
+//! The real host: machines, networks and volumes through libvirt's C library, local or remote.
+//! `cli` connects it and hands it on as `dyn Host`; this module and the files below it are the only users of `virt`.
+//! It makes no choice and keeps no state: every call looks at what libvirt shows, checks the mark, and does what is missing.
+
+mod connection;
+mod console;
+mod domains;
+mod facts;
+mod networks;
+mod pools;
+mod transfer;
+mod volumes;
+
+use super::{
+    Console, Done, Host, HostError, HostFacts, HostSeen, Mark, Progress, VolumeFormat,
+    xml::{self, Layout},
+};
+use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
+use crate::spec::NodeName;
+use connection::Connection;
+pub use connection::is_local;
+pub use facts::fast_firmware;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// A connection to one libvirt. Blocking and thread-safe; a connection lost in between is made again.
+pub struct LibvirtHost {
+    connection: Connection,
+    /// Directory under which pools are made; `None`: libvirt's own place for images.
+    pool_root: Option<PathBuf>,
+}
+
+impl LibvirtHost {
+    /// Connects, with libvirt's own rules for the URI when none is given (`LIBVIRT_DEFAULT_URI`, then the local system's
+    /// or the user's session). `Unreachable` says why not, its hint what to do.
+    pub fn connect(uri: Option<&str>) -> Result<LibvirtHost, HostError> {
+        Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root: None })
+    }
+
+    /// Makes new pools under this directory of libvirt's machine (`KTCW_POOL_DIR`). Pools that exist stay where they are.
+    pub fn with_pool_root(mut self, root: Option<PathBuf>) -> LibvirtHost {
+        self.pool_root = root;
+        self
+    }
+
+    /// The URI as libvirt resolved it.
+    pub fn uri(&self) -> &str {
+        self.connection.uri()
+    }
+
+    /// libvirt runs on this machine: its paths, routes and emulator are ours to look at.
+    pub fn is_local(&self) -> bool {
+        is_local(self.uri())
+    }
+
+    /// MiB free where pools are made, before there is a pool to ask. `None` when libvirt is on another machine.
+    pub fn free_disk_mib(&self) -> Option<u64> {
+        self.is_local().then(|| pools::free_mib_at(&self.pool_root())).flatten()
+    }
+
+    fn pool_root(&self) -> PathBuf {
+        self.pool_root.clone().unwrap_or_else(|| pools::default_root(self.uri()))
+    }
+}
+
+impl Host for LibvirtHost {
+    fn facts(&self) -> Result<HostFacts, HostError> {
+        self.connection.run(|conn| facts::facts(conn, self.uri()))
+    }
+
+    fn observe(&self) -> Result<HostSeen, HostError> {
+        self.connection.run(|conn| {
+            Ok(HostSeen { domains: domains::observe(conn)?, networks: networks::observe(conn)?, pools: pools::observe(conn)? })
+        })
+    }
+
+    fn ensure_network(&self, plan: &NetworkPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| networks::ensure(conn, plan, mark))
+    }
+
+    fn remove_network(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| networks::remove(conn, name, mark))
+    }
+
+    fn ensure_pools(&self, plan: &StoragePlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| pools::ensure(conn, plan, mark, &self.pool_root()))
+    }
+
+    fn remove_pool(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| pools::remove(conn, name, mark))
+    }
+
+    fn ensure_image_volume(
+        &self,
+        plan: &StoragePlan,
+        volume: &str,
+        format: VolumeFormat,
+        file: &Path,
+        progress: &mut Progress<'_>,
+    ) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::ensure_image(conn, plan, volume, format, file, progress))
+    }
+
+    fn ensure_overlay(
+        &self,
+        plan: &StoragePlan,
+        volume: &str,
+        base: &str,
+        size_bytes: u64,
+        mark: &Mark,
+    ) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::ensure_overlay(conn, plan, volume, base, size_bytes, mark))
+    }
+
+    fn ensure_blank(&self, plan: &StoragePlan, volume: &str, size_bytes: u64, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::ensure_blank(conn, plan, volume, size_bytes, mark))
+    }
+
+    fn ensure_content(&self, plan: &StoragePlan, volume: &str, bytes: &[u8], mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::ensure_content(conn, plan, volume, bytes, mark))
+    }
+
+    fn remove_volume(&self, plan: &StoragePlan, volume: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::remove(conn, plan, volume, mark))
+    }
+
+    fn ensure_domain(&self, plan: &DomainPlan, storage: &StoragePlan, node: &NodeName, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| {
+            let (pool_dir, image_dir) = pools::directories(conn, storage)?;
+            let local = self.is_local();
+            let layout = Layout {
+                direct_io: !local || pools::takes_direct_io(&pool_dir),
+                firmware: local.then(fast_firmware).flatten(),
+                pool_dir,
+                image_dir,
+            };
+            let text = xml::domain_xml(plan, storage, &layout, node, mark)?;
+            domains::ensure(conn, plan, &text, mark)
+        })
+    }
+
+    fn ensure_running(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::ensure_running(conn, domain, mark))
+    }
+
+    fn power_off(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::power_off(conn, domain, mark))
+    }
+
+    fn shutdown(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::shutdown(conn, domain, mark))
+    }
+
+    fn suspend(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::suspend(conn, domain, mark))
+    }
+
+    fn resume(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::resume(conn, domain, mark))
+    }
+
+    fn remove_domain(&self, name: &str, uuid: Uuid, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| domains::remove(conn, name, uuid, mark))
+    }
+
+    fn resident_bytes(&self, domain: &DomainPlan) -> Result<u64, HostError> {
+        self.connection.run(|conn| domains::resident_bytes(conn, domain))
+    }
+
+    fn console_tail(&self, storage: &StoragePlan, domain: &DomainPlan, lines: usize) -> Result<String, HostError> {
+        self.connection.run(|conn| console::tail(conn, storage, &domain.name, lines))
+    }
+
+    fn open_console(&self, domain: &DomainPlan, mark: &Mark) -> Result<Arc<dyn Console>, HostError> {
+        self.connection.run(|conn| console::open(conn, domain, mark))
+    }
+}

@@ -1,0 +1,137 @@
+//! The connection itself: opening it with an error people can use, and opening it again when the daemon was restarted.
+//! Every call of `LibvirtHost` goes through `run`; all of them are idempotent, which is what makes a retry right.
+//! It knows nothing of domains, networks or storage.
+
+use crate::host::HostError;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use virt::connect::Connect;
+use virt::error::{Error, ErrorNumber};
+
+/// How long a restarting daemon is waited for, in growing steps: 3 s in all.
+const RECONNECT_WAITS: [Duration; 5] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1500),
+];
+
+pub struct Connection {
+    /// As the user gave it.
+    wanted: Option<String>,
+    /// As libvirt resolved it.
+    uri: String,
+    current: Mutex<Connect>,
+}
+
+impl Connection {
+    pub fn open(wanted: Option<&str>) -> Result<Connection, HostError> {
+        // Without this, libvirt prints every error on stderr as well.
+        virt::error::clear_error_callback();
+        let conn = connect(wanted)?;
+        let uri = conn.uri().map_err(|error| unreachable(wanted, &error))?;
+        Ok(Connection { wanted: wanted.map(str::to_owned), uri, current: Mutex::new(conn) })
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Runs `effect`; if it failed because the connection was lost, connects again and runs it once more.
+    pub fn run<T>(&self, mut effect: impl FnMut(&Connect) -> Result<T, HostError>) -> Result<T, HostError> {
+        let conn = self.live()?;
+        match effect(&conn) {
+            Err(_) if !alive(&conn) => effect(&self.live()?),
+            done => done,
+        }
+    }
+
+    /// The current connection, or a new one in its place.
+    fn live(&self) -> Result<Connect, HostError> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waits = RECONNECT_WAITS.iter();
+        while !alive(&current) {
+            match connect(self.wanted.as_deref()) {
+                Ok(conn) => *current = conn,
+                Err(error) => match waits.next() {
+                    Some(wait) => pause(*wait),
+                    None => return Err(error),
+                },
+            }
+        }
+        Ok(current.clone())
+    }
+}
+
+/// Between two looks at something that libvirt changes by itself. Callers keep the deadline.
+#[expect(clippy::disallowed_methods, reason = "libvirt is blocking C: there is no runtime here to wait with")]
+pub fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+fn alive(conn: &Connect) -> bool {
+    conn.is_alive().unwrap_or(false)
+}
+
+fn connect(uri: Option<&str>) -> Result<Connect, HostError> {
+    Connect::open(uri).map_err(|error| unreachable(uri, &error))
+}
+
+fn unreachable(uri: Option<&str>, error: &Error) -> HostError {
+    HostError::Unreachable { uri: uri.unwrap_or("the default URI").to_owned(), reason: error.message().to_owned() }
+}
+
+/// No host in the URI, or this very machine's: `qemu:///system`, `qemu+unix:///session`, `test:///default`.
+pub fn is_local(uri: &str) -> bool {
+    let host = uri.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next()).unwrap_or_default();
+    host.is_empty()
+}
+
+/// libvirt refused.
+pub fn refused(action: &'static str, kind: &'static str, name: &str, error: &Error) -> HostError {
+    HostError::Libvirt { action, kind, name: name.to_owned(), reason: error.message().to_owned() }
+}
+
+/// libvirt's XML was not what we know.
+pub fn unreadable(kind: &'static str, name: &str, reason: String) -> HostError {
+    HostError::Libvirt { action: "describe", kind, name: name.to_owned(), reason }
+}
+
+/// The thing went away, or never was.
+pub fn is_absent(error: &Error) -> bool {
+    [ErrorNumber::NoDomain, ErrorNumber::NoNetwork, ErrorNumber::NoStoragePool, ErrorNumber::NoStorageVolume]
+        .into_iter()
+        .any(|absent| error.code().is(absent))
+}
+
+/// `None` for what is not there, whatever kind of lookup it was.
+pub fn present<T>(found: Result<T, Error>, kind: &'static str, name: &str) -> Result<Option<T>, HostError> {
+    match found {
+        Ok(thing) => Ok(Some(thing)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(refused("find", kind, name, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_is_a_uri_without_a_host() {
+        for local in ["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "test:///default"] {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["qemu+ssh://root@lab.example/system", "qemu+tls://lab/system", "qemu+ssh://lab:22/system?keyfile=/a"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
+
+    #[test]
+    fn a_missing_socket_is_unreachable_with_a_way_out() {
+        let error = Connection::open(Some("qemu+unix:///system?socket=/nonexistent/libvirt-sock")).err().expect("no such socket");
+        assert!(matches!(&error, HostError::Unreachable { reason, .. } if reason.contains("No such file")), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("systemctl start")), "{error}");
+    }
+}

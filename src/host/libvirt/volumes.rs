@@ -1,0 +1,279 @@
+//! Volumes: images uploaded whole or not at all, disks that are never made anew over data, and small content compared byte by byte.
+//! `LibvirtHost` and `pools` call it with a live connection; whose the pool is was checked by `pools`.
+//! It does not know what the volumes are for, nor when they are in use.
+
+use super::connection::{is_absent, pause, present, refused, unreadable};
+use super::pools;
+use super::transfer::{self, Broken};
+use crate::host::xml::{self, NewVolume};
+use crate::host::{Done, HostError, Mark, Progress, VolumeFormat, VolumeSeen};
+use crate::plan::StoragePlan;
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use virt::connect::Connect;
+use virt::error::ErrorNumber;
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
+use virt::sys;
+
+pub const KIND: &str = "volume";
+
+/// How long somebody else's upload of the same image is waited for.
+const OTHERS_UPLOAD: Duration = Duration::from_secs(900);
+/// An unfinished image that has not grown for this long has nobody uploading it.
+const ABANDONED: Duration = Duration::from_secs(3);
+
+/// An empty volume of this name says that the upload of the one before it was finished: without it, an image is a
+/// torso left by a crash, whatever its size.
+fn complete_mark(volume: &str) -> String {
+    format!("{volume}.complete")
+}
+
+pub fn observe(pool: &StoragePool) -> Result<Vec<VolumeSeen>, HostError> {
+    let all = pool.list_all_volumes(0).map_err(|error| refused("list", KIND, "(all)", &error))?;
+    let mut seen = Vec::with_capacity(all.len());
+    for volume in all {
+        // Any of these fails when the volume vanished meanwhile.
+        if let (Ok(name), Ok(info), Ok(path)) = (volume.name(), volume.info(), volume.path()) {
+            seen.push(VolumeSeen { name, capacity: info.capacity, allocation: info.allocation, path });
+        }
+    }
+    seen.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(seen)
+}
+
+/// Uploads `file` into the image pool. One program at a time does it: they take turns on the file itself, with a lock
+/// that the kernel releases when its holder dies.
+pub fn ensure_image(
+    conn: &Connect,
+    plan: &StoragePlan,
+    name: &str,
+    format: VolumeFormat,
+    file: &Path,
+    progress: &mut Progress<'_>,
+) -> Result<Done, HostError> {
+    let unread = |source| HostError::File { path: file.display().to_string(), source };
+    let mut source = File::open(file).map_err(unread)?;
+    let length = source.metadata().map_err(unread)?.len();
+    let pool = pools::images(conn, plan)?;
+    if is_complete(&pool, name, length)? {
+        return Ok(Done::Unchanged);
+    }
+    take_turn(&source, name)?;
+    // Whoever had the turn before us may have done it.
+    if is_complete(&pool, name, length)? {
+        return Ok(Done::Unchanged);
+    }
+    delete(&pool, &complete_mark(name))?;
+    wait_until_abandoned(&pool, name)?;
+    // Bytes go in as they are. libvirt finds out the format by itself when it looks at the pool again.
+    let raw = NewVolume { name, capacity: length, format: VolumeFormat::Raw, backing: None, public: true };
+    let volume = create_anew(&pool, &raw)?;
+    transfer::upload(&pool, &volume, &mut source, length, progress).map_err(|broken| unsent(name, file, broken))?;
+    if format == VolumeFormat::Qcow2 {
+        // Overlays need its virtual size, which libvirt reads at a refresh.
+        pools::when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", pools::KIND, &plan.image_pool, &error))?;
+        let seen = describe(&pool, name)?.ok_or_else(|| missing(name))?;
+        if seen.format.as_deref() != Some("qcow2") {
+            delete(&pool, name)?;
+            let reason = format!("{} is not a qcow2 disk", file.display());
+            return Err(HostError::Libvirt { action: "upload", kind: KIND, name: name.to_owned(), reason });
+        }
+    }
+    let mark = complete_mark(name);
+    create(&pool, &NewVolume { name: &mark, capacity: 0, format: VolumeFormat::Raw, backing: None, public: true })?;
+    Ok(Done::Changed)
+}
+
+pub fn ensure_overlay(
+    conn: &Connect,
+    plan: &StoragePlan,
+    name: &str,
+    base: &str,
+    size_bytes: u64,
+    mark: &Mark,
+) -> Result<Done, HostError> {
+    let pool = pools::own(conn, plan, mark)?;
+    let images = pools::images(conn, plan)?;
+    let found = describe(&images, base)?.ok_or_else(|| missing(base))?;
+    if present(images.lookup_storage_vol_by_name(&complete_mark(base)), KIND, base)?.is_none() {
+        return Err(missing(base));
+    }
+    let path = found.path.ok_or_else(|| unreadable(KIND, base, "it has no path".to_owned()))?;
+    if size_bytes < found.capacity {
+        let reason = format!("{size_bytes} bytes are less than its base has ({})", found.capacity);
+        return Err(HostError::Libvirt { action: "create", kind: KIND, name: name.to_owned(), reason });
+    }
+    ensure_disk(
+        &pool,
+        &NewVolume { name, capacity: size_bytes, format: VolumeFormat::Qcow2, backing: Some(&path), public: false },
+    )
+}
+
+pub fn ensure_blank(conn: &Connect, plan: &StoragePlan, name: &str, size_bytes: u64, mark: &Mark) -> Result<Done, HostError> {
+    let pool = pools::own(conn, plan, mark)?;
+    ensure_disk(&pool, &NewVolume { name, capacity: size_bytes, format: VolumeFormat::Qcow2, backing: None, public: false })
+}
+
+pub fn ensure_content(conn: &Connect, plan: &StoragePlan, name: &str, bytes: &[u8], mark: &Mark) -> Result<Done, HostError> {
+    let pool = pools::own(conn, plan, mark)?;
+    let length = bytes.len() as u64;
+    if let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? {
+        let same_size = volume.info().is_ok_and(|info| info.capacity == length);
+        if same_size && transfer::download(&pool, &volume, 0, length).is_ok_and(|there| there == bytes) {
+            return Ok(Done::Unchanged);
+        }
+    }
+    let volume =
+        create_anew(&pool, &NewVolume { name, capacity: length, format: VolumeFormat::Raw, backing: None, public: false })?;
+    match transfer::upload(&pool, &volume, &mut &*bytes, length, &mut |_, _| ()) {
+        Ok(()) => Ok(Done::Changed),
+        Err(broken) => {
+            delete(&pool, name)?;
+            Err(unsent(name, Path::new("(memory)"), broken))
+        }
+    }
+}
+
+pub fn remove(conn: &Connect, plan: &StoragePlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+    let pool = pools::own(conn, plan, mark)?;
+    // Consoles' logs and what a crash left may be there without libvirt knowing.
+    pools::when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", pools::KIND, &plan.pool, &error))?;
+    delete(&pool, name)
+}
+
+/// Every volume of the pool, `last` last.
+pub fn remove_all(pool: &StoragePool, last: &str) -> Result<(), HostError> {
+    let mut names: Vec<String> = observe(pool)?.into_iter().map(|volume| volume.name).collect();
+    names.sort_by_key(|name| name == last);
+    for name in names {
+        delete(pool, &name)?;
+    }
+    Ok(())
+}
+
+/// A disk that may hold data: made when it is not there, refused when it is there and different.
+fn ensure_disk(pool: &StoragePool, wanted: &NewVolume<'_>) -> Result<Done, HostError> {
+    let check = |found: &xml::VolumeXml| {
+        let differs = |what: String| Err(HostError::Differs { kind: KIND, name: wanted.name.to_owned(), what });
+        if found.capacity != wanted.capacity {
+            differs(format!("it has {} bytes, not {}", found.capacity, wanted.capacity))
+        } else if found.backing.as_deref() != wanted.backing {
+            let name = |path: Option<&str>| path.map_or("nothing".to_owned(), str::to_owned);
+            differs(format!("it is an overlay of {}, not of {}", name(found.backing.as_deref()), name(wanted.backing)))
+        } else {
+            Ok(Done::Unchanged)
+        }
+    };
+    match describe(pool, wanted.name)? {
+        Some(found) => check(&found),
+        None => match create(pool, wanted) {
+            Ok(_) => Ok(Done::Changed),
+            // Somebody was faster, or libvirt had not seen it yet.
+            Err(error) => match describe(pool, wanted.name)? {
+                Some(found) => check(&found),
+                None => Err(error),
+            },
+        },
+    }
+}
+
+/// One whose bytes come from us: whatever is there goes first.
+fn create_anew(pool: &StoragePool, wanted: &NewVolume<'_>) -> Result<StorageVol, HostError> {
+    delete(pool, wanted.name)?;
+    create(pool, wanted).or_else(|error| match delete(pool, wanted.name)? {
+        Done::Changed => create(pool, wanted),
+        Done::Unchanged => Err(error),
+    })
+}
+
+fn create(pool: &StoragePool, wanted: &NewVolume<'_>) -> Result<StorageVol, HostError> {
+    let text = xml::volume_xml(wanted)?;
+    match StorageVol::create_xml(pool, &text, 0) {
+        Ok(volume) => Ok(volume),
+        // A file that libvirt had not seen yet, from before a crash: seen now, it is the caller's to judge.
+        Err(error) if error.code().is(ErrorNumber::StorageVolExist) || error.message().contains("File exists") => {
+            pools::when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", pools::KIND, wanted.name, &error))?;
+            Err(refused("create", KIND, wanted.name, &error))
+        }
+        Err(error) => Err(refused("create", KIND, wanted.name, &error)),
+    }
+}
+
+fn delete(pool: &StoragePool, name: &str) -> Result<Done, HostError> {
+    let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(Done::Unchanged) };
+    match volume.delete(sys::VIR_STORAGE_VOL_DELETE_NORMAL) {
+        Ok(()) => Ok(Done::Changed),
+        Err(error) if is_absent(&error) => Ok(Done::Unchanged),
+        Err(error) => Err(refused("delete", KIND, name, &error)),
+    }
+}
+
+fn describe(pool: &StoragePool, name: &str) -> Result<Option<xml::VolumeXml>, HostError> {
+    let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(None) };
+    match present(volume.xml_desc(0), KIND, name)? {
+        Some(text) => xml::volume(&text).map(Some).map_err(|reason| unreadable(KIND, name, reason)),
+        None => Ok(None),
+    }
+}
+
+/// There, marked as finished, and as long as the file.
+fn is_complete(pool: &StoragePool, name: &str, length: u64) -> Result<bool, HostError> {
+    let marked = present(pool.lookup_storage_vol_by_name(&complete_mark(name)), KIND, name)?.is_some();
+    let found = describe(pool, name)?;
+    Ok(marked && found.is_some_and(|found| found.physical.is_none_or(|physical| physical == length)))
+}
+
+/// Waits for the lock on the file that is to be uploaded.
+fn take_turn(file: &File, name: &str) -> Result<(), HostError> {
+    let deadline = Instant::now() + OTHERS_UPLOAD;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => pause(Duration::from_millis(200)),
+            Err(TryLockError::WouldBlock) => return Err(still_uploading(name)),
+            // A file system without locks: go on without turns.
+            Err(TryLockError::Error(_)) => return Ok(()),
+        }
+    }
+}
+
+/// Somebody whose copy of the file is another one (another user, another machine) takes no turns with us: as long as
+/// the volume grows, somebody is at it.
+fn wait_until_abandoned(pool: &StoragePool, name: &str) -> Result<(), HostError> {
+    let deadline = Instant::now() + OTHERS_UPLOAD;
+    let (mut last, mut since) = (None, Instant::now());
+    loop {
+        let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(()) };
+        let now = volume.info().ok().map(|info| info.allocation);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() >= ABANDONED {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(still_uploading(name));
+        }
+        pause(Duration::from_millis(200));
+    }
+}
+
+fn still_uploading(name: &str) -> HostError {
+    let reason = format!("another program has been uploading it for more than {} s", OTHERS_UPLOAD.as_secs());
+    HostError::Libvirt { action: "upload", kind: KIND, name: name.to_owned(), reason }
+}
+
+fn unsent(name: &str, file: &Path, broken: Broken) -> HostError {
+    let short = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it became shorter during the upload");
+    match broken {
+        Broken::Libvirt(error) => refused("upload", KIND, name, &error),
+        Broken::Source(source) => HostError::File { path: file.display().to_string(), source },
+        Broken::Short => HostError::File { path: file.display().to_string(), source: short() },
+    }
+}
+
+fn missing(name: &str) -> HostError {
+    HostError::Missing { kind: KIND, name: name.to_owned() }
+}

@@ -1,0 +1,390 @@
+//! The image cache: directories named by keys, each whole or absent. `build` makes
+//! stages and images through [`Cache::ensure`]; `find`, `list` and `prune` read and
+//! remove them. It knows what a finished directory looks like, not how it is made.
+//!
+//! ```text
+//! CACHE/lock               held by whoever builds or prunes
+//!       tmp/…              being made; anything in it while the lock is free is a leftover
+//!       stages/NAME-KEY/   files, and stage.json written last
+//!       images/KEY/        files, and image.json written last
+//!       logs/NAME.log      what the tools of the last build said
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::command::{Namespaces, Tool};
+use super::{FileRecord, Image, ImageError, ImageEvent, Inputs, Suite};
+
+/// How long a build waits for another one in the same cache.
+const LOCK_DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// The name of the file that makes an image directory an image.
+const IMAGE_FILE: &str = "image.json";
+
+/// Where images are kept: `$KTCW_CACHE_DIR`, else `$XDG_CACHE_HOME/ktcw-vm`, else
+/// `~/.cache/ktcw-vm`. Never fails: without a home it is below the temporary directory.
+pub fn cache_dir() -> PathBuf {
+    cache_dir_from(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+}
+
+fn cache_dir_from(variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    variable("KTCW_CACHE_DIR")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("ktcw-vm")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/ktcw-vm")))
+        .unwrap_or_else(|| std::env::temp_dir().join("ktcw-vm-cache"))
+}
+
+/// The image for the sources embedded in this program, when it has been built. On a
+/// machine without Go any toolchain's build of the same sources will do.
+///
+/// # Errors
+/// [`ImageError::Damaged`] when it is there but its files are missing, truncated or
+/// unreadable; digests are not computed, see [`verify_image`].
+pub fn find(cache: &Path) -> Result<Option<Image>, ImageError> {
+    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    if let Some(image) = load(&cache.join("images").join(&keys.image))? {
+        return Ok(Some(image));
+    }
+    if go_version().is_some() {
+        return Ok(None);
+    }
+    let mut same_sources: Vec<_> = list(cache)?
+        .into_iter()
+        .filter_map(|cached| cached.image.ok())
+        .filter(|image| image.sources_key == keys.sources)
+        .collect();
+    same_sources.sort_by_key(|image| image.built_at);
+    Ok(same_sources.pop())
+}
+
+/// The toolchain's version (`go1.26.8`), when there is one.
+pub(super) fn go_version() -> Option<String> {
+    Tool::new("go").args(["env", "GOVERSION"]).answer().ok().filter(|version| !version.is_empty())
+}
+
+/// Reads every file of an image and compares it with what was built.
+///
+/// # Errors
+/// [`ImageError::Damaged`] naming the first file that differs.
+pub fn verify_image(image: &Image) -> Result<(), ImageError> {
+    for (name, record) in &image.files {
+        let found = digest(&image.dir.join(name))?;
+        if found != record.sha256 {
+            return Err(ImageError::Damaged {
+                key: image.key.clone(),
+                dir: image.dir.clone(),
+                what: format!("{name} has digest {}…, not {}…", &found[..12], super::short(&record.sha256)),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One directory below `images/`.
+#[derive(Debug)]
+pub struct CachedImage {
+    pub key: String,
+    pub dir: PathBuf,
+    /// Bytes of disk it takes.
+    pub disk_bytes: u64,
+    /// The image of the sources embedded in this program.
+    pub current: bool,
+    /// What it holds, or why it cannot be used.
+    pub image: Result<Image, ImageError>,
+}
+
+/// All images in the cache, the newest first.
+///
+/// # Errors
+/// When the cache directory is there but cannot be read.
+pub fn list(cache: &Path) -> Result<Vec<CachedImage>, ImageError> {
+    let current = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys().image;
+    let mut found = Vec::new();
+    for dir in directories(&cache.join("images"))? {
+        let Some(image) = load(&dir).transpose() else { continue };
+        let key = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let current = key == current;
+        found.push(CachedImage { key, disk_bytes: disk_bytes(&dir), dir, current, image });
+    }
+    let built_at = |cached: &CachedImage| cached.image.as_ref().ok().map(|image| image.built_at);
+    found.sort_by_key(|cached| std::cmp::Reverse(built_at(cached)));
+    Ok(found)
+}
+
+/// What [`prune`] removed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    pub directories: Vec<PathBuf>,
+    /// Bytes of disk given back.
+    pub bytes: u64,
+}
+
+/// Removes images, and the stages they were made of; with `keep_current` all but the
+/// image and stages of the sources embedded in this program. Disks already copied
+/// to a libvirt volume are not touched.
+///
+/// # Errors
+/// [`ImageError::Io`] for what could not be removed.
+pub fn prune(cache: &Path, keep_current: bool) -> Result<Pruned, ImageError> {
+    if !cache.exists() {
+        return Ok(Pruned::default());
+    }
+    let cache = Cache::open(cache, &mut |_| {})?;
+    let mut keep = Vec::new();
+    if keep_current {
+        let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+        keep.push(keys.image);
+        keep.extend([keys.container_os, keys.guest_os]);
+        keep.extend(keys.modules.into_iter().map(|(_, key)| key));
+    }
+    let mut pruned = Pruned::default();
+    for below in ["images", "stages"] {
+        for dir in directories(&cache.root.join(below))? {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if keep.iter().any(|key| name == *key || name.ends_with(&format!("-{key}"))) {
+                continue;
+            }
+            let bytes = disk_bytes(&dir);
+            cache.discard(&dir)?;
+            pruned.directories.push(dir);
+            pruned.bytes += bytes;
+        }
+    }
+    Ok(pruned)
+}
+
+/// An image directory: `None` when it is not there.
+pub(super) fn load(dir: &Path) -> Result<Option<Image>, ImageError> {
+    let key = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let damaged = |what: String| ImageError::Damaged { key: key.clone(), dir: dir.to_owned(), what };
+    let text = match fs::read_to_string(dir.join(IMAGE_FILE)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => return Ok(None),
+        Err(error) => return Err(damaged(format!("{IMAGE_FILE}: {error}"))),
+    };
+    let mut image: Image = serde_json::from_str(&text).map_err(|error| damaged(format!("{IMAGE_FILE}: {error}")))?;
+    if image.key != key {
+        return Err(damaged(format!("{IMAGE_FILE} is of image {}", super::short(&image.key))));
+    }
+    for (name, record) in &image.files {
+        let bytes = fs::metadata(dir.join(name)).map_err(|error| damaged(format!("{name}: {error}")))?.len();
+        if bytes != record.bytes {
+            return Err(damaged(format!("{name} has {bytes} bytes, not {}", record.bytes)));
+        }
+    }
+    image.dir = dir.to_owned();
+    for path in [&mut image.disk, &mut image.kernel, &mut image.initrd, &mut image.bin] {
+        *path = dir.join(&*path);
+    }
+    Ok(Some(image))
+}
+
+/// The cache, locked for us as long as this value lives.
+pub(super) struct Cache {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Cache {
+    /// Waits for the lock, then sweeps what an interrupted build left behind.
+    pub fn open(root: &Path, on: &mut dyn FnMut(ImageEvent)) -> Result<Self, ImageError> {
+        Self::open_until(root, LOCK_DEADLINE, on)
+    }
+
+    fn open_until(root: &Path, deadline: Duration, on: &mut dyn FnMut(ImageEvent)) -> Result<Self, ImageError> {
+        for below in ["tmp", "stages", "images", "logs"] {
+            let path = root.join(below);
+            fs::create_dir_all(&path).map_err(ImageError::io("creating", &path))?;
+        }
+        let path = root.join("lock");
+        let mut file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(ImageError::io("opening", &path))?;
+        let started = Instant::now();
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((_, error)) if error != nix::errno::Errno::EWOULDBLOCK => {
+                    return Err(ImageError::io("locking", &path)(error.into()));
+                }
+                Err((unlocked, _)) => file = unlocked,
+            }
+            if started.elapsed() >= deadline {
+                return Err(ImageError::Busy { path: root.to_owned(), minutes: deadline.as_secs() / 60 });
+            }
+            if started.elapsed() < Duration::from_millis(1) {
+                on(ImageEvent::Waiting { cache: root.to_owned() });
+            }
+            std::thread::sleep(Duration::from_millis(500).min(deadline));
+        };
+        let cache = Self { root: root.to_owned(), _lock: lock };
+        for leftover in directories(&cache.root.join("tmp"))? {
+            remove(&leftover)?;
+        }
+        Ok(cache)
+    }
+
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Where the image of that key is, or will be.
+    pub fn image_dir(&self, key: &str) -> PathBuf {
+        self.root.join("images").join(key)
+    }
+
+    /// Where the stage of that name and key is, or will be.
+    pub fn stage_dir(&self, name: &str, key: &str) -> PathBuf {
+        self.root.join("stages").join(format!("{name}-{key}"))
+    }
+
+    /// A stage as it was finished before, unless a file of it is gone or truncated.
+    pub fn stage(&self, name: &str, key: &str) -> Option<PathBuf> {
+        let dir = self.stage_dir(name, key);
+        let text = fs::read_to_string(dir.join("stage.json")).ok()?;
+        let files: std::collections::BTreeMap<String, FileRecord> = serde_json::from_str(&text).ok()?;
+        let whole =
+            files.iter().all(|(name, record)| fs::metadata(dir.join(name)).is_ok_and(|metadata| metadata.len() == record.bytes));
+        whole.then_some(dir)
+    }
+
+    /// Makes a stage: `work` fills a fresh directory, which becomes the stage only
+    /// when it is complete and on disk.
+    pub fn make_stage(
+        &self,
+        name: &str,
+        key: &str,
+        work: impl FnOnce(&Path) -> Result<(), ImageError>,
+    ) -> Result<PathBuf, ImageError> {
+        self.make(&self.stage_dir(name, key), |fresh| {
+            work(fresh)?;
+            let text = serde_json::to_string_pretty(&records(fresh)?).unwrap_or_default();
+            let path = fresh.join("stage.json");
+            fs::write(&path, text).map_err(ImageError::io("writing", &path))
+        })
+    }
+
+    /// Makes a directory that exists whole or not at all, replacing one that is there.
+    pub fn make(&self, dir: &Path, work: impl FnOnce(&Path) -> Result<(), ImageError>) -> Result<PathBuf, ImageError> {
+        let name = dir.file_name().unwrap_or_default();
+        let fresh = self.root.join("tmp").join(name);
+        fs::create_dir_all(&fresh).map_err(ImageError::io("creating", &fresh))?;
+        work(&fresh)?;
+        sync(&fresh)?;
+        if dir.exists() {
+            self.discard(dir)?;
+        }
+        fs::rename(&fresh, dir).map_err(ImageError::io("moving into place", dir))?;
+        let parent = dir.parent().unwrap_or(dir);
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(ImageError::io("writing to disk", parent))?;
+        Ok(dir.to_owned())
+    }
+
+    /// A directory for work that nobody will want afterwards.
+    pub fn scratch(&self, name: &str) -> Result<PathBuf, ImageError> {
+        let path = self.root.join("tmp").join(format!("{name}.work"));
+        fs::create_dir_all(&path).map_err(ImageError::io("creating", &path))?;
+        Ok(path)
+    }
+
+    /// Moves a directory out of sight in one step, then removes it: whoever reads the
+    /// cache never sees half of it.
+    pub fn discard(&self, dir: &Path) -> Result<(), ImageError> {
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(".gone");
+        let aside = self.root.join("tmp").join(name);
+        if aside.exists() {
+            remove(&aside)?;
+        }
+        fs::rename(dir, &aside).map_err(ImageError::io("moving aside", dir))?;
+        remove(&aside)
+    }
+}
+
+/// Removes a directory of ours, also when an unprivileged build left files in it that
+/// belong to ids lent to us.
+pub(super) fn remove(dir: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Namespaces::of_this_user().remove(dir).map_err(|_| ImageError::io("removing", dir)(error)),
+    }
+}
+
+/// Size and digest of every regular file below a directory, by relative path.
+pub(super) fn records(dir: &Path) -> Result<std::collections::BTreeMap<String, FileRecord>, ImageError> {
+    let mut found = std::collections::BTreeMap::new();
+    for path in files(dir)? {
+        let bytes = fs::metadata(&path).map_err(ImageError::io("reading", &path))?.len();
+        let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
+        found.insert(name, FileRecord { bytes, sha256: digest(&path)? });
+    }
+    Ok(found)
+}
+
+/// SHA-256 of a file, in hex. By the tool: it uses the processor's instructions
+/// whatever this program was compiled with, and these files are large.
+pub(super) fn digest(path: &Path) -> Result<String, ImageError> {
+    let failed = |said: String| ImageError::io("computing the digest of", path)(io::Error::other(said));
+    let said = Tool::new("sha256sum").arg("--").arg(path).answer().map_err(failed)?;
+    let digest = said.trim_start_matches('\\').split_whitespace().next().unwrap_or("");
+    if digest.len() == 64 { Ok(digest.to_owned()) } else { Err(failed(format!("sha256sum said {said:?}"))) }
+}
+
+/// The regular files below a directory. Links are not followed, nor listed.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(ImageError::io("reading", dir))? {
+        let entry = entry.map_err(ImageError::io("reading", dir))?;
+        let kind = entry.file_type().map_err(ImageError::io("reading", dir))?;
+        if kind.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Bytes of disk the files below a directory take; files with several names count once.
+pub(super) fn disk_bytes(dir: &Path) -> u64 {
+    let mut seen = std::collections::BTreeSet::new();
+    let metadata = files(dir).unwrap_or_default().into_iter().filter_map(|path| fs::metadata(path).ok());
+    metadata.filter(|metadata| seen.insert(metadata.ino())).map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// Writes a directory's files and names to disk.
+fn sync(dir: &Path) -> Result<(), ImageError> {
+    for path in files(dir)?.iter().map(PathBuf::as_path).chain([dir]) {
+        File::open(path).and_then(|file| file.sync_all()).map_err(ImageError::io("writing to disk", path))?;
+    }
+    Ok(())
+}
+
+/// The directories directly below one that may not exist.
+fn directories(below: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let entries = match fs::read_dir(below) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ImageError::io("reading", below)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(ImageError::io("reading", below))?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

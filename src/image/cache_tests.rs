@@ -1,0 +1,232 @@
+//! The cache's promises, with files of a few bytes instead of images: whole or
+//! absent, whatever was interrupted; damage is found; pruning keeps what is in use.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::image::Versions;
+
+fn open(root: &Path) -> Cache {
+    Cache::open(root, &mut |_| {}).unwrap()
+}
+
+/// An image directory as `build` leaves it.
+fn store_image(cache: &Cache, key: &str, content: &str) -> PathBuf {
+    let make = |fresh: &Path| {
+        fs::write(fresh.join("base.qcow2"), content).unwrap();
+        let files = records(fresh)?;
+        let image = Image {
+            key: key.into(),
+            sources_key: format!("sources of {key}"),
+            dir: PathBuf::new(),
+            disk: "base.qcow2".into(),
+            disk_sha256: files["base.qcow2"].sha256.clone(),
+            kernel: "vmlinuz".into(),
+            initrd: "initrd.img".into(),
+            bin: "bin".into(),
+            virtual_size: 1,
+            size_bytes: content.len() as u64,
+            versions: Versions::default(),
+            containers: vec![],
+            files,
+            built_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        fs::write(fresh.join("image.json"), serde_json::to_string(&image).unwrap()).unwrap();
+        Ok(())
+    };
+    cache.make(&cache.image_dir(key), make).unwrap()
+}
+
+fn failure() -> ImageError {
+    ImageError::NoMirror
+}
+
+#[test]
+fn the_cache_is_where_the_environment_says() {
+    let with = |set: &[(&str, &str)]| {
+        let set: BTreeMap<_, _> = set.iter().copied().collect();
+        cache_dir_from(|name| set.get(name).map(PathBuf::from))
+    };
+    assert_eq!(with(&[("KTCW_CACHE_DIR", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Path::new("/a"));
+    assert_eq!(with(&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Path::new("/b/ktcw-vm"));
+    assert_eq!(with(&[("HOME", "/c")]), Path::new("/c/.cache/ktcw-vm"));
+    assert!(with(&[]).ends_with("ktcw-vm-cache"));
+}
+
+#[test]
+fn a_stage_is_made_once_and_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    assert_eq!(cache.stage("etcd", "k1"), None);
+    let made = cache
+        .make_stage("etcd", "k1", |fresh| {
+            fs::write(fresh.join("etcd"), "binary").unwrap();
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(cache.stage("etcd", "k1"), Some(made));
+    assert_eq!(cache.stage("etcd", "k2"), None, "another key is another stage");
+}
+
+#[test]
+fn a_failed_step_leaves_no_stage() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let made = cache.make_stage("etcd", "k1", |fresh| {
+        fs::write(fresh.join("etcd"), "half").unwrap();
+        Err(failure())
+    });
+    assert!(made.is_err());
+    assert_eq!(cache.stage("etcd", "k1"), None);
+    assert!(!cache.stage_dir("etcd", "k1").exists());
+}
+
+#[test]
+fn what_an_interrupted_build_left_is_swept_by_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    // As after kill -9: a half made stage, work files, a directory being removed.
+    for left in ["tmp/etcd-k1/etcd", "tmp/image.work/base.raw", "tmp/k0.gone/base.qcow2"] {
+        let path = directory.path().join(left);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "half").unwrap();
+    }
+    let cache = open(directory.path());
+    assert_eq!(directories(&directory.path().join("tmp")).unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(cache.stage("etcd", "k1"), None);
+    assert!(list(directory.path()).unwrap().is_empty());
+}
+
+#[test]
+fn a_stage_that_lost_bytes_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let write = |fresh: &Path| {
+        fs::write(fresh.join("rootfs.tar"), "0123456789").unwrap();
+        Ok(())
+    };
+    let made = cache.make_stage("guest-os", "k1", write).unwrap();
+    fs::write(made.join("rootfs.tar"), "01234").unwrap();
+    assert_eq!(cache.stage("guest-os", "k1"), None);
+    let again = cache.make_stage("guest-os", "k1", write).unwrap();
+    assert_eq!(fs::read_to_string(again.join("rootfs.tar")).unwrap(), "0123456789");
+    fs::remove_file(again.join("rootfs.tar")).unwrap();
+    assert_eq!(cache.stage("guest-os", "k1"), None);
+}
+
+#[test]
+fn making_again_replaces_the_whole_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    store_image(&cache, "k1", "old");
+    fs::write(cache.image_dir("k1").join("stray"), "").unwrap();
+    let dir = store_image(&cache, "k1", "new");
+    assert_eq!(fs::read_to_string(dir.join("base.qcow2")).unwrap(), "new");
+    assert!(!dir.join("stray").exists());
+    assert_eq!(directories(&directory.path().join("tmp")).unwrap(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_failed_rebuild_keeps_what_was_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let dir = store_image(&cache, "k1", "old");
+    assert!(cache.make(&dir, |_| Err(failure())).is_err());
+    assert_eq!(load(&dir).unwrap().unwrap().key, "k1");
+}
+
+#[test]
+fn a_stored_image_loads_with_whole_paths() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let dir = store_image(&cache, "k1", "disk");
+    let image = load(&dir).unwrap().unwrap();
+    assert_eq!(image.dir, dir);
+    assert_eq!(image.disk, dir.join("base.qcow2"));
+    assert_eq!(image.bin, dir.join("bin"));
+    verify_image(&image).unwrap();
+    assert!(load(&cache.image_dir("k2")).unwrap().is_none());
+}
+
+#[test]
+fn damage_is_found_and_says_the_way_out() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm, &str); 5] = [
+        ("truncated", |dir| fs::write(dir.join("base.qcow2"), "di").unwrap(), "2 bytes, not 4"),
+        ("gone", |dir| fs::remove_file(dir.join("base.qcow2")).unwrap(), "base.qcow2"),
+        ("no description", |dir| fs::remove_file(dir.join("image.json")).unwrap(), "image.json"),
+        ("half a description", |dir| fs::write(dir.join("image.json"), "{\"key\":").unwrap(), "image.json"),
+        ("altered", |dir| fs::write(dir.join("base.qcow2"), "dusk").unwrap(), "base.qcow2 has digest"),
+    ];
+    for (name, harm, expected) in harms {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path());
+        let dir = store_image(&cache, "k1", "disk");
+        harm(&dir);
+        let error = load(&dir).and_then(|image| verify_image(&image.unwrap())).expect_err(name);
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+        assert_eq!(error.hint().unwrap(), "build it again: ktcw-vm image build --force", "{name}");
+        assert!(list(directory.path()).unwrap()[0].key == "k1", "{name}: still listed");
+    }
+}
+
+#[test]
+fn an_image_under_another_key_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let dir = store_image(&cache, "k1", "disk");
+    fs::rename(&dir, cache.image_dir("k2")).unwrap();
+    assert!(matches!(load(&cache.image_dir("k2")), Err(ImageError::Damaged { .. })));
+}
+
+#[test]
+fn pruning_keeps_the_current_image_and_its_stages() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let cache = open(directory.path());
+    store_image(&cache, &keys.image, "mine");
+    store_image(&cache, "old", "old");
+    let write = |fresh: &Path| {
+        fs::write(fresh.join("file"), "content").unwrap();
+        Ok(())
+    };
+    cache.make_stage("guest-os", &keys.guest_os, write).unwrap();
+    cache.make_stage("guest-os", "old", write).unwrap();
+    drop(cache);
+
+    let pruned = prune(directory.path(), true).unwrap();
+    let names: Vec<_> = pruned.directories.iter().map(|dir| dir.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["old", "guest-os-old"]);
+    assert!(pruned.bytes > 0);
+    let left = list(directory.path()).unwrap();
+    assert_eq!(left.len(), 1);
+    assert!(left[0].current);
+    assert_eq!(prune(directory.path(), true).unwrap(), Pruned::default());
+
+    prune(directory.path(), false).unwrap();
+    assert!(list(directory.path()).unwrap().is_empty());
+    assert_eq!(directories(&directory.path().join("stages")).unwrap(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_cache_that_is_not_there_is_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let absent = directory.path().join("absent");
+    assert!(list(&absent).unwrap().is_empty());
+    assert_eq!(prune(&absent, false).unwrap(), Pruned::default());
+    assert!(find(&absent).unwrap().is_none());
+    assert!(!absent.exists(), "reading creates nothing");
+}
+
+#[test]
+fn two_builds_do_not_run_in_one_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(directory.path());
+    fs::create_dir_all(directory.path().join("tmp/being-made")).unwrap();
+    let mut events = Vec::new();
+    let second = Cache::open_until(directory.path(), Duration::from_millis(50), &mut |event| events.push(event));
+    assert!(matches!(second, Err(ImageError::Busy { .. })));
+    assert!(matches!(events[..], [ImageEvent::Waiting { .. }]), "{events:?}");
+    assert!(directory.path().join("tmp/being-made").exists(), "the other build's work is left alone");
+    drop(first);
+    open(directory.path());
+}

@@ -1,0 +1,38 @@
+//! Kubernetes the container way, on real machines.
+//!
+//! ```text
+//!  args, file ─► ClusterSpec ─► Plan ───────────┐           Inventory (observed: libvirt, SSH, API)
+//!                (validated)    (pure value,    ▼                │
+//!                                no secrets)  steps(plan, inventory)      pure
+//!                                               │
+//!                                             apply ─► verify ─► report
+//!                                               └── events ──► progress · JSON lines · journal
+//! ```
+//!
+//! Absences worth knowing: `spec` and `plan` know no clock, RNG, environment, file system, tokio or libvirt;
+//! `apply` makes no choice; nothing below `cli` prints but `progress`; `virt`, `russh`, `rcgen`, `reqwest` and
+//! `indicatif` each appear in one module.
+
+pub mod spec;
+
+pub mod plan;
+
+pub mod event;
+pub mod secret;
+pub mod wait;
+
+pub mod accel;
+pub mod api;
+pub mod guest;
+pub mod host;
+pub mod image;
+pub mod pki;
+pub mod seed;
+pub mod store;
+
+pub mod apply;
+pub mod preflight;
+pub mod verify;
+
+pub mod cli;
+pub mod progress;

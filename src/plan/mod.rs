@@ -1,0 +1,413 @@
+//! Everything `up` would make, decided: machines, addresses, disks, certificates, files, units.
+//! `plan(spec, resolved)` is a pure function; `cli` prints its value, `apply` carries it out, `verify` compares with it.
+//! No secret is in it, and it knows no clock, RNG, environment, file system or libvirt.
+
+mod addresses;
+pub mod certs;
+mod files;
+pub mod identity;
+mod units;
+pub mod render;
+pub mod user_data;
+
+pub use addresses::AddressPlan;
+pub use files::QUADLETS;
+pub use certs::{Ca, CertPlan, KubeconfigPlan, Usage};
+
+use crate::spec::{ClusterName, ClusterSpec, NodeName, Role};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::Ipv4Addr;
+use uuid::Uuid;
+
+/// What the host settled before the plan could be made. All of it is recorded with the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The machine network, chosen free of host routes and other libvirt networks.
+    pub subnet: ipnet::Ipv4Net,
+    pub accel: Accel,
+    pub image: ImageRef,
+    /// Set when `--kernel` was given.
+    pub kernel: Option<KernelRef>,
+}
+
+/// How guests run, as proved by a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Accel {
+    Kvm { cpu: CpuModel },
+    Tcg,
+}
+
+/// The CPU configurations the probe tries under KVM, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    HostPassthrough,
+    /// host-passthrough without `arch-capabilities` (some hosts' MSR lists upset QEMU).
+    HostPassthroughNoArchCapabilities,
+    /// A named model that every x86-64 host of the last decade can give.
+    Nehalem,
+}
+
+/// The guest image a plan was made for: digests, not paths, so that plans compare across machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// Digest of the image's inputs, hex.
+    pub key: String,
+    /// sha256 of the disk, hex.
+    pub disk_sha256: String,
+    pub kernel_sha256: String,
+    pub initrd_sha256: String,
+    pub versions: Versions,
+}
+
+/// What the image carries; container tags are derived from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// `v1.36.3`
+    pub kubernetes: String,
+    /// `v3.6.16`
+    pub etcd: String,
+    pub containerd: String,
+    pub coredns: String,
+    pub pause: String,
+    pub debian: String,
+}
+
+/// A kernel named by the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRef {
+    pub sha256: String,
+    pub initrd_sha256: Option<String>,
+    pub args: Option<String>,
+}
+
+/// The plan: a value that can be printed, compared and attached to a bug report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub cluster: ClusterName,
+    pub spec: ClusterSpec,
+    pub resolved: Resolved,
+    pub timers: Timers,
+    pub network: NetworkPlan,
+    pub storage: StoragePlan,
+    pub nodes: Vec<NodePlan>,
+    /// Every certificate, in the order of the table in `certs/`.
+    pub certs: Vec<CertPlan>,
+    pub kubeconfigs: Vec<KubeconfigPlan>,
+    /// Manifests applied to the API once it answers: (file name, text).
+    pub addons: Vec<(String, String)>,
+}
+
+/// Timers and deadlines in force; TCG runs an order of magnitude slower.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timers {
+    pub etcd_heartbeat_ms: u32,
+    pub etcd_election_ms: u32,
+    pub lease_duration_s: u32,
+    pub renew_deadline_s: u32,
+    pub retry_period_s: u32,
+    /// keepalived: advertisement and check interval.
+    pub vip_interval_s: u32,
+    /// Deadlines of the waits of `up`, whole seconds.
+    pub boot_deadline_s: u32,
+    pub etcd_deadline_s: u32,
+    pub apiserver_deadline_s: u32,
+    pub node_ready_deadline_s: u32,
+    /// Deadline of one verify probe.
+    pub probe_deadline_s: u32,
+    /// Start control planes one after the other (TCG) instead of all at once.
+    pub staged: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPlan {
+    /// libvirt network name: `ktcw-<cluster>`.
+    pub name: String,
+    pub uuid: Uuid,
+    /// Linux bridge name, at most 15 characters, derived from the cluster's name.
+    pub bridge: String,
+    pub subnet: ipnet::Ipv4Net,
+    pub gateway: Ipv4Addr,
+    /// The API's virtual address, moved by keepalived.
+    pub vip: Ipv4Addr,
+    pub isolated: bool,
+    pub pod_cidr: ipnet::Ipv4Net,
+    pub service_cidr: ipnet::Ipv4Net,
+    /// First service address: the API inside the cluster.
+    pub kubernetes_service: Ipv4Addr,
+    pub dns_service: Ipv4Addr,
+}
+
+/// libvirt pools. Base images and kernels are shared by clusters, named by content digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoragePlan {
+    /// Pool of this cluster's volumes: `ktcw-<cluster>`.
+    pub pool: String,
+    pub pool_uuid: Uuid,
+    /// Pool shared by all clusters: `ktcw.images` (a cluster cannot be called that).
+    pub image_pool: String,
+    pub image_pool_uuid: Uuid,
+    /// Volumes of the image pool.
+    pub base_volume: String,
+    pub kernel_volume: String,
+    pub initrd_volume: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePlan {
+    pub name: NodeName,
+    pub role: Role,
+    /// Runs apiserver, controller-manager and scheduler.
+    pub control_plane: bool,
+    pub uuid: Uuid,
+    pub mac: String,
+    pub ip: Ipv4Addr,
+    /// Workers: the /24 its pods get.
+    pub pod_subnet: Option<ipnet::Ipv4Net>,
+    pub domain: DomainPlan,
+    /// Files cloud-init writes, in order.
+    pub files: Vec<FilePlan>,
+    /// systemd units the orchestrator starts, in order; after a reboot systemd starts them itself.
+    pub units: Vec<String>,
+}
+
+/// A libvirt domain: all that its XML says, except the mark of ownership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainPlan {
+    /// `<cluster>-<node>`
+    pub name: String,
+    pub uuid: Uuid,
+    pub memory_mib: u32,
+    pub cpus: u8,
+    pub accel: Accel,
+    pub cmdline: String,
+    pub disks: Vec<DiskPlan>,
+    pub mac: String,
+    pub network: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// `vda`, `vdb`, …: virtio-blk, in this order.
+    pub target: String,
+    /// Volume in the cluster's pool.
+    pub volume: String,
+    pub kind: DiskKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum DiskKind {
+    /// qcow2 overlay on the base volume.
+    Root { size_gib: u16 },
+    /// The cloud-init ISO, raw, read-only.
+    Seed,
+    /// Blank qcow2 for etcd; flushes are honoured (never `cache=unsafe`).
+    Etcd { size_gib: u16 },
+}
+
+/// A file of a node. `Content` keeps secrets out of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePlan {
+    pub path: String,
+    /// Octal, as in `0600`.
+    pub mode: u32,
+    pub content: Content,
+}
+
+/// Text that can be shown, or the name of something that meets it at apply time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Content {
+    Text { text: String },
+    /// Made by `pki`, looked up by `apply`, never in the plan.
+    Pki { item: PkiItem },
+}
+
+/// One thing the key store can render.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum PkiItem {
+    /// A CA's certificate (its key never leaves the host).
+    CaCert { ca: Ca },
+    /// Certificate of a `CertPlan`, by its id.
+    Cert { id: String },
+    Key { id: String },
+    /// A kubeconfig with its client certificate embedded, by its id.
+    Kubeconfig { id: String },
+    ServiceAccountKey,
+    ServiceAccountPublicKey,
+    /// The API's EncryptionConfiguration for Secrets at rest.
+    EncryptionConfig,
+}
+
+impl PkiItem {
+    /// Whether it must be readable by its owner alone.
+    pub fn is_secret(&self) -> bool {
+        matches!(
+            self,
+            PkiItem::Key { .. } | PkiItem::Kubeconfig { .. } | PkiItem::ServiceAccountKey | PkiItem::EncryptionConfig
+        )
+    }
+}
+
+impl fmt::Display for PkiItem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PkiItem::CaCert { ca } => write!(f, "{ca} certificate"),
+            PkiItem::Cert { id } => write!(f, "certificate {id}"),
+            PkiItem::Key { id } => write!(f, "private key {id}"),
+            PkiItem::Kubeconfig { id } => write!(f, "kubeconfig {id}"),
+            PkiItem::ServiceAccountKey => f.write_str("service-account signing key"),
+            PkiItem::ServiceAccountPublicKey => f.write_str("service-account public key"),
+            PkiItem::EncryptionConfig => f.write_str("encryption configuration"),
+        }
+    }
+}
+
+impl Plan {
+    pub fn node(&self, name: &NodeName) -> Option<&NodePlan> {
+        self.nodes.iter().find(|node| &node.name == name)
+    }
+    pub fn controllers(&self) -> impl Iterator<Item = &NodePlan> {
+        self.nodes.iter().filter(|node| node.role == Role::Controller)
+    }
+    pub fn control_planes(&self) -> impl Iterator<Item = &NodePlan> {
+        self.nodes.iter().filter(|node| node.control_plane)
+    }
+    pub fn workers(&self) -> impl Iterator<Item = &NodePlan> {
+        self.nodes.iter().filter(|node| node.role == Role::Worker)
+    }
+    /// Every worker slot's pod network and its next hop, the same for all nodes.
+    pub fn pod_routes(&self) -> Vec<(ipnet::Ipv4Net, Ipv4Addr)> {
+        AddressPlan::new(self.network.subnet, &self.spec.network).pod_routes()
+    }
+    /// `https://<ip>:2379` of every member, in order.
+    pub fn etcd_endpoints(&self) -> Vec<String> {
+        self.controllers().map(|node| format!("https://{}:2379", node.ip)).collect()
+    }
+}
+
+/// Decides everything. The same spec and the same `resolved` give the same plan, byte for byte.
+pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
+    let addresses = AddressPlan::new(resolved.subnet, &spec.network);
+    let timers = units::timers(&resolved.accel);
+    let (certs, kubeconfigs) = certs::expand(spec, &addresses);
+    let facts = files::Facts {
+        spec,
+        addresses: &addresses,
+        timers: &timers,
+        versions: &resolved.image.versions,
+        certs: &certs,
+        kubeconfigs: &kubeconfigs,
+    };
+    let names = (0..spec.etcd).map(NodeName::controller).chain((0..spec.workers).map(NodeName::worker));
+    let nodes = names.map(|name| node(&facts, resolved, name)).collect();
+    let addons = files::addons(&facts);
+    Plan {
+        cluster: spec.name.clone(),
+        spec: spec.clone(),
+        resolved: resolved.clone(),
+        network: network(spec, &addresses),
+        storage: storage(spec, resolved),
+        nodes,
+        addons,
+        timers,
+        certs,
+        kubeconfigs,
+    }
+}
+
+fn network(spec: &ClusterSpec, addresses: &AddressPlan) -> NetworkPlan {
+    NetworkPlan {
+        name: format!("ktcw-{}", spec.name),
+        uuid: identity::uuid(&spec.name, "network"),
+        bridge: identity::bridge(&spec.name),
+        subnet: addresses.subnet(),
+        gateway: addresses.gateway(),
+        vip: addresses.vip(),
+        isolated: spec.network.isolated,
+        pod_cidr: spec.network.pod_cidr,
+        service_cidr: spec.network.service_cidr,
+        kubernetes_service: addresses.kubernetes_service(),
+        dns_service: addresses.dns_service(),
+    }
+}
+
+fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
+    let image = &resolved.image;
+    let short = |digest: &str| digest.chars().take(16).collect::<String>();
+    let (kernel, initrd) = match &resolved.kernel {
+        Some(kernel) => (&kernel.sha256, kernel.initrd_sha256.as_ref()),
+        None => (&image.kernel_sha256, Some(&image.initrd_sha256)),
+    };
+    StoragePlan {
+        pool: format!("ktcw-{}", spec.name),
+        pool_uuid: identity::uuid(&spec.name, "pool"),
+        image_pool: "ktcw.images".to_owned(),
+        image_pool_uuid: identity::shared_uuid("images"),
+        base_volume: format!("base-{}.qcow2", short(&image.disk_sha256)),
+        kernel_volume: format!("kernel-{}", short(kernel)),
+        initrd_volume: initrd.map(|digest| format!("initrd-{}", short(digest))),
+    }
+}
+
+fn node(facts: &files::Facts, resolved: &Resolved, name: NodeName) -> NodePlan {
+    let spec = facts.spec;
+    let role = name.role();
+    let control_plane = role == Role::Controller && name.index() < spec.control_planes;
+    let mut disks = vec![
+        DiskPlan {
+            target: "vda".to_owned(),
+            volume: format!("{name}-root.qcow2"),
+            kind: DiskKind::Root { size_gib: spec.machines.root_disk_gib },
+        },
+        DiskPlan { target: "vdb".to_owned(), volume: format!("{name}-seed.iso"), kind: DiskKind::Seed },
+    ];
+    if role == Role::Controller {
+        disks.push(DiskPlan {
+            target: "vdc".to_owned(),
+            volume: format!("{name}-etcd.qcow2"),
+            kind: DiskKind::Etcd { size_gib: spec.machines.etcd_disk_gib },
+        });
+    }
+    let uuid = identity::uuid(&spec.name, &name.to_string());
+    let mac = identity::mac(&spec.name, &name);
+    NodePlan {
+        role,
+        control_plane,
+        uuid,
+        ip: facts.addresses.node(&name),
+        pod_subnet: (role == Role::Worker).then(|| facts.addresses.pods(name.index())),
+        domain: DomainPlan {
+            name: format!("{}-{name}", spec.name),
+            uuid,
+            memory_mib: match role {
+                Role::Controller => spec.machines.controller_mem_mib,
+                Role::Worker => spec.machines.worker_mem_mib,
+            },
+            cpus: spec.machines.cpus,
+            accel: resolved.accel.clone(),
+            cmdline: cmdline(resolved),
+            disks,
+            mac: mac.clone(),
+            network: format!("ktcw-{}", spec.name),
+        },
+        files: files::of_node(facts, &name, control_plane),
+        units: units::of_role(role, control_plane),
+        mac,
+        name,
+    }
+}
+
+/// `rw` because a minimal image has no fstab to remount the root with.
+fn cmdline(resolved: &Resolved) -> String {
+    let mut line = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet".to_owned();
+    if let Some(args) = resolved.kernel.as_ref().and_then(|kernel| kernel.args.as_ref()) {
+        line.push(' ');
+        line.push_str(args);
+    }
+    line
+}

@@ -1,0 +1,129 @@
+//! Before anything is made: can this host carry this cluster, and is every name and range free?
+//! `cli up` observes and calls `judge`; all problems come at once, with the numbers.
+//! Pure: it looks at values that others observed.
+
+use crate::host::{HostFacts, HostSeen, Mark, PoolSeen};
+use crate::plan::{Accel, DiskKind, Plan};
+use std::fmt;
+
+/// One reason not to begin, and the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub about: &'static str,
+    pub message: String,
+    pub hint: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}\n  {}", self.about, self.message, self.hint)
+    }
+}
+
+/// What one machine takes on the host beyond its memory: QEMU's own pages, per machine.
+const QEMU_OVERHEAD_MIB: u64 = 96;
+/// Written to a root overlay in a first day: journals, container layers, seeds.
+const ROOT_GROWTH_MIB: u64 = 1024;
+/// Kept free on the host, so that a full disk does not pause every machine.
+const DISK_RESERVE_MIB: u64 = 1024;
+
+/// All refusals. Machines that already run are not counted twice; `base_mib` is what the base image will take if not uploaded yet.
+pub fn judge(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>, base_mib: u64, free_disk_mib: Option<u64>) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    refusals.extend(memory(plan, facts, seen));
+    refusals.extend(disk(plan, seen, base_mib, free_disk_mib));
+    refusals.extend(names(plan, seen, mark));
+    refusals.extend(ranges(plan, seen));
+    refusals
+}
+
+fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen) -> Option<Refusal> {
+    let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && d.state == crate::host::DomainState::Running);
+    let new = plan.nodes.iter().filter(|node| !runs(&node.domain.name));
+    let need: u64 = new.map(|node| u64::from(node.domain.memory_mib) + QEMU_OVERHEAD_MIB).sum();
+    (need > facts.free_memory_mib).then(|| Refusal {
+        about: "memory",
+        message: format!("{} machines need {need} MiB, the host has {} MiB free of {}", plan.nodes.len(), facts.free_memory_mib, facts.memory_mib),
+        hint: "fewer machines (--etcd, --workers), smaller ones (--controller-mem, --worker-mem), or free memory".to_owned(),
+    })
+}
+
+fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
+    let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name);
+    let has = |pool: Option<&PoolSeen>, volume: &str| pool.is_some_and(|p| p.volumes.iter().any(|v| v.name == volume));
+    let free = pool(&plan.storage.pool).or(pool(&plan.storage.image_pool)).and_then(|p| p.available).map(|bytes| bytes >> 20).or(free_disk_mib)?;
+    let base = if has(pool(&plan.storage.image_pool), &plan.storage.base_volume) { 0 } else { base_mib };
+    let disks = plan.nodes.iter().flat_map(|node| &node.domain.disks).filter(|d| !has(pool(&plan.storage.pool), &d.volume));
+    let grown: u64 = disks
+        .map(|disk| match disk.kind {
+            DiskKind::Root { .. } => ROOT_GROWTH_MIB,
+            DiskKind::Etcd { size_gib } => u64::from(size_gib) << 10,
+            DiskKind::Seed => 1,
+        })
+        .sum();
+    let need = base + grown + DISK_RESERVE_MIB;
+    (need > free).then(|| Refusal {
+        about: "disk",
+        message: format!("the disks will take up to {need} MiB (image {base}, machines {grown}, reserve {DISK_RESERVE_MIB}), the pool has {free} MiB free"),
+        hint: "free disk space, `ktcw-vm image prune`, or a smaller --etcd-disk".to_owned(),
+    })
+}
+
+/// A domain, network or pool of our name that is not ours: another state directory's, or a stranger's.
+fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let mut check = |kind: &'static str, name: &str, theirs: &Option<Mark>| {
+        let ours = theirs.as_ref().is_some_and(|theirs| mark.is_some_and(|m| m.instance == theirs.instance));
+        if ours {
+            return;
+        }
+        let (message, hint) = match theirs {
+            Some(theirs) => (
+                format!("{kind} {name} belongs to the cluster {} of another state directory, {}", theirs.cluster, theirs.state_dir),
+                format!("use that one (--state-dir), or another name: -c {}-2", plan.cluster),
+            ),
+            None => (
+                format!("{kind} {name} exists and is not of this program"),
+                format!("it will not be touched; use another name: -c {}-2", plan.cluster),
+            ),
+        };
+        refusals.push(Refusal { about: "name", message, hint });
+    };
+    for domain in &seen.domains {
+        if plan.nodes.iter().any(|node| node.domain.name == domain.name || node.uuid == domain.uuid) {
+            check("machine", &domain.name, &domain.mark);
+        }
+    }
+    for network in seen.networks.iter().filter(|n| n.name == plan.network.name || n.uuid == plan.network.uuid) {
+        check("network", &network.name, &network.mark);
+    }
+    for pool in seen.pools.iter().filter(|p| p.name == plan.storage.pool || p.uuid == plan.storage.pool_uuid) {
+        check("pool", &pool.name, &pool.mark);
+    }
+    refusals
+}
+
+fn ranges(plan: &Plan, seen: &HostSeen) -> Vec<Refusal> {
+    let overlaps = |a: &ipnet::Ipv4Net, b: &ipnet::Ipv4Net| a.contains(b) || b.contains(a);
+    let others = seen.networks.iter().filter(|network| network.name != plan.network.name);
+    others
+        .filter(|network| network.subnets.iter().any(|subnet| overlaps(subnet, &plan.network.subnet)))
+        .map(|network| Refusal {
+            about: "subnet",
+            message: format!("{} is used by libvirt network {}", plan.network.subnet, network.name),
+            hint: "another --subnet, or none to have a free one chosen".to_owned(),
+        })
+        .collect()
+}
+
+/// Emulation on an old QEMU corrupts modern guests (double faults after cmpxchg16b): refused, with the way out.
+pub fn judge_accel(accel: &Accel, qemu_refusal: Option<String>) -> Option<Refusal> {
+    match (accel, qemu_refusal) {
+        (Accel::Tcg, Some(message)) => Some(Refusal {
+            about: "qemu",
+            message,
+            hint: "install QEMU 8.2 or later (Debian 12: from bookworm-backports), or run on a host with KVM".to_owned(),
+        }),
+        _ => None,
+    }
+}

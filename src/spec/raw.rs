@@ -1,0 +1,121 @@
+//! The words as given: flags and the `--config` file share one shape, every field optional.
+//! `cli` fills it from clap and from TOML and merges the two; `validate` judges it.
+//! It decides nothing and holds no default.
+
+use super::AccelChoice;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// All that `up` and `plan` can be told. Each field is the flag of the same name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RawSpec {
+    /// Cluster name: `[a-z][a-z0-9-]{0,30}`. Default `ktcw`.
+    pub cluster: Option<String>,
+    /// etcd members (and controller machines): 1, 3, 5 or 7. Default 3.
+    pub etcd: Option<u64>,
+    /// Controllers that run the control plane: 1 to `etcd`. Default: all.
+    pub control_planes: Option<u64>,
+    /// Worker machines: 0 to 50. Default 2.
+    pub workers: Option<u64>,
+    /// Machine network, an IPv4 /24. Default: a free one is chosen.
+    pub subnet: Option<String>,
+    /// No NAT: machines reach each other and this host only.
+    pub isolated: Option<bool>,
+    /// Pod addresses, an IPv4 /16. Default 10.244.0.0/16.
+    pub pod_cidr: Option<String>,
+    /// Service addresses, an IPv4 /12 to /24. Default 10.96.0.0/16.
+    pub service_cidr: Option<String>,
+    /// Memory of a controller in MiB, 768 to 65536.
+    pub controller_mem: Option<u64>,
+    /// Memory of a worker in MiB, 512 to 65536.
+    pub worker_mem: Option<u64>,
+    /// Virtual CPUs of each machine, 1 to 16. Default 1.
+    pub cpus: Option<u64>,
+    /// Virtual size of the etcd disk in GiB, 1 to 64. Default 2.
+    pub etcd_disk: Option<u64>,
+    /// Virtual size of the root disk in GiB, 8 to 512. Default 10.
+    pub root_disk: Option<u64>,
+    /// `auto` (default), `kvm` or `tcg`.
+    pub accel: Option<AccelChoice>,
+    /// Boot this kernel (ELF vmlinux or bzImage) instead of the image's own.
+    pub kernel: Option<PathBuf>,
+    /// Initial ramdisk for `kernel`; none unless given.
+    pub initrd: Option<PathBuf>,
+    /// Appended to the kernel command line.
+    pub kernel_args: Option<String>,
+}
+
+impl RawSpec {
+    /// Flags win over the file, field by field.
+    pub fn over(self, file: RawSpec) -> RawSpec {
+        RawSpec {
+            cluster: self.cluster.or(file.cluster),
+            etcd: self.etcd.or(file.etcd),
+            control_planes: self.control_planes.or(file.control_planes),
+            workers: self.workers.or(file.workers),
+            subnet: self.subnet.or(file.subnet),
+            isolated: self.isolated.or(file.isolated),
+            pod_cidr: self.pod_cidr.or(file.pod_cidr),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            controller_mem: self.controller_mem.or(file.controller_mem),
+            worker_mem: self.worker_mem.or(file.worker_mem),
+            cpus: self.cpus.or(file.cpus),
+            etcd_disk: self.etcd_disk.or(file.etcd_disk),
+            root_disk: self.root_disk.or(file.root_disk),
+            accel: self.accel.or(file.accel),
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            kernel_args: self.kernel_args.or(file.kernel_args),
+        }
+    }
+}
+
+/// A `--config` file that cannot be read as one: the message names the line.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("line {line}: {message}")]
+pub struct ConfigError {
+    /// 1-based; 0 when the parser gave no place.
+    pub line: usize,
+    pub message: String,
+}
+
+/// Reads `cluster.toml`. Unknown keys and wrong types are errors with their line.
+pub fn parse_config(text: &str) -> Result<RawSpec, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        ConfigError { line, message: error.message().to_owned() }
+    })
+}
+
+/// The JSON schema of `cluster.toml`, for editors; published by `ktcw-vm plan --config-schema`.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(RawSpec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_names_its_line_and_what_is_known() {
+        let error = parse_config("etcd = 3\nworkers = 2\nworkerz = 1\n").expect_err("unknown key");
+        assert_eq!(error.line, 3);
+        assert!(error.message.contains("workerz") && error.message.contains("control-planes"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_line() {
+        let error = parse_config("etcd = 3\naccel = \"fast\"\n").expect_err("wrong value");
+        assert_eq!(error.line, 2, "{error}");
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = parse_config("etcd = 5\nworkers = 1\ncontrol-planes = 2").expect("valid");
+        let flags = RawSpec { workers: Some(4), ..RawSpec::default() };
+        let both = flags.over(file);
+        assert_eq!((both.etcd, both.workers, both.control_planes), (Some(5), Some(4), Some(2)));
+    }
+}

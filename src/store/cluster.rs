@@ -1,0 +1,393 @@
+//! A cluster's directory: who it is, what was asked, what was planned, and the places of its keys, journal and reports.
+//! Every verb of `cli` opens one; only `up` creates and only `down` removes it.
+//! Methods that write want the `Lock`, so that a verb which forgot to take it does not compile.
+
+use super::files::{self, FileError, SECRET, if_there};
+use super::journal::{self, History, Journal};
+use super::lock::{self, Lock};
+use super::ssh::{self, SshKey, SshKeys};
+use super::{Class, StoreError, failpoint};
+use crate::plan::Plan;
+use crate::spec::{ClusterName, ClusterSpec, NodeName};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Format of `cluster.json` and `plan.json` that this program writes and the newest it reads.
+const FORMAT: u32 = 1;
+const ABOUT: &str = "cluster.json";
+const PLAN: &str = "plan.json";
+const JOURNAL: &str = "journal.jsonl";
+/// Prefixes of directories under way; no cluster's name begins with a dot.
+const CREATING: &str = ".creating-";
+const REMOVING: &str = ".removing-";
+/// A creation takes milliseconds; one this old was cut off.
+const CREATION_LIMIT: Duration = Duration::from_secs(600);
+
+/// Content of `cluster.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct About {
+    format: u32,
+    name: ClusterName,
+    instance: Uuid,
+    created: Timestamp,
+    spec: ClusterSpec,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlanFile<P> {
+    format: u32,
+    plan: P,
+}
+
+/// An opened cluster directory. Cheap; it holds no file open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterDir {
+    path: PathBuf,
+    about: About,
+}
+
+/// A cluster found under a parent directory; one that cannot be opened is listed with the reason.
+#[derive(Debug)]
+pub struct Listed {
+    pub name: ClusterName,
+    pub opened: Result<ClusterDir, StoreError>,
+}
+
+/// `$XDG_STATE_HOME/ktcw-vm`, else `$HOME/.local/state/ktcw-vm`. The caller reads the environment; relative values do not count.
+pub fn default_parent(xdg_state_home: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, StoreError> {
+    let absolute = |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute(xdg_state_home).or_else(|| absolute(home).map(|home| home.join(".local/state")));
+    state.map(|state| state.join("ktcw-vm")).ok_or(StoreError::NoHome)
+}
+
+/// All clusters under `parent`, by name. A missing parent has none.
+pub fn list(parent: &Path) -> Result<Vec<Listed>, StoreError> {
+    let failed = |source| FileError::Io { action: "list", path: parent.to_owned(), source };
+    let Some(entries) = if_there(fs::read_dir(parent).map_err(failed))? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = ClusterName::parse(&entry.file_name().to_string_lossy()) else { continue };
+        if ClusterDir::exists(parent, &name) {
+            found.push(Listed { opened: ClusterDir::open(parent, &name), name });
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+impl ClusterDir {
+    /// There is a directory of that name with a `cluster.json` in it, readable or not.
+    pub fn exists(parent: &Path, name: &ClusterName) -> bool {
+        parent.join(name.as_str()).join(ABOUT).symlink_metadata().is_ok()
+    }
+
+    /// Makes the directory whole or not at all, under a name drawn at random until it is renamed.
+    /// Of two who try at the same time one gets `Exists`.
+    pub fn create(parent: &Path, spec: &ClusterSpec, now: Timestamp) -> Result<ClusterDir, StoreError> {
+        ensure_parent(parent)?;
+        let path = parent.join(spec.name.as_str());
+        let exists = || StoreError::Exists { name: spec.name.to_string(), parent: parent.to_owned() };
+        if path.symlink_metadata().is_ok_and(|seen| !seen.is_dir()) {
+            return Err(StoreError::NotOurs { path, why: "not a directory".to_owned() });
+        }
+        if ClusterDir::exists(parent, &spec.name) {
+            return Err(exists());
+        }
+        finish_removals(parent)?;
+        let about = About { format: FORMAT, name: spec.name.clone(), instance: Uuid::new_v4(), created: now, spec: spec.clone() };
+        let staged = parent.join(format!("{CREATING}{}-{}", about.name, about.instance.simple()));
+        files::ensure_dir(&staged)?;
+        for dir in ["pki", "ssh", "reports"] {
+            files::ensure_dir(&staged.join(dir))?;
+        }
+        write_json(&staged.join(ABOUT), &about)?;
+        failpoint(Class::File, "cluster/staged");
+        // Renaming a directory replaces an empty one and fails on any other.
+        if let Err(source) = fs::rename(&staged, &path) {
+            fs::remove_dir_all(&staged).map_err(|source| FileError::Io { action: "remove", path: staged.clone(), source })?;
+            return Err(match source.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists if ClusterDir::exists(parent, &spec.name) => {
+                    exists()
+                }
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                    StoreError::NotOurs { path, why: format!("it is not empty and has no {ABOUT}") }
+                }
+                _ => FileError::Io { action: "create", path, source }.into(),
+            });
+        }
+        files::sync_dir(parent)?;
+        Ok(ClusterDir { path, about })
+    }
+
+    /// Opens an existing one: a private directory of ours whose `cluster.json` names this cluster.
+    pub fn open(parent: &Path, name: &ClusterName) -> Result<ClusterDir, StoreError> {
+        let path = parent.join(name.as_str());
+        match files::check_dir(&path) {
+            Err(error) if error.is_missing() => {
+                return Err(StoreError::NoCluster { name: name.to_string(), parent: parent.to_owned() });
+            }
+            other => other?,
+        }
+        let file = path.join(ABOUT);
+        let Some(about) = read_json::<About>(&file)? else {
+            return Err(StoreError::NotOurs { path, why: format!("it has no {ABOUT}") });
+        };
+        if about.name != *name || about.spec.name != *name {
+            return Err(StoreError::Damaged { path: file, what: format!("it describes cluster {}", about.name) });
+        }
+        Ok(ClusterDir { path, about })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    pub fn name(&self) -> &ClusterName {
+        &self.about.name
+    }
+    /// Drawn once at creation; tells this cluster from an earlier one of the same name.
+    pub fn instance(&self) -> Uuid {
+        self.about.instance
+    }
+    pub fn created(&self) -> Timestamp {
+        self.about.created
+    }
+    /// What was asked for, as last saved.
+    pub fn spec(&self) -> &ClusterSpec {
+        &self.about.spec
+    }
+    /// Where `pki::Keyring` keeps its files.
+    pub fn pki(&self) -> PathBuf {
+        self.path.join("pki")
+    }
+    pub fn reports(&self) -> PathBuf {
+        self.path.join("reports")
+    }
+    /// The private key's file, for a system `ssh`.
+    pub fn ssh_identity(&self) -> PathBuf {
+        self.path.join("ssh").join("id_ed25519")
+    }
+
+    /// Takes the lock or says who has it; then clears away what a crash left half-written.
+    /// `command` is what the user typed.
+    pub fn lock(&self, command: &str) -> Result<Lock, StoreError> {
+        let lock = lock::take(&self.path, command, Timestamp::now())?;
+        // Between `open` and here the cluster may have been removed and made again: then this is another one.
+        match read_json::<About>(&self.path.join(ABOUT))? {
+            Some(about) if about.instance == self.about.instance => {}
+            _ => return Err(StoreError::Vanished { path: self.path.clone() }),
+        }
+        for dir in [self.path.clone(), self.pki(), self.path.join("pki/ca"), self.path.join("ssh"), self.reports()] {
+            files::sweep(&dir)?;
+        }
+        self.path.parent().map_or(Ok(()), finish_removals)?;
+        Ok(lock)
+    }
+
+    /// Writes a changed specification (the name stays).
+    pub fn save_spec(&mut self, lock: &Lock, spec: &ClusterSpec) -> Result<(), StoreError> {
+        self.guarded(lock)?;
+        if spec.name != self.about.name {
+            let what = format!("it is of {} and not of {}", self.about.name, spec.name);
+            return Err(StoreError::Damaged { path: self.path.join(ABOUT), what });
+        }
+        let about = About { spec: spec.clone(), ..self.about.clone() };
+        if about != self.about {
+            write_json(&self.path.join(ABOUT), &about)?;
+            self.about = about;
+        }
+        Ok(())
+    }
+
+    pub fn save_plan(&self, lock: &Lock, plan: &Plan) -> Result<(), StoreError> {
+        self.guarded(lock)?;
+        write_json(&self.path.join(PLAN), &PlanFile { format: FORMAT, plan })
+    }
+
+    /// The plan as last saved; `None` when none was.
+    pub fn load_plan(&self) -> Result<Option<Plan>, StoreError> {
+        Ok(read_json::<PlanFile<Plan>>(&self.path.join(PLAN))?.map(|file| file.plan))
+    }
+
+    /// Opens the journal for a run of `verb`; the history is what it said before.
+    pub fn journal(&self, lock: &Lock, run: Uuid, verb: &str) -> Result<(Journal, History), StoreError> {
+        self.guarded(lock)?;
+        Ok(Journal::open(&self.path.join(JOURNAL), run, verb)?)
+    }
+
+    /// The journal as it is, without a lock.
+    pub fn history(&self) -> Result<History, StoreError> {
+        Ok(journal::read(&self.path.join(JOURNAL))?)
+    }
+
+    /// For `down`: what can be read of a damaged journal, and which lines cannot.
+    pub fn salvage_history(&self) -> Result<(History, Vec<journal::Damage>), StoreError> {
+        Ok(journal::salvage(&self.path.join(JOURNAL))?)
+    }
+
+    /// For `down`: keeps a damaged journal aside and goes on with its whole lines. Returns where it went.
+    pub fn set_journal_aside(&self, lock: &Lock) -> Result<Option<PathBuf>, StoreError> {
+        self.guarded(lock)?;
+        Ok(journal::set_aside(&self.path.join(JOURNAL))?)
+    }
+
+    /// SSH keys of the nodes: loaded when there, else made by `generate(comment)`. Returns how many pairs were made.
+    pub fn ensure_ssh(
+        &self,
+        lock: &Lock,
+        nodes: &[NodeName],
+        generate: impl FnMut(&str) -> Result<SshKey, String>,
+    ) -> Result<(SshKeys, usize), StoreError> {
+        self.guarded(lock)?;
+        ssh::ensure(&self.path.join("ssh"), nodes, generate)
+    }
+
+    /// SSH keys of the nodes; a missing one is an error.
+    pub fn ssh(&self, nodes: &[NodeName]) -> Result<SshKeys, StoreError> {
+        ssh::load(&self.path.join("ssh"), nodes)
+    }
+
+    /// A report into `reports/`, readable by its owner alone. Returns its path.
+    pub fn save_report(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, StoreError> {
+        let fits =
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !name.starts_with('.');
+        if !fits {
+            return Err(StoreError::NotOurs { path: self.reports().join(name), why: "not a report's name".to_owned() });
+        }
+        files::ensure_dir(&self.reports())?;
+        let path = self.reports().join(name);
+        files::write_atomic(&path, bytes, SECRET)?;
+        Ok(path)
+    }
+
+    /// Removes the whole directory. First it is looked through: anything of another owner or on another file system
+    /// stops the removal before it begins. It disappears at once under its name, then file by file.
+    pub fn remove(self, lock: Lock) -> Result<(), StoreError> {
+        self.guarded(&lock)?;
+        let fresh = read_json::<About>(&self.path.join(ABOUT))?;
+        if fresh.is_none_or(|about| about.instance != self.about.instance) {
+            return Err(StoreError::NotOurs { path: self.path, why: "it is of another cluster by now".to_owned() });
+        }
+        let top = fs::symlink_metadata(&self.path).map_err(|source| io_error("look at", &self.path, source))?;
+        inspect(&self.path, &top)?;
+        let parent = self.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let leaving = parent.join(format!("{REMOVING}{}-{}", self.about.name, self.about.instance.simple()));
+        fs::rename(&self.path, &leaving).map_err(|source| io_error("rename", &self.path, source))?;
+        files::sync_dir(&parent)?;
+        failpoint(Class::File, "cluster/renamed away");
+        remove_tree(&leaving)?;
+        files::sync_dir(&parent)?;
+        drop(lock);
+        Ok(())
+    }
+
+    fn guarded(&self, lock: &Lock) -> Result<(), StoreError> {
+        if lock.dir() == self.path {
+            Ok(())
+        } else {
+            Err(StoreError::NotOurs { path: self.path.clone(), why: format!("the lock held is on {}", lock.dir().display()) })
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    FileError::Io { action, path: path.to_owned(), source }.into()
+}
+
+/// Makes missing directories 0700. An existing parent may be looser (it holds no secret itself), but not one where
+/// others could replace our directory by theirs.
+fn ensure_parent(parent: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(parent)
+        .map_err(|source| io_error("create directory", parent, source))?;
+    let seen = fs::metadata(parent).map_err(|source| io_error("look at", parent, source))?;
+    let sticky = seen.mode() & 0o1000 != 0;
+    if seen.mode() & 0o002 != 0 && !sticky {
+        return Err(FileError::Loose { path: parent.to_owned(), mode: seen.mode() & 0o7777, allowed: 0o775 }.into());
+    }
+    Ok(())
+}
+
+/// Finishes removals and clears creations that a crash cut off. `create` and `lock` do it too; `down` calls it when it
+/// finds no cluster, because a removal cut off in the middle may still hold keys.
+pub fn finish_removals(parent: &Path) -> Result<(), StoreError> {
+    let failed = |source| FileError::Io { action: "list", path: parent.to_owned(), source };
+    let Some(entries) = if_there(fs::read_dir(parent).map_err(failed))? else { return Ok(()) };
+    for entry in entries {
+        let entry = entry.map_err(|source| io_error("list", parent, source))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Ok(seen) = entry.metadata() else { continue };
+        let old = seen.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age > CREATION_LIMIT);
+        if (name.starts_with(REMOVING) || name.starts_with(CREATING) && old) && inspect(&entry.path(), &seen).is_ok() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything in the tree is ours and on the same file system.
+fn inspect(path: &Path, top: &fs::Metadata) -> Result<(), StoreError> {
+    let seen = match fs::symlink_metadata(path) {
+        Ok(seen) => seen,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("look at", path, error)),
+    };
+    let us = nix::unistd::geteuid().as_raw();
+    if seen.uid() != us {
+        return Err(FileError::Owner { path: path.to_owned(), owner: seen.uid(), us }.into());
+    }
+    if seen.dev() != top.dev() {
+        return Err(StoreError::NotOurs { path: path.to_owned(), why: "something is mounted there".to_owned() });
+    }
+    if seen.is_dir() {
+        for entry in fs::read_dir(path).map_err(|source| io_error("list", path, source))? {
+            inspect(&entry.map_err(|source| io_error("list", path, source))?.path(), top)?;
+        }
+    }
+    Ok(())
+}
+
+/// Two may remove the same leftover at the same time; what is gone is gone.
+fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("remove", path, error)),
+    }
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| StoreError::Generate { what: path.display().to_string(), reason: error.to_string() })?;
+    text.push(b'\n');
+    Ok(files::write_atomic(path, &text, SECRET)?)
+}
+
+/// Looks at the format first, so that a newer file is called newer and not damaged.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Some(text) = if_there(files::read_secret(path))? else { return Ok(None) };
+    let damaged = |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
+    let Format { format } = serde_json::from_str(text.expose()).map_err(damaged)?;
+    if format > FORMAT {
+        return Err(StoreError::Newer { path: path.to_owned(), found: format, known: FORMAT });
+    }
+    serde_json::from_str(text.expose()).map(Some).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+use super::*;
+use crate::plan::{Accel, ImageRef, Resolved, Versions, plan};
+use crate::secret::Secret;
+use crate::spec::{RawSpec, validate};
+use crate::store::crash;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+fn spec(name: &str) -> ClusterSpec {
+    validate(&RawSpec { cluster: Some(name.to_owned()), ..RawSpec::default() }).expect("valid")
+}
+fn name(name: &str) -> ClusterName {
+    ClusterName::parse(name).expect("valid")
+}
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).expect("a time")
+}
+fn parent() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+fn some_plan(spec: &ClusterSpec) -> Plan {
+    let text = |text: &str| text.to_owned();
+    let image = ImageRef {
+        key: "0".repeat(64),
+        disk_sha256: "1".repeat(64),
+        kernel_sha256: "2".repeat(64),
+        initrd_sha256: "3".repeat(64),
+        versions: Versions {
+            kubernetes: text("v1.36.3"),
+            etcd: text("v3.6.16"),
+            containerd: text("v2.4.2"),
+            coredns: text("v1.14.3"),
+            pause: text("v1"),
+            debian: text("13"),
+        },
+    };
+    let subnet = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 77, 0), 24);
+    plan(spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None })
+}
+/// Everything below, with its bytes, but for the lock's own text.
+fn tree(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).expect("listed") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.push((path.clone(), Vec::new()));
+            found.extend(tree(&path));
+        } else {
+            found.push((path.clone(), fs::read(&path).expect("read")));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn created_opened_listed_changed_and_removed() {
+    let parent = parent();
+    let state = parent.path().join("state");
+    assert!(list(&state).expect("none yet").is_empty());
+    assert!(matches!(ClusterDir::open(&state, &name("ktcw")), Err(StoreError::NoCluster { .. })));
+    let mut dir = ClusterDir::create(&state, &spec("ktcw"), now()).expect("created");
+    assert_eq!(ClusterDir::open(&state, &name("ktcw")).expect("opened"), dir);
+    assert!(matches!(ClusterDir::create(&state, &spec("ktcw"), now()), Err(StoreError::Exists { .. })));
+    ClusterDir::create(&state, &spec("another"), now()).expect("created");
+    let names: Vec<_> = list(&state).expect("listed").into_iter().map(|l| (l.name.to_string(), l.opened.is_ok())).collect();
+    assert_eq!(names, [("another".to_owned(), true), ("ktcw".to_owned(), true)]);
+
+    let lock = dir.lock("ktcw-vm up").expect("free");
+    assert_eq!(dir.load_plan().expect("none"), None);
+    let plan = some_plan(dir.spec());
+    dir.save_plan(&lock, &plan).expect("saved");
+    assert_eq!(dir.load_plan().expect("there"), Some(plan));
+    let five = ClusterSpec { workers: 5, ..spec("ktcw") };
+    dir.save_spec(&lock, &five).expect("saved");
+    assert_eq!(ClusterDir::open(&state, &name("ktcw")).expect("opened").spec().workers, 5);
+    assert!(dir.save_spec(&lock, &spec("another")).is_err(), "the name stays");
+    let report = dir.save_report("drill-1.html", b"<p>").expect("saved");
+    assert_eq!(fs::read(report).expect("read"), b"<p>");
+    for bad in ["../x", "a/b", "", ".hidden"] {
+        assert!(dir.save_report(bad, b"").is_err(), "{bad}");
+    }
+    for (path, _) in tree(&state) {
+        let mode = fs::metadata(&path).expect("there").mode() & 0o777;
+        assert_eq!(mode, if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+    }
+    dir.remove(lock).expect("removed");
+    let left: Vec<_> = fs::read_dir(&state).expect("listed").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(left, ["another"]);
+}
+
+#[test]
+fn the_lock_of_another_cluster_opens_nothing() {
+    let parent = parent();
+    let a = ClusterDir::create(parent.path(), &spec("a"), now()).expect("created");
+    let b = ClusterDir::create(parent.path(), &spec("b"), now()).expect("created");
+    let lock = a.lock("up").expect("free");
+    assert!(b.save_plan(&lock, &some_plan(b.spec())).is_err());
+    assert!(b.journal(&lock, Uuid::nil(), "up").is_err());
+    let before = tree(parent.path());
+    assert!(b.remove(lock).is_err());
+    assert_eq!(tree(parent.path()), before);
+    drop(a);
+}
+
+#[test]
+fn a_cluster_removed_and_made_again_is_another_one() {
+    let parent = parent();
+    let old = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let stale = old.clone();
+    let lock = old.lock("down").expect("free");
+    old.remove(lock).expect("removed");
+    assert!(matches!(stale.lock("up"), Err(StoreError::Vanished { .. })));
+    let new = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    assert_ne!(new.instance(), stale.instance());
+    assert!(matches!(stale.lock("up"), Err(StoreError::Vanished { .. })));
+    assert!(new.lock("up").is_ok());
+}
+
+#[test]
+fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
+    let parent = parent();
+    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let about = dir.path().join(ABOUT);
+    let text = fs::read_to_string(&about).expect("read");
+    let open = || ClusterDir::open(parent.path(), &name("ktcw"));
+    let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+
+    chmod(dir.path(), 0o750);
+    assert!(open().expect_err("loose").hint().expect("hint").contains("chmod 0700"));
+    chmod(dir.path(), 0o700);
+    chmod(&about, 0o644);
+    assert!(open().expect_err("loose").hint().expect("hint").contains("chmod 0600"));
+    chmod(&about, 0o600);
+
+    for (content, says) in [
+        (text.replacen("\"format\": 1", "\"format\": 9", 1), "newer version of this program (format 9"),
+        (text.replace("\"ktcw\"", "\"other\""), "describes cluster other"),
+        (text.replace("\"ktcw\"", "\"../x\""), "damaged"),
+        (text[..text.len() / 2].to_owned(), "damaged"),
+        (String::new(), "damaged"),
+        ("[]".to_owned(), "damaged"),
+    ] {
+        files::write_atomic(&about, content.as_bytes(), SECRET).expect("written");
+        let error = open().expect_err(says);
+        assert!(error.to_string().contains(says) && error.hint().is_some(), "{error}");
+        let listed = list(parent.path()).expect("listing goes on");
+        assert!(listed.len() == 1 && listed[0].opened.is_err());
+    }
+    fs::remove_file(&about).expect("removed");
+    assert!(matches!(open(), Err(StoreError::NotOurs { .. })));
+    assert!(
+        matches!(ClusterDir::create(parent.path(), &spec("ktcw"), now()), Err(StoreError::NotOurs { .. })),
+        "not ours to fill"
+    );
+    assert!(fs::read_dir(parent.path()).expect("listed").count() == 1, "and nothing is left of the attempt");
+
+    symlink(dir.path(), parent.path().join("linked")).expect("link");
+    assert!(ClusterDir::open(parent.path(), &name("linked")).expect_err("a link").to_string().contains("symbolic link"));
+    assert!(matches!(ClusterDir::create(parent.path(), &spec("linked"), now()), Err(StoreError::NotOurs { .. })));
+
+    chmod(parent.path(), 0o777);
+    assert!(ClusterDir::create(parent.path(), &spec("new"), now()).is_err(), "others could swap the directory");
+    chmod(parent.path(), 0o1777);
+    assert!(ClusterDir::create(parent.path(), &spec("new"), now()).is_ok(), "sticky, like /tmp");
+}
+
+/// A link inside is removed as a link; what it points to stays. Another owner's file stops the removal before it begins.
+#[test]
+fn removal_stays_inside_and_stops_at_what_is_not_ours() {
+    let parent = parent();
+    let outside = parent.path().join("outside");
+    fs::create_dir(&outside).expect("dir");
+    fs::write(outside.join("precious"), "x").expect("written");
+    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    symlink(&outside, dir.reports().join("link")).expect("link");
+    if nix::unistd::geteuid().is_root() {
+        let foreign = dir.reports().join("foreign");
+        fs::write(&foreign, "x").expect("written");
+        std::os::unix::fs::chown(&foreign, Some(12345), None).expect("chown");
+        let lock = dir.lock("down").expect("free");
+        let before = tree(parent.path());
+        let error = dir.clone().remove(lock).expect_err("somebody else's");
+        assert!(error.to_string().contains("12345"), "{error}");
+        assert_eq!(tree(parent.path()), before, "nothing was removed");
+        fs::remove_file(&foreign).expect("removed");
+    }
+    let lock = dir.lock("down").expect("free");
+    dir.remove(lock).expect("removed");
+    assert!(outside.join("precious").exists() && !parent.path().join("ktcw").exists());
+}
+
+#[test]
+fn two_creators_at_once_make_one_cluster() {
+    for _ in 0..20 {
+        let parent = parent();
+        let made: usize = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| match ClusterDir::create(parent.path(), &spec("ktcw"), now()) {
+                        Ok(_) => 1,
+                        Err(StoreError::Exists { .. }) => 0,
+                        Err(other) => panic!("{other}"),
+                    })
+                })
+                .collect();
+            tries.into_iter().map(|t| t.join().expect("no panic")).sum()
+        });
+        assert_eq!(made, 1);
+        assert_eq!(fs::read_dir(parent.path()).expect("listed").count(), 1);
+    }
+}
+
+fn fake_key(comment: &str) -> Result<SshKey, String> {
+    let nonce = Uuid::new_v4().simple();
+    Ok(SshKey {
+        private: Secret::new(format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{nonce}\n-----END OPENSSH PRIVATE KEY-----\n")),
+        public: format!("ssh-ed25519 {nonce} {comment}"),
+    })
+}
+
+#[test]
+fn ssh_keys_are_made_once_and_kept_when_nodes_are_added() {
+    let parent = parent();
+    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let lock = dir.lock("up").expect("free");
+    let nodes = [NodeName::controller(0), NodeName::worker(0)];
+    assert!(dir.ssh(&nodes).is_err(), "none yet");
+    let (first, made) = dir.ensure_ssh(&lock, &nodes, fake_key).expect("made");
+    assert_eq!(made, 3);
+    let more = [NodeName::controller(0), NodeName::worker(0), NodeName::worker(1)];
+    let (second, made) = dir.ensure_ssh(&lock, &more, fake_key).expect("made");
+    assert_eq!((made, &second.client), (1, &first.client));
+    assert!(nodes.iter().all(|node| first.hosts[node] == second.hosts[node]));
+    assert_eq!(dir.ssh(&more).expect("loaded"), second);
+    assert!(second.hosts[&more[2]].public.ends_with("worker-1\n"));
+    assert_eq!(files::read_secret(&dir.ssh_identity()).expect("read"), second.client.private);
+
+    let error = dir.ensure_ssh(&lock, &[NodeName::worker(7)], |_| Err("no entropy".to_owned())).expect_err("passed on");
+    assert_eq!(error.to_string(), "failed to make SSH key worker-7: no entropy");
+    for (file, content, says) in [
+        ("host-worker-0", "garbage", "not an OpenSSH private key"),
+        ("host-worker-1.pub", "two\nlines", "not one line"),
+        ("host-controller-0.pub", "", "not one line"),
+    ] {
+        let path = dir.path().join("ssh").join(file);
+        let good = fs::read(&path).expect("read");
+        files::write_atomic(&path, content.as_bytes(), SECRET).expect("written");
+        assert!(dir.ssh(&more).expect_err(file).to_string().contains(says));
+        assert!(dir.ensure_ssh(&lock, &more, fake_key).is_err(), "never written over");
+        files::write_atomic(&path, &good, SECRET).expect("written");
+    }
+    fs::remove_file(dir.path().join("ssh/host-worker-1.pub")).expect("removed");
+    assert!(dir.ensure_ssh(&lock, &more, fake_key).expect_err("half a pair").to_string().contains("public half"));
+}
+
+/// Killed at every file point of making and removing a cluster: what is left is no cluster or a whole one,
+/// and doing it again ends well with nothing left over.
+#[test]
+fn killed_at_every_point_of_creation_and_removal() {
+    let child = "store::cluster::tests::child_makes_and_removes";
+    let (calm, count) = (parent(), parent());
+    let counted = count.path().join("count");
+    assert!(!crash::aborts(child, &[("KTCW_TEST_DIR", &calm.path()), ("KTCW_FAIL_COUNT", &counted)]));
+    assert_eq!(fs::read_dir(calm.path()).expect("listed").count(), 0);
+    let points = fs::read_to_string(&counted).expect("counted").lines().filter(|l| l.starts_with("file:")).count();
+    assert!(points >= 12, "{points}");
+    for number in 1..=points {
+        let parent = parent();
+        assert!(
+            crash::aborts(child, &[("KTCW_TEST_DIR", &parent.path()), ("KTCW_FAIL_AT", &format!("file:{number}"))]),
+            "{number}"
+        );
+        for listed in list(parent.path()).expect("listed") {
+            listed.opened.expect("whole or not there");
+        }
+        finish_removals(parent.path()).expect("finished");
+        let begun = |prefix: &str| names(parent.path()).iter().any(|name| name.starts_with(prefix));
+        assert!(!begun(REMOVING), "point {number}: keys are left");
+        // A creation cut off less than ten minutes ago might still be under way elsewhere; it holds no secret.
+        let cut_off = begun(CREATING);
+        let dir = match ClusterDir::open(parent.path(), &name("ktcw")) {
+            Ok(dir) => dir,
+            Err(StoreError::NoCluster { .. }) => ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("made"),
+            Err(other) => panic!("point {number}: {other}"),
+        };
+        let lock = dir.lock("up").expect("free");
+        dir.ensure_ssh(&lock, &[NodeName::worker(0)], fake_key).expect("completed");
+        assert!(tree(dir.path()).iter().all(|(path, _)| !path.to_string_lossy().contains(".tmp-")), "point {number}");
+        dir.remove(lock).expect("removed");
+        assert_eq!(names(parent.path()).len(), usize::from(cut_off), "point {number}");
+        age(parent.path());
+        finish_removals(parent.path()).expect("finished");
+        assert_eq!(names(parent.path()), [""; 0], "point {number}");
+    }
+}
+
+fn names(parent: &Path) -> Vec<String> {
+    fs::read_dir(parent).expect("listed").map(|e| e.expect("entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn age(parent: &Path) {
+    let long_ago = std::time::SystemTime::now() - 2 * CREATION_LIMIT;
+    for entry in fs::read_dir(parent).expect("listed") {
+        fs::File::open(entry.expect("entry").path()).and_then(|dir| dir.set_modified(long_ago)).expect("aged");
+    }
+}
+
+#[test]
+#[ignore = "only as a child of the test above"]
+fn child_makes_and_removes() {
+    let parent = PathBuf::from(std::env::var_os("KTCW_TEST_DIR").expect("set by the parent"));
+    let dir = ClusterDir::create(&parent, &spec("ktcw"), now()).expect("created");
+    let lock = dir.lock("up").expect("free");
+    dir.save_plan(&lock, &some_plan(dir.spec())).expect("saved");
+    dir.ensure_ssh(&lock, &[NodeName::worker(0)], fake_key).expect("made");
+    dir.remove(lock).expect("removed");
+}
+
+#[test]
+fn the_default_place_follows_the_environment_and_ignores_relative_paths() {
+    let os = |text: &str| Some(OsString::from(text));
+    assert_eq!(default_parent(os("/x"), os("/home/me")).expect("xdg"), Path::new("/x/ktcw-vm"));
+    assert_eq!(default_parent(None, os("/home/me")).expect("home"), Path::new("/home/me/.local/state/ktcw-vm"));
+    assert_eq!(default_parent(os("rel"), os("/home/me")).expect("home"), Path::new("/home/me/.local/state/ktcw-vm"));
+    assert!(matches!(default_parent(os(""), None), Err(StoreError::NoHome)));
+}

@@ -1,0 +1,97 @@
+//! Places where a test may kill the program: before and after every journal record and every file.
+//! `journal` and `files` name them; crash tests choose one through the environment and look at what is left.
+//! In a release build there is nothing here: `at` is an empty function.
+//!
+//! `KTCW_FAIL_AT=17` aborts at the 17th journal point, `file:17` at the 17th file point, `journal:NAME` or `file:NAME` at the
+//! first of that name. `KTCW_FAIL_COUNT=PATH` appends a line `class:name` for every point passed, so that a loop knows how many there are.
+
+/// What the point stands beside. Numbers count within a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Journal,
+    File,
+}
+
+/// Passes a point, or ends the process there.
+#[cfg(not(any(test, feature = "failpoints")))]
+pub fn at(_: Class, _: &str) {}
+
+#[cfg(any(test, feature = "failpoints"))]
+pub use armed::at;
+
+#[cfg(any(test, feature = "failpoints"))]
+mod armed {
+    use super::Class;
+    use std::io::Write;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Debug, PartialEq, Eq)]
+    pub(super) enum Target {
+        Number(Class, u64),
+        Name(Class, String),
+    }
+
+    struct Armed {
+        target: Option<Target>,
+        count: Option<std::path::PathBuf>,
+        passed: [AtomicU64; 2],
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Target> {
+        let (class, rest) = match text.split_once(':') {
+            Some(("file", rest)) => (Class::File, rest),
+            Some(("journal", rest)) => (Class::Journal, rest),
+            _ => (Class::Journal, text),
+        };
+        match rest.parse() {
+            Ok(number) => Some(Target::Number(class, number)),
+            Err(_) if rest.is_empty() => None,
+            Err(_) => Some(Target::Name(class, rest.to_owned())),
+        }
+    }
+
+    /// Passes a point, or ends the process there.
+    pub fn at(class: Class, name: &str) {
+        static ARMED: OnceLock<Armed> = OnceLock::new();
+        let armed = ARMED.get_or_init(|| Armed {
+            target: std::env::var("KTCW_FAIL_AT").ok().as_deref().and_then(parse),
+            count: std::env::var_os("KTCW_FAIL_COUNT").map(Into::into),
+            passed: [const { AtomicU64::new(0) }; 2],
+        });
+        let number = armed.passed[class as usize].fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some(path) = &armed.count {
+            let class = if class == Class::Journal { "journal" } else { "file" };
+            if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path) {
+                let _ = file.write_all(format!("{class}:{name}\n").as_bytes());
+            }
+        }
+        let hit = match &armed.target {
+            Some(Target::Number(of, at)) => *of == class && *at == number,
+            Some(Target::Name(of, at)) => *of == class && at == name,
+            None => false,
+        };
+        if hit {
+            // No destructor runs and no buffer is flushed: as near to `kill -9` as a process comes by itself.
+            std::process::abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::armed::{Target, parse};
+    use super::*;
+
+    #[test]
+    fn targets_are_numbers_or_names_within_a_class() {
+        assert_eq!(parse("17"), Some(Target::Number(Class::Journal, 17)));
+        assert_eq!(parse("file:3"), Some(Target::Number(Class::File, 3)));
+        assert_eq!(
+            parse("journal:begin start controller-0"),
+            Some(Target::Name(Class::Journal, "begin start controller-0".into()))
+        );
+        assert_eq!(parse("file:a:b"), Some(Target::Name(Class::File, "a:b".into())));
+        assert_eq!(parse(""), None);
+    }
+}

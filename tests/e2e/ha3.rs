@@ -1,0 +1,225 @@
+//! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
+
+use crate::rig::{Remove, Rig, artefacts, command, eventually, libvirt_names, step, virsh};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const NODES: [&str; 5] = ["controller-0", "controller-1", "controller-2", "worker-0", "worker-1"];
+
+#[test]
+fn three_controllers_and_two_workers() {
+    let before = libvirt_names();
+    let rig = Rig::native("ha3");
+    let _guard = Remove(&rig);
+
+    step("up --etcd 3 --workers 2");
+    let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
+    step(&up.out);
+    step(&format!("up took {:.1} s", up.took.as_secs_f64()));
+    verify_is_green_and_quick(&rig);
+    a_second_up_changes_nothing(&rig);
+    the_tools_work(&rig);
+    the_readme_tells_the_truth(&rig);
+    secrets_are_where_they_belong(&rig);
+    a_stopped_unit_is_named(&rig);
+    a_wrong_host_key_is_named(&rig);
+    any_controller_may_lose_power(&rig);
+    a_removed_member_is_named(&rig);
+
+    step("down leaves nothing");
+    rig.run(&["down", "--yes"]).exits(0);
+    let after: Vec<String> = libvirt_names().into_iter().filter(|name| name != "pool ktcw.images").collect();
+    assert_eq!(after, before);
+    assert!(!rig.dir().exists());
+    let volumes = virsh(&["vol-list", "ktcw.images"]).exits(0).out;
+    assert!(!volumes.contains("controller-") && !volumes.contains("worker-"), "{volumes}");
+    rig.run(&["down", "--yes"]).exits(0).says("nothing to do");
+}
+
+fn verify_is_green_and_quick(rig: &Rig) {
+    let ran = rig.run(&["verify", "--format", "json"]).exits(0);
+    step(&format!("verify took {:.1} s: {} checks", ran.took.as_secs_f64(), ran.json()["checks"].as_array().map_or(0, Vec::len)));
+    rig.verifies();
+    rig.run(&["verify"]).exits(0).says("controller-2");
+}
+
+/// Boot ids, serials and the term say whether anything was touched.
+fn identity(rig: &Rig) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for node in NODES {
+        all.insert(format!("{node} boot"), rig.on(node, "cat /proc/sys/kernel/random/boot_id"));
+    }
+    let certs = rig.run(&["certs", "list", "--format", "json"]).exits(0).json();
+    for row in certs.as_array().expect("rows") {
+        all.insert(format!("{} serial", row["id"]), row["serial"].to_string());
+    }
+    all.insert("term".into(), leader(rig).1.to_string());
+    all
+}
+
+/// (name of the leader, term)
+fn leader(rig: &Rig) -> (String, u64) {
+    let status = rig.run(&["status", "-o", "json"]).exits(0).json();
+    let nodes = status["nodes"].as_array().expect("nodes").clone();
+    let leaders: Vec<&Value> = nodes.iter().filter(|node| node["etcd"]["leader"] == true).collect();
+    assert_eq!(leaders.len(), 1, "{status}");
+    (leaders[0]["name"].as_str().expect("name").to_owned(), leaders[0]["etcd"]["term"].as_u64().expect("term"))
+}
+
+fn a_second_up_changes_nothing(rig: &Rig) {
+    step("a second up changes nothing");
+    let first = identity(rig);
+    let again = rig.up(&["--etcd", "3", "--workers", "2"]).exits(0).says("nothing to do");
+    step(&format!("second up took {:.1} s", again.took.as_secs_f64()));
+    assert_eq!(identity(rig), first);
+    step("another shape is refused, and nothing happens");
+    rig.up(&["--etcd", "5", "--workers", "2"]).exits(2).says("cannot be changed in place");
+    assert_eq!(identity(rig), first);
+}
+
+fn the_tools_work(rig: &Rig) {
+    step("kubectl, etcdctl, logs, status, list, certs, kubeconfig, ssh, plan, proxy, cloud-init schema");
+    let nodes = rig.run(&["kubectl", "get", "nodes", "-o", "json"]).exits(0).json();
+    let names: Vec<&str> = nodes["items"].as_array().expect("items").iter().filter_map(|n| n["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, ["worker-0", "worker-1"]);
+    let members = rig.run(&["etcdctl", "member", "list", "-w", "json"]).exits(0).json();
+    assert_eq!(members["members"].as_array().map(Vec::len), Some(3));
+    rig.run(&["etcdctl", "endpoint", "health"]).exits(0);
+
+    let logs = rig.run(&["logs", "etcd", "-n", "20"]).exits(0).out;
+    for node in &NODES[..3] {
+        assert!(logs.contains(node), "{node} is missing in\n{logs}");
+    }
+    let mut sorted: Vec<&str> = logs.lines().map(|line| &line[..12]).collect();
+    sorted.sort_unstable();
+    assert_eq!(sorted, logs.lines().map(|line| &line[..12]).collect::<Vec<_>>(), "merged by time");
+    rig.run(&["logs", "worker-0", "kubelet", "-n", "5"]).exits(0).says("worker-0");
+    rig.run(&["logs", "nothing"]).exits(2).says("kube-scheduler");
+
+    let status = rig.run(&["status", "-o", "json"]).exits(0).json();
+    assert!(status["vip_holder"].as_str().is_some_and(|holder| holder.starts_with("controller-")), "{status}");
+    for lease in ["kube-controller-manager", "kube-scheduler"] {
+        assert!(status["leases"][lease].as_str().is_some_and(|holder| holder.starts_with("controller-")), "{status}");
+    }
+    rig.run(&["status"]).exits(0).says("leader, term");
+    rig.run(&["list"]).exits(0).says("ha3");
+    rig.run(&["certs", "check"]).exits(0).says("0 not as they should be");
+    rig.run(&["certs"]).exits(0).says("kube-apiserver@controller-0");
+    rig.run(&["kubeconfig"]).exits(0).says("current-context");
+    assert_eq!(rig.on("worker-1", "hostname"), "worker-1");
+    rig.run(&["ssh", "controller-0", "--", "exit 7"]).exits(7);
+    rig.run(&["ssh", "controller-9", "--", "true"]).exits(2).says("controller-0");
+    rig.run(&["plan", "--show", "controller-0:/etc/containers/systemd/etcd.container"]).exits(0).says("--initial-cluster=");
+    let planned = rig.run(&["plan", "--show", "worker-0:/etc/kubernetes/kubelet.yaml"]).exits(0).out;
+    assert_eq!(rig.on("worker-0", "cat /etc/kubernetes/kubelet.yaml").trim(), planned.trim());
+    let schema = rig.on("controller-0", "cloud-init schema --system 2>&1");
+    assert!(schema.contains("Valid"), "{schema}");
+
+    let mut proxy = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
+        .args(["proxy", "-c", rig.cluster])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("proxy starts");
+    let mut said = String::new();
+    BufReader::new(proxy.stdout.take().expect("piped")).read_line(&mut said).expect("a line");
+    let ca = rig.dir().join("ca.pem").display().to_string();
+    let answer = command("curl", &["--silent", "--show-error", "--cacert", &ca, "https://127.0.0.1:6443/"]);
+    proxy.kill().expect("end the proxy");
+    proxy.wait().expect("it ends");
+    let answer = answer.exits(0).json();
+    assert_eq!((&answer["code"], &answer["reason"]), (&403.into(), &"Forbidden".into()), "{said}");
+}
+
+/// Every `ktcw-vm …` line in the README's tour runs as it stands and exits 0.
+fn the_readme_tells_the_truth(rig: &Rig) {
+    let readme = include_str!("../../README.md");
+    let tour = readme.split("<!-- tour -->").nth(1).expect("README.md has a part between two <!-- tour --> marks");
+    let commands: Vec<&str> = tour.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    assert!(commands.len() >= 8, "the tour is a tour: {commands:?}");
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_ktcw-vm")).parent().expect("a directory").display().to_string();
+    for line in commands {
+        step(&format!("README: {line}"));
+        let script = format!("set -eo pipefail; export KTCW_CLUSTER={} PATH={bin}:$PATH; {line}", rig.cluster);
+        command("timeout", &["120", "bash", "-c", &script]).exits(0);
+    }
+}
+
+fn secrets_are_where_they_belong(rig: &Rig) {
+    step("no CA key on any node, every key 0600, none in plan, journal or process arguments");
+    for node in NODES {
+        let found = rig.on(node, "grep -rlsE 'BEGIN (EC )?PRIVATE KEY' /etc/etcd /etc/kubernetes | xargs -r stat -c '%a %U %n' | grep -v '^600 root' || true");
+        assert_eq!(found, "", "{node}");
+        let ca = rig.on(node, "find / -xdev \\( -name '*ca-key*' -o -name 'ca.key' \\) -not -path '/proc/*' -not -path '/var/lib/containers/*' -not -path '/usr/*' 2>/dev/null || true");
+        assert_eq!(ca, "", "{node}");
+    }
+    for name in ["plan.json", "journal.jsonl", "cluster.json"] {
+        let text = std::fs::read_to_string(rig.dir().join(name)).expect(name);
+        assert!(!text.contains("PRIVATE KEY"), "{name}");
+    }
+}
+
+fn a_stopped_unit_is_named(rig: &Rig) {
+    step("a stopped unit makes its line of verify fail");
+    rig.on("controller-1", "systemctl stop kube-scheduler");
+    let (code, bad) = rig.not_passing();
+    assert_eq!(code, 3);
+    assert!(bad.iter().any(|line| line.contains("unit") && line.contains("controller-1")), "{bad:?}");
+    assert!(!bad.iter().any(|line| line.contains("etcd")), "{bad:?}");
+    step("and up starts it again");
+    rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
+    rig.verifies();
+}
+
+fn a_wrong_host_key_is_named(rig: &Rig) {
+    step("a wrong host key makes verify fail");
+    let pinned = rig.dir().join("ssh/host-controller-1.pub");
+    let right = std::fs::read(&pinned).expect("pinned key");
+    let other = std::fs::read(rig.dir().join("ssh/host-controller-2.pub")).expect("another key");
+    std::fs::write(&pinned, other).expect("swap");
+    let (code, bad) = rig.not_passing();
+    std::fs::write(&pinned, right).expect("put back");
+    assert_eq!(code, 3);
+    assert!(bad.iter().any(|line| line == "ssh.host-key controller-1 fail"), "{bad:?}");
+    rig.verifies();
+}
+
+/// Pulls each controller's plug in turn and asks for the API through the virtual address, as a client would.
+fn any_controller_may_lose_power(rig: &Rig) {
+    let ca = rig.dir().join("ca.pem").display().to_string();
+    let url = format!("https://{}:6443/readyz", rig.vip());
+    let mut outages = BTreeMap::new();
+    for node in &NODES[..3] {
+        let holder = rig.run(&["status", "-o", "json"]).exits(0).json()["vip_holder"].clone();
+        virsh(&["destroy", &format!("ha3-{node}")]).exits(0);
+        let begin = Instant::now();
+        // Three answers in a row, on new connections: one may have come from the last breath of the dead.
+        let mut row = 0;
+        eventually("the API answers through the virtual address", Duration::from_secs(10), || {
+            let answer = command("curl", &["--silent", "--max-time", "1", "--cacert", &ca, &url]);
+            row = if answer.out == "ok" { row + 1 } else { 0 };
+            row == 3
+        });
+        let outage = begin.elapsed();
+        step(&format!("{node} off (VIP was on {holder}): the API answers after {:.1} s", outage.as_secs_f64()));
+        outages.insert((*node).to_owned(), outage.as_millis() as u64);
+        let back = rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
+        step(&format!("{node} is back and verified after {:.1} s", back.took.as_secs_f64()));
+    }
+    let json = serde_json::to_string_pretty(&outages).expect("JSON");
+    std::fs::write(artefacts().join("power-off.json"), json).expect("kept");
+}
+
+fn a_removed_member_is_named(rig: &Rig) {
+    step("a removed etcd member makes its line of verify fail");
+    let members = rig.run(&["etcdctl", "member", "list", "-w", "simple"]).exits(0).out;
+    let line = members.lines().find(|line| line.contains("controller-2")).expect("controller-2 is a member");
+    let id = line.split(',').next().expect("an id");
+    rig.run(&["etcdctl", "member", "remove", id]).exits(0);
+    let (code, bad) = rig.not_passing();
+    assert_eq!(code, 3);
+    assert!(bad.iter().any(|line| line.starts_with("etcd.members")), "{bad:?}");
+}

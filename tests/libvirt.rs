@@ -1,0 +1,348 @@
+//! The libvirt host against libvirt's own test driver (`test:///default`): in this process, without daemon or root.
+//! Everything we define is validated by libvirt's schema, ownership is respected, and twice is once. What the driver
+//! cannot do (streams, running machines) is in `libvirt_real.rs`.
+
+use ktcw_vm::host::fake::FakeHost;
+use ktcw_vm::host::libvirt::LibvirtHost;
+use ktcw_vm::host::{DomainState, Done, Host, HostError, Mark};
+use ktcw_vm::plan::{Accel, CpuModel, DiskKind, DiskPlan, DomainPlan, NetworkPlan, StoragePlan, identity};
+use ktcw_vm::spec::{ClusterName, NodeName};
+use std::path::PathBuf;
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::storage_vol::StorageVol;
+
+/// The driver has one state for the whole process, so each test has a cluster of its own name.
+struct Lab {
+    mark: Mark,
+    node: NodeName,
+    network: NetworkPlan,
+    storage: StoragePlan,
+    domain: DomainPlan,
+}
+
+fn lab(name: &str, accel: Accel) -> Lab {
+    let cluster = ClusterName::parse(name).expect("name");
+    let node = NodeName::controller(0);
+    let disk = |target: &str, kind: DiskKind, volume: &str| DiskPlan { target: target.into(), volume: volume.into(), kind };
+    let third = identity::uuid(&cluster, "subnet").as_bytes()[0];
+    Lab {
+        mark: Mark {
+            cluster: cluster.clone(),
+            instance: identity::uuid(&cluster, "instance"),
+            state_dir: format!("/state/{name}"),
+        },
+        network: NetworkPlan {
+            name: format!("ktcw-{name}"),
+            uuid: identity::uuid(&cluster, "network"),
+            bridge: identity::bridge(&cluster),
+            subnet: format!("10.77.{third}.0/24").parse().expect("net"),
+            gateway: format!("10.77.{third}.1").parse().expect("ip"),
+            vip: format!("10.77.{third}.10").parse().expect("ip"),
+            isolated: false,
+            pod_cidr: "10.244.0.0/16".parse().expect("net"),
+            service_cidr: "10.32.0.0/16".parse().expect("net"),
+            kubernetes_service: "10.32.0.1".parse().expect("ip"),
+            dns_service: "10.32.0.10".parse().expect("ip"),
+        },
+        storage: StoragePlan {
+            pool: format!("ktcw-{name}"),
+            pool_uuid: identity::uuid(&cluster, "pool"),
+            image_pool: "ktcw-images".into(),
+            image_pool_uuid: identity::shared_uuid("images"),
+            base_volume: "base-0123456789abcdef.qcow2".into(),
+            kernel_volume: "kernel-0123456789abcdef".into(),
+            initrd_volume: Some("initrd-0123456789abcdef".into()),
+        },
+        domain: DomainPlan {
+            name: format!("{name}-controller-0"),
+            uuid: identity::uuid(&cluster, "controller-0"),
+            memory_mib: 1024,
+            cpus: 1,
+            accel,
+            cmdline: "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet".into(),
+            disks: vec![
+                disk("vda", DiskKind::Root { size_gib: 10 }, "controller-0-root.qcow2"),
+                disk("vdb", DiskKind::Seed, "controller-0-seed.iso"),
+                disk("vdc", DiskKind::Etcd { size_gib: 2 }, "controller-0-etcd.qcow2"),
+            ],
+            mac: identity::mac(&cluster, &node),
+            network: format!("ktcw-{name}"),
+        },
+        node,
+    }
+}
+
+fn test_host() -> LibvirtHost {
+    LibvirtHost::connect(Some("test:///default"))
+        .expect("libvirt's test driver")
+        .with_pool_root(Some(PathBuf::from("/pools/ktcw")))
+}
+
+/// libvirt itself, beside our back. The driver's state lives as long as a connection is open.
+fn libvirt() -> Connect {
+    Connect::open(Some("test:///default")).expect("libvirt's test driver")
+}
+
+/// What every host must do, the real one and the fake: observe, ensure twice, refuse what is foreign, remove twice.
+fn contract(host: &dyn Host, name: &str) {
+    let lab = lab(name, Accel::Tcg);
+    let (mark, storage, network, domain) = (&lab.mark, &lab.storage, &lab.network, &lab.domain);
+    let early = host.ensure_domain(domain, storage, &lab.node, mark).expect_err("no pool yet");
+    assert!(matches!(early, HostError::Missing { kind: "storage pool", .. }), "{early}");
+
+    assert_eq!(host.ensure_network(network, mark).expect("network"), Done::Changed);
+    assert_eq!(host.ensure_network(network, mark).expect("network"), Done::Unchanged);
+    assert_eq!(host.ensure_pools(storage, mark).expect("pools"), Done::Changed);
+    assert_eq!(host.ensure_pools(storage, mark).expect("pools"), Done::Unchanged);
+    assert_eq!(host.ensure_blank(storage, "controller-0-etcd.qcow2", 2 << 30, mark).expect("blank"), Done::Changed);
+    assert_eq!(host.ensure_blank(storage, "controller-0-etcd.qcow2", 2 << 30, mark).expect("blank"), Done::Unchanged);
+    let error = host.ensure_blank(storage, "controller-0-etcd.qcow2", 3 << 30, mark).expect_err("another size");
+    assert!(matches!(error, HostError::Differs { .. }), "{error}");
+    let error = host.ensure_overlay(storage, "controller-0-root.qcow2", "no-such-base", 2 << 30, mark).expect_err("no base");
+    assert!(matches!(error, HostError::Missing { kind: "volume", .. }), "{error}");
+    assert_eq!(host.ensure_domain(domain, storage, &lab.node, mark).expect("domain"), Done::Changed);
+    assert_eq!(host.ensure_domain(domain, storage, &lab.node, mark).expect("domain"), Done::Unchanged);
+    let bigger = DomainPlan { memory_mib: 2048, ..domain.clone() };
+    assert_eq!(host.ensure_domain(&bigger, storage, &lab.node, mark).expect("domain"), Done::Changed);
+
+    let seen = host.observe().expect("observe");
+    let found = seen.domains.iter().find(|found| found.name == domain.name).expect("listed");
+    assert_eq!(
+        (found.uuid, found.state, found.mark.as_ref(), found.node.as_ref()),
+        (domain.uuid, DomainState::ShutOff, Some(mark), Some(&lab.node))
+    );
+    let found = seen.networks.iter().find(|found| found.name == network.name).expect("listed");
+    assert_eq!((found.uuid, found.active, found.mark.as_ref()), (network.uuid, true, Some(mark)));
+    assert_eq!((found.bridge.as_deref(), &found.subnets[..]), (Some(network.bridge.as_str()), &[network.subnet][..]));
+    let found = seen.pools.iter().find(|found| found.name == storage.pool).expect("listed");
+    assert!(found.active && found.available.is_some() && found.mark.as_ref().is_some_and(|found| found.owns(mark)), "{found:?}");
+    assert!(
+        found.volumes.iter().any(|volume| volume.name == "controller-0-etcd.qcow2" && volume.capacity == 2 << 30),
+        "{found:?}"
+    );
+    assert_eq!(host.resident_bytes(domain).expect("off"), 0);
+
+    // The same cluster name from another state directory: everything is seen, nothing is touched.
+    let stranger = Mark { instance: Uuid::from_u128(99), state_dir: "/elsewhere".into(), ..mark.clone() };
+    let refusals = [
+        ("ensure_network", host.ensure_network(network, &stranger)),
+        ("remove_network", host.remove_network(&network.name, &stranger)),
+        ("ensure_pools", host.ensure_pools(storage, &stranger)),
+        ("remove_pool", host.remove_pool(&storage.pool, &stranger)),
+        ("ensure_blank", host.ensure_blank(storage, "x", 1 << 20, &stranger)),
+        ("ensure_content", host.ensure_content(storage, "x", b"x", &stranger)),
+        ("remove_volume", host.remove_volume(storage, "controller-0-etcd.qcow2", &stranger)),
+        ("ensure_domain", host.ensure_domain(domain, storage, &lab.node, &stranger)),
+        ("ensure_running", host.ensure_running(domain, &stranger)),
+        ("power_off", host.power_off(domain, &stranger)),
+        ("shutdown", host.shutdown(domain, &stranger)),
+        ("suspend", host.suspend(domain, &stranger)),
+        ("resume", host.resume(domain, &stranger)),
+        ("remove_domain", host.remove_domain(&domain.name, domain.uuid, &stranger)),
+    ];
+    for (call, refusal) in refusals {
+        let error = refusal.expect_err(call);
+        assert!(matches!(error, HostError::NotOurs { .. }), "{call}: {error}");
+    }
+    let after = host.observe().expect("observe");
+    assert_eq!(
+        after.domains.iter().find(|found| found.name == domain.name),
+        seen.domains.iter().find(|found| found.name == domain.name)
+    );
+
+    assert_eq!(host.remove_volume(storage, "controller-0-etcd.qcow2", mark).expect("volume"), Done::Changed);
+    assert_eq!(host.remove_volume(storage, "controller-0-etcd.qcow2", mark).expect("volume"), Done::Unchanged);
+    for expected in [Done::Changed, Done::Unchanged] {
+        assert_eq!(host.remove_domain(&domain.name, domain.uuid, mark).expect("domain"), expected);
+        assert_eq!(host.remove_network(&network.name, mark).expect("network"), expected);
+        assert_eq!(host.remove_pool(&storage.pool, mark).expect("pool"), expected);
+    }
+    let seen = host.observe().expect("observe");
+    assert!(!seen.domains.iter().any(|left| left.name == domain.name));
+    assert!(!seen.networks.iter().any(|left| left.name == network.name));
+    assert!(!seen.pools.iter().any(|left| left.name == storage.pool));
+    let gone = host.power_off(domain, mark).expect_err("gone");
+    assert!(matches!(gone, HostError::Missing { kind: "domain", .. }), "{gone}");
+}
+
+#[test]
+fn libvirt_keeps_the_contract() {
+    contract(&test_host(), "contract");
+}
+
+#[test]
+fn the_fake_keeps_the_same_contract() {
+    contract(&FakeHost::new(), "contract");
+}
+
+#[test]
+fn every_kind_of_machine_and_network_passes_libvirts_schema() {
+    let host = test_host();
+    let accels = [
+        Accel::Tcg,
+        Accel::Kvm { cpu: CpuModel::HostPassthrough },
+        Accel::Kvm { cpu: CpuModel::HostPassthroughNoArchCapabilities },
+        Accel::Kvm { cpu: CpuModel::Nehalem },
+    ];
+    for (i, accel) in accels.into_iter().enumerate() {
+        let mut lab = lab(&format!("kinds-{i}"), accel.clone());
+        lab.network.isolated = i % 2 == 1;
+        if i == 2 {
+            lab.storage.initrd_volume = None;
+            lab.domain.disks.truncate(2);
+        }
+        // Text that any user may type reaches the XML: a directory, kernel arguments.
+        lab.mark.state_dir = "/home/o'hara & sons/\"lab\" <1>/%41".into();
+        lab.domain.cmdline.push_str(" dyndbg=\"file drivers/* +p\" a<b>&c'd");
+        host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+        assert_eq!(host.ensure_network(&lab.network, &lab.mark).expect("network"), Done::Changed);
+        let done = host.ensure_domain(&lab.domain, &lab.storage, &lab.node, &lab.mark);
+        assert_eq!(done.unwrap_or_else(|error| panic!("{accel:?}: {error}")), Done::Changed);
+        let seen = host.observe().expect("observe");
+        let found = seen.domains.iter().find(|domain| domain.name == lab.domain.name).expect("defined");
+        assert_eq!(found.mark.as_ref(), Some(&lab.mark));
+        host.remove_domain(&lab.domain.name, lab.domain.uuid, &lab.mark).expect("removed");
+        host.remove_network(&lab.network.name, &lab.mark).expect("removed");
+        host.remove_pool(&lab.storage.pool, &lab.mark).expect("removed");
+    }
+}
+
+#[test]
+fn a_foreign_domain_of_our_name_is_refused_and_stays_as_it_was() {
+    let (host, conn) = (test_host(), libvirt());
+    let lab = lab("foreign-name", Accel::Tcg);
+    host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+    let theirs = format!(
+        "<domain type='test'><name>{}</name><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>",
+        lab.domain.name
+    );
+    let domain = conn.define_domain_xml(&theirs).expect("defined");
+    let before = domain.xml_desc(0).expect("xml");
+    for refusal in [
+        host.ensure_domain(&lab.domain, &lab.storage, &lab.node, &lab.mark),
+        host.ensure_running(&lab.domain, &lab.mark),
+        host.remove_domain(&lab.domain.name, lab.domain.uuid, &lab.mark),
+        host.remove_domain(&lab.domain.name, domain.uuid().expect("uuid"), &lab.mark),
+    ] {
+        let error = refusal.expect_err("foreign");
+        assert!(matches!(&error, HostError::NotOurs { whose, .. } if whose.contains("no ktcw-vm mark")), "{error}");
+    }
+    assert_eq!(domain.xml_desc(0).expect("still there"), before);
+    domain.undefine().expect("undefined");
+}
+
+#[test]
+fn a_foreign_domain_of_our_uuid_is_refused_and_stays_as_it_was() {
+    let (host, conn) = (test_host(), libvirt());
+    let lab = lab("foreign-uuid", Accel::Tcg);
+    host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+    let theirs = format!(
+        "<domain type='test'><name>somebody-elses</name><uuid>{}</uuid><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>",
+        lab.domain.uuid
+    );
+    let domain = conn.define_domain_xml(&theirs).expect("defined");
+    let before = domain.xml_desc(0).expect("xml");
+    let error = host.ensure_domain(&lab.domain, &lab.storage, &lab.node, &lab.mark).expect_err("foreign");
+    assert!(matches!(&error, HostError::NotOurs { name, .. } if name == "somebody-elses"), "{error}");
+    assert_eq!(host.remove_domain(&lab.domain.name, lab.domain.uuid, &lab.mark).expect("nothing of ours"), Done::Unchanged);
+    assert_eq!(domain.xml_desc(0).expect("still there"), before);
+    domain.undefine().expect("undefined");
+}
+
+#[test]
+fn foreign_networks_and_pools_are_refused_and_stay_as_they_were() {
+    let (host, conn) = (test_host(), libvirt());
+    let lab = lab("foreign-net", Accel::Tcg);
+    let network = conn
+        .define_network_xml(&format!(
+            "<network><name>{}</name><bridge name='virbr77'/><ip address='10.99.0.1' prefix='24'/></network>",
+            lab.network.name
+        ))
+        .expect("defined");
+    let pool_xml = format!("<pool type='dir'><name>{}</name><target><path>/theirs</path></target></pool>", lab.storage.pool);
+    let pool = conn.define_storage_pool_xml(&pool_xml, 0).expect("defined");
+    let before = (network.xml_desc(0).expect("xml"), pool.xml_desc(0).expect("xml"));
+    for refusal in [
+        host.ensure_network(&lab.network, &lab.mark),
+        host.remove_network(&lab.network.name, &lab.mark),
+        host.ensure_pools(&lab.storage, &lab.mark),
+        host.remove_pool(&lab.storage.pool, &lab.mark),
+        host.ensure_blank(&lab.storage, "x", 1 << 20, &lab.mark),
+    ] {
+        let error = refusal.expect_err("foreign");
+        assert!(matches!(error, HostError::NotOurs { .. }), "{error}");
+    }
+    assert_eq!((network.xml_desc(0).expect("xml"), pool.xml_desc(0).expect("xml")), before);
+    assert!(!network.is_active().expect("state") && !pool.is_active().expect("state"));
+    network.undefine().expect("undefined");
+    pool.undefine().expect("undefined");
+}
+
+#[test]
+fn a_machine_runs_pauses_stops_and_goes_with_its_snapshots() {
+    let (host, conn) = (test_host(), libvirt());
+    let lab = lab("states", Accel::Tcg);
+    let (domain, mark) = (&lab.domain, &lab.mark);
+    host.ensure_network(&lab.network, mark).expect("network");
+    host.ensure_pools(&lab.storage, mark).expect("pools");
+    host.ensure_domain(domain, &lab.storage, &lab.node, mark).expect("domain");
+    let state =
+        || host.observe().expect("observe").domains.into_iter().find(|found| found.name == domain.name).map(|found| found.state);
+    for (expected, call) in [(Done::Changed, "first"), (Done::Unchanged, "second")] {
+        assert_eq!(host.ensure_running(domain, mark).expect(call), expected);
+    }
+    assert_eq!(host.suspend(domain, mark).expect("suspend"), Done::Changed);
+    assert_eq!((host.suspend(domain, mark).expect("again"), state()), (Done::Unchanged, Some(DomainState::Paused)));
+    assert_eq!(host.ensure_running(domain, mark).expect("goes on"), Done::Changed);
+    assert_eq!((host.resume(domain, mark).expect("runs"), state()), (Done::Unchanged, Some(DomainState::Running)));
+    assert_eq!(host.power_off(domain, mark).expect("off"), Done::Changed);
+    assert_eq!((host.power_off(domain, mark).expect("again"), state()), (Done::Unchanged, Some(DomainState::ShutOff)));
+    assert_eq!(host.shutdown(domain, mark).expect("off already"), Done::Unchanged);
+
+    // libvirt refuses to undefine a domain with snapshots or a saved state, unless told to drop them.
+    host.ensure_running(domain, mark).expect("on");
+    let theirs = conn.lookup_domain_by_name(&domain.name).expect("there");
+    theirs.create_snapshot_xml("<domainsnapshot><name>before</name></domainsnapshot>", 0).expect("snapshot");
+    theirs.managed_save(0).expect("saved");
+    assert!(theirs.undefine().is_err(), "the premise of this test");
+    assert_eq!(host.remove_domain(&domain.name, domain.uuid, mark).expect("removed"), Done::Changed);
+    assert_eq!(state(), None);
+}
+
+#[test]
+fn overlays_need_a_finished_base_and_keep_it() {
+    let (host, conn) = (test_host(), libvirt());
+    let lab = lab("overlays", Accel::Tcg);
+    host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+    let images = conn.lookup_storage_pool_by_name(&lab.storage.image_pool).expect("image pool");
+    let make = |name: &str, capacity: u64| {
+        let xml =
+            format!("<volume><name>{name}</name><capacity>{capacity}</capacity><target><format type='qcow2'/></target></volume>");
+        StorageVol::create_xml(&images, &xml, 0).expect("made");
+    };
+    let (base, root) = ("base-of-overlays.qcow2", "controller-0-root.qcow2");
+    let ensure = |base: &str, size: u64| host.ensure_overlay(&lab.storage, root, base, size, &lab.mark);
+    make(base, 3 << 30);
+    let error = ensure(base, 10 << 30).expect_err("an upload that was not finished is no base");
+    assert!(matches!(error, HostError::Missing { kind: "volume", .. }), "{error}");
+    make(&format!("{base}.complete"), 0);
+    let error = ensure(base, 1 << 30).expect_err("smaller than its base");
+    assert!(error.to_string().contains("less than its base"), "{error}");
+    assert_eq!(ensure(base, 10 << 30).expect("made"), Done::Changed);
+    assert_eq!(ensure(base, 10 << 30).expect("there"), Done::Unchanged);
+    make("another-base.qcow2", 3 << 30);
+    make("another-base.qcow2.complete", 0);
+    let error = ensure("another-base.qcow2", 10 << 30).expect_err("another base");
+    assert!(matches!(&error, HostError::Differs { what, .. } if what.contains(base)), "{error}");
+    host.remove_pool(&lab.storage.pool, &lab.mark).expect("removed");
+}
+
+#[test]
+fn facts_are_read_even_where_the_driver_knows_little() {
+    let host = test_host();
+    let facts = host.facts().expect("facts");
+    assert!(facts.uri.starts_with("test:"), "{facts:?}");
+    assert!(facts.memory_mib > 0 && facts.cpus > 0 && facts.emulator.is_empty() && !facts.kvm_listed, "{facts:?}");
+    assert!(host.is_local() && host.free_disk_mib().is_some_and(|mib| mib > 0));
+}
