@@ -60,24 +60,24 @@ images: build ## what the machines run, from source; nothing to do when it is th
 
 .PHONY: test
 test: ## all tests but the long ones: unit, golden, fakes, libvirt's test driver, and a VM that boots
-	@setup/install.sh build run test
+	@setup/install.sh build run test $(if $(CI),ci)
 	cargo test --locked
 	@setup/e2e.sh smoke
 	@setup/go.sh vet
 
 .PHONY: e2e
 e2e: ## a real 3+2 cluster in a namespace of its own, then a small one without KVM
-	@setup/install.sh build run test
+	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh e2e
 
 .PHONY: e2e-full
 e2e-full: ## the same with every size and acceleration: hours
-	@setup/install.sh build run test
+	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh full
 
 .PHONY: bench
 bench: ## the figures, as ratios of one run; the JSON is kept in target/bench
-	@setup/install.sh build run test
+	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh bench
 
 .PHONY: lint
@@ -85,6 +85,7 @@ lint: ## formatting, clippy, licences and bans, shellcheck, gofmt
 	@setup/install.sh build test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test e2e -- -D warnings # `--all-targets` leaves it out, as `cargo test` does
 	@setup/go.sh fmt
 	shellcheck -x $(scripts)
 	"$$(setup/tool.sh cargo-deny)" --locked --log-level error check --hide-inclusion-graph licenses bans sources

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing to build, run or test: setup/install.sh [build] [run] [test]   (default: build run)
+# Installs what is missing to build, run or test: setup/install.sh [build] [run] [test] [ci]   (default: build run)
+# `ci` is what the tests insist on there and do without elsewhere: nobody's laptop gets an SSH server by typing `make test`.
 # Called by `make setup`, `make test` and CI; looks first, so that on a machine that has everything it says nothing and ends at once.
 # It knows Debian's package names; on other distributions it names the tools and the packages and stops with 69.
 set -euo pipefail
@@ -41,6 +42,9 @@ test  cmd:isoinfo                           genisoimage
 test  python:yaml                           python3-yaml
 test  cmd:shellcheck                        shellcheck
 test  cmd:curl                              curl
+test  cmd:openssl                           openssl
+test  cmd:ssh-keygen                        openssh-client
+ci    cmd:sshd                              openssh-server
 TABLE
 }
 
@@ -61,7 +65,8 @@ there() {
       compgen -G "/usr/include/*-linux-gnu*/$what" >/dev/null ;;
     driver:*) compgen -G "/usr/lib*/libvirt/connection-driver/libvirt_driver_$what.so" >/dev/null ||
       compgen -G "/usr/lib/*-linux-gnu*/libvirt/connection-driver/libvirt_driver_$what.so" >/dev/null ;;
-    python:*) command -v python3 >/dev/null && python3 -c "import $what" 2>/dev/null ;;
+    # Debian's modules are seen by Debian's python only, which need not be the first on the PATH.
+    python:*) /usr/bin/python3 -c "import $what" 2>/dev/null || python3 -c "import $what" 2>/dev/null ;;
     *) die 2 "unknown kind of need: $1" ;;
   esac
 }
@@ -149,7 +154,7 @@ indextargets() {
 
 [ $# -gt 0 ] || set -- build run
 for group; do
-  case $group in build | run | test) ;; *) die 2 "unknown group '$group': build, run or test" ;; esac
+  case $group in build | run | test | ci) ;; *) die 2 "unknown group '$group': build, run, test or ci" ;; esac
 done
 case " $* " in *" build "*) toolchains ;; esac
 

@@ -13,6 +13,8 @@
 //! `apply` makes no choice; nothing below `cli` prints but `progress`; `virt`, `russh`, `rcgen`, `reqwest` and
 //! `indicatif` each appear in one module.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start processes, sleep and read the clock"))]
+
 pub mod spec;
 
 pub mod plan;

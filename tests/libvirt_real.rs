@@ -5,6 +5,8 @@
 //! `cargo test --test libvirt_real -- --ignored`; the guest is the kernel of `KTCW_TEST_KERNEL` under KVM when it boots
 //! there, else that of `KTCW_TEST_KERNEL_TCG` under TCG.
 
+#![expect(clippy::disallowed_methods, reason = "a test waits in its own thread, and breaks files on purpose")]
+
 use ktcw_vm::accel::{self, Verdict};
 use ktcw_vm::host::libvirt::LibvirtHost;
 use ktcw_vm::host::{Console, DomainState, Done, Host, HostError, Mark, VolumeFormat};
@@ -195,7 +197,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
         accel,
         cmdline: "console=ttyS0 quiet".into(),
         disks: vec![
-            disk("vda", DiskKind::Root { size_gib: 4 }, "root.qcow2"),
+            disk("vda", DiskKind::Root { size_gib: 20 }, "root.qcow2"),
             disk("vdb", DiskKind::Seed, "seed.iso"),
             disk("vdc", DiskKind::Etcd { size_gib: 1 }, "etcd.qcow2"),
         ],
@@ -249,7 +251,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
 
     // Disks and content; a seed that a crash left half-written is made anew.
     for expected in [Done::Changed, Done::Unchanged] {
-        assert_eq!(host.ensure_overlay(&storage, "root.qcow2", "base.qcow2", 4 << 30, &mark).expect("overlay"), expected);
+        assert_eq!(host.ensure_overlay(&storage, "root.qcow2", "base.qcow2", 20 << 30, &mark).expect("overlay"), expected);
         assert_eq!(host.ensure_blank(&storage, "etcd.qcow2", 1 << 30, &mark).expect("blank"), expected);
         assert_eq!(host.ensure_content(&storage, "seed.iso", &vec![1; 300_000], &mark).expect("seed"), expected);
     }

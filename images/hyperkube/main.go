@@ -6,13 +6,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apiserver/pkg/server"
 	"k8s.io/component-base/cli"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
@@ -42,7 +42,8 @@ var components = []struct {
 	{"kube-proxy", proxy.NewProxyCommand},
 	{"kube-scheduler", func() *cobra.Command { return scheduler.NewSchedulerCommand() }},
 	{"kubectl", func() *cobra.Command { return cmd.NewDefaultKubectlCommand() }},
-	{"kubelet", func() *cobra.Command { return kubelet.NewKubeletCommand(server.SetupSignalContext()) }},
+	// The kubelet installs the signal handlers itself when it runs; they can be installed once.
+	{"kubelet", func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }},
 }
 
 func main() {

@@ -76,7 +76,7 @@ pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError>
         .collect();
     let any_running = !running.is_empty();
     // Slow guests (TCG) answer late; a dead one costs one deadline, all in parallel.
-    let patience = Duration::from_secs(if plan.timers.staged { 30 } else { 5 });
+    let patience = Duration::from_secs(if plan.timers.staged { 60 } else { 15 });
     let asked = running.into_iter().map(|node| async move {
         let script = format!("{INSPECT}\nsystemctl is-active {} | paste -sd' '\n", node.units.join(" "));
         let output = guest.run(&node.name, Cmd::script(script, patience)).await.ok();

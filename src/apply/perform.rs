@@ -323,7 +323,7 @@ fn short(error: &GuestError) -> String {
 }
 
 fn patience(plan: &Plan) -> Duration {
-    Duration::from_secs(if plan.timers.staged { 30 } else { 5 })
+    Duration::from_secs(if plan.timers.staged { 30 } else { 10 })
 }
 
 fn seconds(value: u32) -> Duration {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let name = session::cluster_name(global)?;
     let parent = session::parent(global)?;
+    // A removal that was cut off may still hold keys.
+    crate::store::finish_removals(&parent)?;
     if !ClusterDir::exists(&parent, &name) {
         render::print_line(&format!("there is no cluster {name} in {}; nothing to do", parent.display()));
         return Ok(exit::OK);

@@ -104,13 +104,3 @@ fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec,
         CliError::usage(all.join("\n       ")).hint("ktcw-vm up --help; nothing was made")
     })
 }
-
-/// The admin kubeconfig beside the keys, for `kubectl` and for people.
-fn save_kubeconfig(dir: &crate::store::ClusterDir, keyring: &crate::pki::Keyring) -> Result<(), CliError> {
-    let text = session::item(keyring, &crate::plan::PkiItem::Kubeconfig { id: "admin".to_owned() })?;
-    let path = dir.path().join("kubeconfig");
-    if crate::store::files::read_secret(&path).is_ok_and(|there| there.expose() == text.expose()) {
-        return Ok(());
-    }
-    crate::store::files::write_atomic(&path, text.expose().as_bytes(), 0o600).map_err(CliError::failed)
-}

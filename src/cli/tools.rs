@@ -9,7 +9,7 @@ use super::{exit, render};
 use crate::image;
 use crate::pki::kubeconfig::{self, Credentials};
 use crate::plan::{Ca, PkiItem};
-use crate::store::files;
+use crate::store::shared;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,31 +17,24 @@ use std::process::Command;
 /// `kubectl` of the image, with the admin kubeconfig.
 pub fn kubectl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     let session = Session::open(global)?;
-    super::save_kubeconfig(&session.dir, &session.keyring)?;
+    let kubeconfig = kept(&session, &PkiItem::Kubeconfig { id: "admin".to_owned() })?;
     let mut command = Command::new(program("kubectl")?);
-    command.env("KUBECONFIG", session.dir.path().join("kubeconfig")).args(&passed.args);
+    command.env("KUBECONFIG", kubeconfig).args(&passed.args);
     become_it(command)
 }
 
 /// `etcdctl` of the image, with every member's endpoint and the host's own client certificate.
 pub fn etcdctl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     let session = Session::open(global)?;
-    let dir = session.dir.path().join("etcd-admin");
-    files::ensure_dir(&dir).map_err(CliError::failed)?;
     let mut command = Command::new(program("etcdctl")?);
     command.env("ETCDCTL_ENDPOINTS", session.plan.etcd_endpoints().join(","));
     let admin = || "etcd-admin".to_owned();
-    for (variable, name, item) in [
-        ("ETCDCTL_CACERT", "ca.pem", PkiItem::CaCert { ca: Ca::Etcd }),
-        ("ETCDCTL_CERT", "client.pem", PkiItem::Cert { id: admin() }),
-        ("ETCDCTL_KEY", "client-key.pem", PkiItem::Key { id: admin() }),
+    for (variable, item) in [
+        ("ETCDCTL_CACERT", PkiItem::CaCert { ca: Ca::Etcd }),
+        ("ETCDCTL_CERT", PkiItem::Cert { id: admin() }),
+        ("ETCDCTL_KEY", PkiItem::Key { id: admin() }),
     ] {
-        let path = dir.join(name);
-        let text = session::item(&session.keyring, &item)?;
-        if !files::read_secret(&path).is_ok_and(|there| there.expose() == text.expose()) {
-            files::write_atomic(&path, text.expose().as_bytes(), 0o600).map_err(CliError::failed)?;
-        }
-        command.env(variable, path);
+        command.env(variable, kept(&session, &item)?);
     }
     command.args(&passed.args);
     become_it(command)
@@ -56,11 +49,6 @@ pub fn show_kubeconfig(global: &Global, args: &Kubeconfig) -> Result<u8, CliErro
         return Ok(exit::OK);
     }
     let path = users_kubeconfig()?;
-    let there = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(CliError::failed(format!("{}: {error}", path.display()))),
-    };
     let plan = session.plan.kubeconfigs.iter().find(|kubeconfig| kubeconfig.id == "admin");
     let (Some(plan), Some(ca)) = (plan, session.keyring.ca_pem(Ca::Kubernetes)) else {
         return Err(CliError::failed("the plan has no admin kubeconfig"));
@@ -68,15 +56,18 @@ pub fn show_kubeconfig(global: &Global, args: &Kubeconfig) -> Result<u8, CliErro
     let cert = session::item(&session.keyring, &PkiItem::Cert { id: plan.cert.clone() })?;
     let key = session::item(&session.keyring, &PkiItem::Key { id: plan.cert.clone() })?;
     let credentials = Credentials { ca, cert: cert.expose(), key: &key };
-    let merged = kubeconfig::merge(&there, plan, credentials, true).map_err(|error| {
+    let merged = |there: &str| kubeconfig::merge(there, plan, credentials, true).map(Some).map_err(|error| error.to_string());
+    shared::edit(&path, merged).map_err(|error| {
         CliError::failed(format!("{}: {error}; it was not changed", path.display())).hint("KUBECONFIG=… ktcw-vm kubeconfig --merge")
     })?;
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|error| CliError::failed(format!("{}: {error}", parent.display())))?;
-    }
-    files::write_atomic(&path, merged.expose().as_bytes(), 0o600).map_err(CliError::failed)?;
     render::print_line(&format!("context ktcw-{} is in {} and current", session.plan.cluster, path.display()));
     Ok(exit::OK)
+}
+
+/// Where the key store keeps a thing.
+fn kept(session: &Session, item: &PkiItem) -> Result<PathBuf, CliError> {
+    let missing = || CliError::failed(format!("{item} is not in the key store")).hint("ktcw-vm up makes what is missing");
+    session.keyring.path(item).ok_or_else(missing)
 }
 
 /// The first file of $KUBECONFIG, as kubectl writes, else ~/.kube/config.

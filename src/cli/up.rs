@@ -149,12 +149,11 @@ async fn raise(
     let applied = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop)
         .await
         .map_err(|error| explain(&plan, error))?;
-    super::save_kubeconfig(&dir, &world.keyring)?;
     let report = if up.no_verify {
         None
     } else {
         let stage = Stage1::begin(events, Stage::Verify);
-        let report = super::verify::checked(&plan, &*guests, &world.keyring, events).await?;
+        let report = super::verify::checked(&plan, &*guests, events).await?;
         stage.done(false);
         Some(report)
     };

@@ -177,7 +177,7 @@ impl Guest for FakeGuests {
                 }
                 Reply::Error(error) => Err(error),
                 Reply::Hang => {
-                    tokio::time::sleep(cmd.deadline).await;
+                    let _ = tokio::time::timeout(cmd.deadline, std::future::pending::<()>()).await;
                     Err(GuestError::Deadline { node: node.clone(), command: cmd.line, after: cmd.deadline })
                 }
             }

@@ -35,10 +35,12 @@ impl LibvirtHost {
     /// Connects, with libvirt's own rules for the URI when none is given (`LIBVIRT_DEFAULT_URI`, then the local system's
     /// or the user's session). `Unreachable` says why not, its hint what to do.
     pub fn connect(uri: Option<&str>) -> Result<LibvirtHost, HostError> {
-        Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root: None })
+        let pool_root = std::env::var_os("KTCW_POOL_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root })
     }
 
-    /// Makes new pools under this directory of libvirt's machine (`KTCW_POOL_DIR`). Pools that exist stay where they are.
+    /// Makes new pools under this directory of libvirt's machine, instead of `KTCW_POOL_DIR` or libvirt's own directory
+    /// for images. Pools that exist stay where they are.
     pub fn with_pool_root(mut self, root: Option<PathBuf>) -> LibvirtHost {
         self.pool_root = root;
         self

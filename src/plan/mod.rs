@@ -108,8 +108,10 @@ pub struct Timers {
     pub lease_duration_s: u32,
     pub renew_deadline_s: u32,
     pub retry_period_s: u32,
-    /// keepalived: advertisement and check interval.
+    /// keepalived: seconds between advertisements; a silent holder is replaced after three.
     pub vip_interval_s: u32,
+    /// keepalived: seconds between looks at the node's own API server; two failed ones give the address away.
+    pub vip_check_s: u32,
     /// Deadlines of the waits of `up`, whole seconds.
     pub boot_deadline_s: u32,
     pub etcd_deadline_s: u32,

@@ -166,8 +166,9 @@ mod tests {
                         if let Ok(lock) = take(dir.path(), "thread", now()) {
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two inside");
                             std::thread::yield_now();
-                            std::fs::remove_file(dir.path().join(NAME)).expect("it is the one we hold");
+                            // Whoever comes after the removal makes a file of its own and is right to be inside.
                             inside.fetch_sub(1, Ordering::SeqCst);
+                            std::fs::remove_file(dir.path().join(NAME)).expect("it is the one we hold");
                             drop(lock);
                         }
                     }

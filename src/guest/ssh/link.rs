@@ -8,11 +8,17 @@ use russh::client::{self, AuthResult, DisconnectReason};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, Preferred, compression};
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// The part of `Timing::connect` that TCP may take. A machine answers its SYN at once or is not there yet; the kernel's
+/// growing pauses between repeated SYNs would notice its return up to half a minute late.
+const TCP: Duration = Duration::from_secs(5);
 
 /// How patient a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +34,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(15), keepalive: Duration::from_secs(5), keepalive_max: 3 }
+        Self { connect: Duration::from_secs(30), keepalive: Duration::from_secs(5), keepalive_max: 3 }
     }
 }
 
@@ -112,6 +118,9 @@ impl client::Handler for Pinned {
     async fn disconnected(&mut self, reason: DisconnectReason<Refusal>) -> Result<(), Refusal> {
         let why = match reason {
             DisconnectReason::ReceivedDisconnect(info) => format!("the other side hung up: {}", info.message),
+            DisconnectReason::Error(Refusal::Ssh(russh::Error::IO(io))) if io.kind() == ErrorKind::UnexpectedEof => {
+                "the other side closed the connection".to_owned()
+            }
             DisconnectReason::Error(error) => format!("{error:?}"),
         };
         let _ = self.ended.set(why);
@@ -141,7 +150,7 @@ impl Endpoint {
     pub async fn connect(&self, within: Duration) -> Result<Link, GuestError> {
         let within = within.min(self.timing.connect);
         let mut waiting_for = "TCP connection";
-        match tokio::time::timeout(within, self.attempt(&mut waiting_for)).await {
+        match timeout(within, self.attempt(&mut waiting_for)).await {
             Ok(result) => result,
             Err(_) => Err(self.unreachable(format!("no {waiting_for} within {:.1} s", within.as_secs_f32()))),
         }
@@ -153,7 +162,10 @@ impl Endpoint {
 
     async fn attempt(&self, waiting_for: &mut &'static str) -> Result<Link, GuestError> {
         let io = |error: std::io::Error| self.unreachable(error.to_string());
-        let socket = TcpStream::connect(self.addr).await.map_err(io)?;
+        let Ok(socket) = timeout(TCP, TcpStream::connect(self.addr)).await else {
+            return Err(self.unreachable(format!("no TCP connection within {} s", TCP.as_secs())));
+        };
+        let socket = socket.map_err(io)?;
         socket.set_nodelay(true).map_err(io)?;
         let mut cutoff = Cutoff(Some(std::net::TcpStream::from(socket.as_fd().try_clone_to_owned().map_err(io)?)));
         *waiting_for = "answer from an SSH server (the port took the connection)";

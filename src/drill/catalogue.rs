@@ -1,0 +1,414 @@
+//! Drills as data: what breaks, who is hit, under which load, for how long, and what is expected.
+//! `drill list` and `drill run` read the built-in entries of `catalogue.toml`; a user's file has the same form and the same schema.
+//! It decides nothing about a particular cluster: targets are chosen later, bounds are formulas.
+
+use super::bound::Bound;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::Path;
+
+/// One drill.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// What it is called on the command line: lower-case words joined by '-'.
+    pub name: String,
+    /// Number in the catalogue (`D01`), empty for users' own.
+    #[serde(default)]
+    pub id: String,
+    pub title: String,
+    /// What happens and what to learn from it.
+    pub story: String,
+    pub fault: Fault,
+    pub target: Target,
+    #[serde(default)]
+    pub load: Load,
+    /// How long the fault stays, once it is proven.
+    pub hold: Bound,
+    #[serde(default)]
+    pub expect: Expect,
+    /// Fewest etcd members with which it makes sense.
+    #[serde(default = "one")]
+    pub min_members: u8,
+    #[serde(default)]
+    pub min_workers: u8,
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// What is done to the targets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Fault {
+    /// The process dies and stays away until the heal.
+    Kill { process: Process },
+    /// The process is asked to end, and stays away until the heal.
+    Stop { process: Process },
+    /// SIGSTOP, then SIGCONT: connections stay open, nobody answers.
+    Pause { process: Process },
+    /// The hypervisor suspends the machine: its clock stops too.
+    Freeze,
+    /// The plug is pulled; the heal powers on again.
+    PowerOff,
+    /// Asks the leader to hand over to a follower.
+    MoveLeader,
+    /// Each target in turn is stopped, started and awaited.
+    RollingRestart,
+    /// The leader of the moment is killed and brought back, again and again.
+    Flap { times: u8 },
+    /// Packets are dropped.
+    Cut {
+        shape: Shape,
+        #[serde(default)]
+        ports: Ports,
+    },
+    /// Packets leave late or not at all.
+    Slow {
+        delay_ms: u32,
+        #[serde(default)]
+        jitter_ms: u32,
+        #[serde(default)]
+        loss_percent: u8,
+    },
+    /// Writes to etcd's disk never return.
+    StallDisk,
+    /// The store is filled to a quota set for the drill.
+    FillQuota { quota_mib: u32 },
+    /// A member's machine is lost for good: it is removed, wiped, and joins again as a learner.
+    ReplaceMember,
+    /// All data is lost; the cluster is restored from a snapshot taken just before.
+    Restore,
+    /// The clock of the target jumps.
+    SkewClock { seconds: i32 },
+    /// The etcd server certificate of the target is replaced by one that runs out.
+    ExpireCert { seconds: u32 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Process {
+    Etcd,
+    KubeApiserver,
+    KubeControllerManager,
+    KubeScheduler,
+    Kubelet,
+}
+
+impl Process {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Process::Etcd => "etcd",
+            Process::KubeApiserver => "kube-apiserver",
+            Process::KubeControllerManager => "kube-controller-manager",
+            Process::KubeScheduler => "kube-scheduler",
+            Process::Kubelet => "kubelet",
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Which links are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// Between each target and everyone else, both ways.
+    Isolate,
+    /// What others send does not arrive at the target.
+    Deaf,
+    /// What the target sends does not arrive at others.
+    Mute,
+    /// Between the two targets only: everyone else sees both.
+    Bridge,
+    /// Between all members.
+    SplitAll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ports {
+    /// etcd members among themselves (2380).
+    #[default]
+    Peer,
+    /// etcd's clients (2379).
+    Client,
+}
+
+/// Who is hit: chosen from what is observed at the start, never by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    Leader,
+    /// One follower, drawn by the seed.
+    Follower,
+    /// The leader and one follower, drawn by the seed.
+    LeaderAndFollower,
+    TwoFollowers,
+    /// As many members as it takes to lose quorum, drawn by the seed.
+    Majority,
+    AllMembers,
+    /// The holder of kube-controller-manager's lease.
+    ControllerManagerHolder,
+    SchedulerHolder,
+    /// The controller that carries the API's virtual address.
+    VipHolder,
+    /// One worker, drawn by the seed.
+    Worker,
+    /// The worker with most pods.
+    BusiestWorker,
+    /// All machines of the cluster.
+    Everything,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Load {
+    /// Milliseconds between the starts of two requests of one writer; the measured latency raises it on slow clusters.
+    pub interval_ms: u32,
+    /// Whether writers share a few keys, or each write has its own.
+    pub keys: Keys,
+    /// How long the load runs before the fault.
+    pub baseline: Bound,
+    /// Whether the Kubernetes API is probed as well, where there is one.
+    pub api: bool,
+}
+
+impl Default for Load {
+    fn default() -> Load {
+        Load { interval_ms: 25, keys: Keys::Registers, baseline: Bound::seconds(2.0), api: false }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keys {
+    /// One register for the fail-over writer, one shared by all others.
+    Registers,
+    /// Every write makes a key: all of them can be counted after a restore, which forgets history.
+    Append,
+}
+
+/// What is expected, as gates. What is not named here is not gated; the invariants hold for every drill.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Expect {
+    /// Longest time without any acknowledged write, by whichever client.
+    pub write_gap: Option<Bound>,
+    /// Most requests that the fail-over writer may see fail (unknown outcomes count).
+    pub failed_writes: Option<u32>,
+    /// Longest time from the fault to a new leader.
+    pub new_leader: Option<Bound>,
+    /// What becomes of the leader while the fault is in force.
+    pub leader: Option<LeaderFate>,
+    /// Longest time from the heal until every member follows one leader.
+    pub full_membership: Option<Bound>,
+    /// Longest time from the heal to the first acknowledged write.
+    pub first_write: Option<Bound>,
+    /// Where no write may be acknowledged while the fault is in force.
+    pub no_acks: Option<NoAcks>,
+    /// Alarm that the fault must raise, and the heal must clear.
+    pub alarm: Option<String>,
+    /// Longest time without an answer of the API, by the virtual address, on new connections.
+    pub api_gap: Option<Bound>,
+    /// Longest time until another holder renews the lease.
+    pub takeover: Option<Bound>,
+    /// Earliest and latest moment after the fault at which the target node stops being Ready.
+    pub not_ready: Option<(Bound, Bound)>,
+    /// Invariants that this drill breaks by its nature, by id.
+    pub waive: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaderFate {
+    /// Another member leads before the heal.
+    Changes,
+    /// The same member leads, at the same term.
+    Stays,
+    /// Nobody leads before the heal.
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoAcks {
+    Anywhere,
+    /// By the targets; others may.
+    Targets,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    #[error("there is no drill {name:?}{near}")]
+    Unknown { name: String, near: String },
+    #[error("cannot read the drill {path}: {source}")]
+    Unreadable { path: String, source: std::io::Error },
+    #[error("{path} is not a drill: {reason}")]
+    Malformed { path: String, reason: String },
+}
+
+#[derive(Deserialize)]
+struct File {
+    drill: Vec<Drill>,
+}
+
+/// The built-in drills, in the order of the catalogue.
+pub fn built_in() -> Result<Vec<Drill>, CatalogueError> {
+    let file: Result<File, _> = toml::from_str(include_str!("catalogue.toml"));
+    let malformed =
+        |error: toml::de::Error| CatalogueError::Malformed { path: "catalogue.toml".to_owned(), reason: error.to_string() };
+    Ok(file.map_err(malformed)?.drill)
+}
+
+/// A built-in drill by name or number, or a user's by path (anything with a '/' or ending in `.toml`).
+pub fn find(name: &str) -> Result<Drill, CatalogueError> {
+    if name.contains('/') || name.ends_with(".toml") {
+        return read(Path::new(name));
+    }
+    let all = built_in()?;
+    if let Some(drill) = all.iter().find(|drill| drill.name == name || drill.id.eq_ignore_ascii_case(name)) {
+        return Ok(drill.clone());
+    }
+    // A word in common is near enough to be what was meant.
+    let words: Vec<&str> = name.split('-').filter(|word| word.len() > 3).collect();
+    let near: Vec<&str> =
+        all.iter().map(|drill| drill.name.as_str()).filter(|known| words.iter().any(|word| known.contains(word))).collect();
+    let near = if near.is_empty() { String::new() } else { format!("; there are {}", near.join(", ")) };
+    Err(CatalogueError::Unknown { name: name.to_owned(), near })
+}
+
+fn read(path: &Path) -> Result<Drill, CatalogueError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| CatalogueError::Unreadable { path: shown.clone(), source })?;
+    parse(&text).map_err(|reason| CatalogueError::Malformed { path: shown, reason })
+}
+
+/// Accepts a drill's text or says every problem that it can tell.
+pub fn parse(text: &str) -> Result<Drill, String> {
+    let drill: Drill = toml::from_str(text).map_err(|error| error.to_string())?;
+    let mut problems = problems(&drill);
+    match problems.len() {
+        0 => Ok(drill),
+        1 => Err(problems.remove(0)),
+        _ => Err(format!("\n  - {}", problems.join("\n  - "))),
+    }
+}
+
+/// What serde cannot say: combinations that make no sense.
+pub fn problems(drill: &Drill) -> Vec<String> {
+    let mut problems = Vec::new();
+    let named = !drill.name.is_empty() && drill.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if !named {
+        problems.push(format!("name: {:?} is not accepted; a drill's name is made of a-z, 0-9 and '-'", drill.name));
+    }
+    if drill.load.interval_ms < 5 {
+        problems.push(format!(
+            "load.interval_ms: {} is below 5 ms, the shortest that measures more than itself",
+            drill.load.interval_ms
+        ));
+    }
+    for waived in &drill.expect.waive {
+        if !WAIVABLE.contains(&waived.as_str()) {
+            problems.push(format!("expect.waive: {waived:?} cannot be waived; accepted: {}", WAIVABLE.join(", ")));
+        }
+    }
+    let pair = matches!(drill.target, Target::LeaderAndFollower | Target::TwoFollowers);
+    if matches!(drill.fault, Fault::Cut { shape: Shape::Bridge, .. }) && !pair {
+        problems.push("target: a bridge is cut between two members; accepted: leader-and-follower, two-followers".to_owned());
+    }
+    let member_process = |process: Process| process == Process::Etcd;
+    let on_worker = matches!(drill.target, Target::Worker | Target::BusiestWorker);
+    let of_member = match &drill.fault {
+        Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => {
+            if (*process == Process::Kubelet) != on_worker {
+                problems.push(format!(
+                    "target: {process} does not run there; kubelet runs on workers, everything else on controllers"
+                ));
+            }
+            member_process(*process)
+        }
+        Fault::Freeze | Fault::PowerOff | Fault::SkewClock { .. } | Fault::Slow { .. } => false,
+        _ => true,
+    };
+    let picks_member = !on_worker && drill.target != Target::Everything;
+    if of_member && !picks_member {
+        problems.push(
+            "target: this fault hits etcd members; accepted: leader, follower, two-followers, majority, all-members, …"
+                .to_owned(),
+        );
+    }
+    problems
+}
+
+/// Lost writes, two leaders in a term and broken order are never acceptable.
+const WAIVABLE: [&str; 6] = ["I3", "I5", "I6", "I7", "I10", "I11"];
+
+/// JSON schema of a user's drill file.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Drill)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_catalogue_parses_and_makes_sense() {
+        let all = built_in().expect("parses");
+        for drill in &all {
+            assert_eq!(problems(drill), Vec::<String>::new(), "{}", drill.name);
+            assert!(!drill.story.is_empty() && !drill.title.is_empty(), "{}", drill.name);
+        }
+        let names: BTreeSet<&str> = all.iter().map(|d| d.name.as_str()).collect();
+        let ids: BTreeSet<&str> = all.iter().map(|d| d.id.as_str()).collect();
+        assert_eq!((names.len(), ids.len()), (all.len(), all.len()), "names and numbers are unique");
+        let promised = "leader-kill leader-stop move-leader leader-pause leader-freeze leader-power-off follower-kill rolling-restart quorum-loss \
+                        blackout leader-flap isolate-leader isolate-follower split-all deaf-leader mute-leader bridge slow-link stalled-disk \
+                        full-quota replace-member disaster-restore clock-skew apiserver-kill lease-holder-kill kubelet-stop worker-power-off \
+                        control-plane-power-off cert-expiry";
+        for name in promised.split_whitespace() {
+            assert!(names.contains(name), "{name} is missing");
+        }
+    }
+
+    #[test]
+    fn drills_are_found_by_name_and_number_and_near_misses_are_named() {
+        assert_eq!(find("leader-kill").expect("there").id, "D01");
+        assert_eq!(find("d01").expect("there").name, "leader-kill");
+        let error = find("kill-leader-now").expect_err("not there").to_string();
+        assert!(error.contains("leader-kill"), "{error}");
+        assert!(matches!(find("./nowhere.toml"), Err(CatalogueError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_users_file_has_the_same_form_and_is_told_what_is_wrong() {
+        let text = toml::to_string(&find("bridge").expect("there")).expect("prints");
+        assert_eq!(parse(&text).expect("reads its own print"), find("bridge").expect("there"));
+        let wrong = text.replace("leader-and-follower", "leader").replace("\"bridge\"\nid", "\"My Bridge\"\nid");
+        let error = parse(&wrong).expect_err("two problems");
+        assert!(error.contains("a bridge is cut between two") && error.contains("My Bridge"), "{error}");
+        let typo = parse(&text.replace("hold", "hodl")).expect_err("unknown field");
+        assert!(typo.contains("hodl"), "{typo}");
+        let waived = parse(&text.replace("waive = []", "waive = [\"I1\"]")).expect_err("not waivable");
+        assert!(waived.contains("cannot be waived"), "{waived}");
+    }
+
+    #[test]
+    fn every_built_in_drill_satisfies_the_schema() {
+        let schema = schema().to_value();
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        for drill in built_in().expect("parses") {
+            let value = serde_json::to_value(&drill).expect("prints");
+            let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+            assert_eq!(errors, Vec::<String>::new(), "{}", drill.name);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The invariants that hold in every drill (I1–I10), each a pure judge of a record.
+//! `judge` runs them and adds the drill's own gates; tests feed them records that break one at a time.
+//! They know no bound: an invariant holds or it does not, or it could not be found out.
+
+use super::catalogue::NoAcks;
+use super::checker::{Checked, Shown, Violation, monotonic};
+use super::clock::At;
+use super::history::{Change, Member};
+use super::record::{LogSource, Record};
+use super::windows::leaderships;
+use crate::event::Verdict;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::time::Duration;
+
+/// One thing that was judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// `I1` … `I11`, `V1`, `V2`, or the name of a gate.
+    pub id: String,
+    pub title: String,
+    pub verdict: Verdict,
+    /// What was seen.
+    pub seen: String,
+    /// What was demanded, for gates.
+    pub expected: Option<String>,
+    /// A drill may break an invariant by its nature; it is then shown and not counted.
+    pub waived: bool,
+}
+
+impl Check {
+    pub fn new(id: &str, title: &str, verdict: Verdict, seen: impl Display) -> Check {
+        Check { id: id.to_owned(), title: title.to_owned(), verdict, seen: seen.to_string(), expected: None, waived: false }
+    }
+}
+
+/// At most so many examples are told of what is wrong.
+const EXAMPLES: usize = 3;
+
+pub fn examples<T: Display>(all: &[T]) -> String {
+    let shown: Vec<String> = all.iter().take(EXAMPLES).map(|one| one.to_string()).collect();
+    let more = if all.len() > EXAMPLES { format!(" and {} more", all.len() - EXAMPLES) } else { String::new() };
+    format!("{}{more}", shown.join("; "))
+}
+
+/// What the log covers: without it, nothing can be said of what was kept.
+fn with_log(record: &Record, check: Check) -> Check {
+    match &record.after.log_source {
+        LogSource::Missing(why) => Check { verdict: Verdict::Unknown, seen: format!("no final log: {why}"), ..check },
+        _ => check,
+    }
+}
+
+pub fn i1_nothing_lost(record: &Record, checked: &Checked) -> Check {
+    let broken: Vec<&Violation> = checked.violations.iter().filter(|v| v.invariant() == "I1").collect();
+    let beyond = match checked.beyond_snapshot {
+        0 => String::new(),
+        n => format!(", {n} after the snapshot and lost with it"),
+    };
+    let (verdict, seen) = if broken.is_empty() {
+        (Verdict::Pass, format!("{} acknowledged writes, all there{beyond}", checked.acked_writes))
+    } else {
+        (Verdict::Fail, examples(&broken))
+    };
+    with_log(record, Check::new("I1", "every acknowledged write is kept, once, at its revision", verdict, seen))
+}
+
+pub fn i2_one_leader_per_term(record: &Record, silence: Duration) -> Check {
+    let mut leaders: BTreeMap<u64, BTreeSet<Member>> = BTreeMap::new();
+    let all = leaderships(&record.samples, silence);
+    for led in all.iter().filter(|led| !led.term_behind) {
+        leaders.entry(led.term).or_default().insert(led.member);
+    }
+    let title = "at most one leader per term";
+    let double = leaders.iter().find(|(_, members)| members.len() > 1);
+    match double {
+        Some((term, members)) => {
+            let names: Vec<String> = members.iter().map(|m| record.member_name(*m)).collect();
+            Check::new("I2", title, Verdict::Fail, format!("in term {term}: {}", names.join(" and ")))
+        }
+        None if leaders.is_empty() => Check::new("I2", title, Verdict::Unknown, "nobody was seen to lead"),
+        None => {
+            let shown: Vec<String> = leaders
+                .iter()
+                .flat_map(|(term, members)| members.iter().map(move |m| format!("term {term}: {}", record.member_name(*m))))
+                .collect();
+            Check::new("I2", title, Verdict::Pass, shown.join(", "))
+        }
+    }
+}
+
+pub fn i3_nothing_goes_back(record: &Record, checked: &Checked, lives: &super::checker::Lives) -> Check {
+    let shown = record.samples.iter().filter_map(|sample| {
+        let status = sample.status.as_ref()?;
+        let (revision, term) = (status.revision, status.term);
+        Some(Shown { member: sample.member, asked: sample.sent, answered: sample.at, revision, term })
+    });
+    let mut broken = monotonic(shown.collect(), lives);
+    broken.extend(checked.violations.iter().filter(|v| v.invariant() == "I3").cloned());
+    let title = "no member's revision or term goes back";
+    if broken.is_empty() {
+        Check::new(
+            "I3",
+            title,
+            Verdict::Pass,
+            format!("{} samples, {} answers", record.samples.len(), checked.reads + checked.acked_writes),
+        )
+    } else {
+        Check::new("I3", title, Verdict::Fail, examples(&broken))
+    }
+}
+
+pub fn i4_in_order(record: &Record, checked: &Checked) -> Check {
+    let broken: Vec<&Violation> = checked.violations.iter().filter(|v| v.invariant() == "I4").collect();
+    let (verdict, seen) = if broken.is_empty() {
+        let unknown = checked.unknown_applied + checked.unknown_not_applied;
+        let shown = format!(
+            "{} writes and {} reads; of {unknown} writes of unknown outcome {} were applied",
+            checked.acked_writes, checked.reads, checked.unknown_applied
+        );
+        (Verdict::Pass, shown)
+    } else {
+        (Verdict::Fail, examples(&broken))
+    };
+    with_log(record, Check::new("I4", "reads and writes are in one order that agrees with real time", verdict, seen))
+}
+
+pub fn i5_equal_hashes(record: &Record) -> Check {
+    let title = "all members hold the same history";
+    let hashes: Result<BTreeSet<(u32, i64)>, String> = record.after.hashes.iter().map(|hashed| hashed.hash.clone()).collect();
+    match hashes {
+        Err(error) => Check::new("I5", title, Verdict::Unknown, error),
+        Ok(hashes) if hashes.is_empty() => Check::new("I5", title, Verdict::Unknown, "no hash was taken"),
+        Ok(hashes) => {
+            let revision = record.after.hash_revision;
+            match hashes.into_iter().collect::<Vec<_>>().as_slice() {
+                [(hash, _)] => Check::new("I5", title, Verdict::Pass, format!("hash {hash:08x} at revision {revision} on all")),
+                different => {
+                    let shown: Vec<String> =
+                        different.iter().map(|(hash, from)| format!("{hash:08x} (compacted at {from})")).collect();
+                    let compactions: BTreeSet<i64> = different.iter().map(|(_, from)| *from).collect();
+                    // Hashes cover history from the compaction on, so they can be compared only where that is the same.
+                    let verdict = if compactions.len() == different.len() { Verdict::Unknown } else { Verdict::Fail };
+                    Check::new("I5", title, verdict, format!("at revision {revision}: {}", shown.join(", ")))
+                }
+            }
+        }
+    }
+}
+
+pub fn i6_same_members(record: &Record) -> Check {
+    let title = "all members have the same, expected list of members";
+    let lists: Result<BTreeSet<_>, String> = record.after.lists.iter().cloned().collect();
+    let lists = match lists {
+        Err(error) => return Check::new("I6", title, Verdict::Unknown, error),
+        Ok(lists) => lists,
+    };
+    let [list] = lists.iter().collect::<Vec<_>>()[..] else {
+        let verdict = if lists.is_empty() { Verdict::Unknown } else { Verdict::Fail };
+        return Check::new("I6", title, verdict, format!("{} different lists", lists.len()));
+    };
+    let mut wrong = Vec::new();
+    for member in &record.members {
+        match list.iter().filter(|row| row.peer_urls.contains(&member.peer_url)).collect::<Vec<_>>()[..] {
+            [row] if row.learner => wrong.push(format!("{} is a learner", member.node)),
+            [row] if row.name != member.node.to_string() => wrong.push(format!("{} is called {:?}", member.peer_url, row.name)),
+            [_] => (),
+            ref rows => wrong.push(format!("{} is listed {} times", member.node, rows.len())),
+        }
+    }
+    if list.len() != record.members.len() {
+        wrong.push(format!("{} rows for {} members", list.len(), record.members.len()));
+    }
+    if wrong.is_empty() {
+        Check::new("I6", title, Verdict::Pass, format!("{} members, no learner", list.len()))
+    } else {
+        Check::new("I6", title, Verdict::Fail, wrong.join("; "))
+    }
+}
+
+pub fn i7_no_alarm(record: &Record) -> Check {
+    let title = "no alarm, no panic, no fatal error in the logs";
+    match (&record.after.alarms, &record.after.alarming_logs) {
+        (Ok(alarms), Ok(lines)) if alarms.is_empty() && lines.is_empty() => Check::new("I7", title, Verdict::Pass, "none"),
+        (Ok(alarms), Ok(lines)) => {
+            let mut seen: Vec<String> = alarms.iter().map(|(id, alarm)| format!("{alarm} on {id}")).collect();
+            seen.extend(lines.iter().map(|line| line.chars().take(200).collect()));
+            Check::new("I7", title, Verdict::Fail, examples(&seen))
+        }
+        (Err(error), _) | (_, Err(error)) => Check::new("I7", title, Verdict::Unknown, error),
+    }
+}
+
+/// Liveness at the end: the healed cluster takes writes, through every member.
+pub fn i8_alive(record: &Record) -> Check {
+    let title = "the healed cluster takes writes through every member";
+    let settled = record.marks.settled;
+    if settled == At::ZERO {
+        return Check::new("I8", title, Verdict::Fail, "the members did not come together again");
+    }
+    let dead: Vec<String> = (0..record.members.len())
+        .filter(|member| !record.ops.iter().any(|op| op.is_write() && op.acked() && op.member == *member && op.inv >= settled))
+        .map(|member| record.member_name(member))
+        .collect();
+    if dead.is_empty() {
+        Check::new("I8", title, Verdict::Pass, format!("{} members", record.members.len()))
+    } else {
+        Check::new("I8", title, Verdict::Fail, format!("no write was acknowledged by {}", dead.join(", ")))
+    }
+}
+
+/// No write begun while the fault was in force may be acknowledged during it, where the drill says so.
+pub fn i9_no_acks(record: &Record) -> Option<Check> {
+    let scope = record.drill.expect.no_acks?;
+    let (from, to) = (record.marks.injected, record.marks.heal);
+    let targets = record.target_members();
+    let concerned = |member: Member| scope == NoAcks::Anywhere || targets.contains(&member);
+    let tried = record.ops.iter().filter(|op| op.is_write() && concerned(op.member) && op.inv > from && op.inv < to).count();
+    let acked: Vec<String> = record
+        .ops
+        .iter()
+        .filter(|op| op.is_write() && op.acked() && concerned(op.member) && op.inv > from && op.ret < to)
+        .map(|op| format!("write {} by {} at {}", op.value.unwrap_or(0), record.member_name(op.member), op.ret))
+        .collect();
+    let title = match scope {
+        NoAcks::Anywhere => "no write is acknowledged without a majority",
+        NoAcks::Targets => "no write is acknowledged by a member that cannot reach a majority",
+    };
+    Some(match (acked.is_empty(), tried) {
+        (false, _) => Check::new("I9", title, Verdict::Fail, examples(&acked)),
+        (true, 0) => Check::new("I9", title, Verdict::Unknown, "no write was tried"),
+        (true, tried) => Check::new("I9", title, Verdict::Pass, format!("{tried} writes tried, none acknowledged")),
+    })
+}
+
+pub fn i10_watches(record: &Record) -> Check {
+    let title = "watches deliver every change once and in order";
+    let log: BTreeMap<i64, &Change> = record.after.log.iter().map(|change| (change.revision, change)).collect();
+    let last = log.keys().next_back().copied().unwrap_or(0);
+    let mut wrong = Vec::new();
+    let mut behind = Vec::new();
+    for watch in &record.watches {
+        let name = record.member_name(watch.member);
+        if let Some([a, b]) = watch.changes.windows(2).find(|pair| matches!(pair, [a, b] if a.revision >= b.revision)) {
+            wrong.push(format!("{name}: revision {} after {}", b.revision, a.revision));
+        }
+        if let Some(odd) = watch.changes.iter().find(|change| log.get(&change.revision) != Some(change)) {
+            wrong.push(format!("{name}: {} = {} at revision {} is not in the log", odd.key, odd.value, odd.revision));
+        }
+        let seen: BTreeSet<i64> = watch.changes.iter().map(|change| change.revision).collect();
+        let to = seen.iter().next_back().copied().unwrap_or(0);
+        let missing =
+            log.range(watch.from..=to.max(watch.from)).find(|(revision, _)| **revision <= to && !seen.contains(*revision));
+        if let Some((revision, _)) = missing {
+            wrong.push(format!("{name}: revision {revision} is missing"));
+        }
+        if to < last {
+            let why = watch.broken.clone().unwrap_or_else(|| format!("ended at revision {to} of {last}"));
+            behind.push(format!("{name}: {why}"));
+        }
+    }
+    let delivered: usize = record.watches.iter().map(|watch| watch.changes.len()).sum();
+    let check = match (wrong.is_empty(), behind.is_empty()) {
+        (false, _) => Check::new("I10", title, Verdict::Fail, examples(&wrong)),
+        (true, false) => Check::new("I10", title, Verdict::Unknown, examples(&behind)),
+        (true, true) => {
+            let shown = format!("{delivered} deliveries on {} watches", record.watches.len());
+            Check::new("I10", title, Verdict::Pass, shown)
+        }
+    };
+    with_log(record, check)
+}
+
+/// Nothing abnormal befell what the fault did not hit: pods elsewhere live on, without new restarts.
+pub fn i11_bystanders(record: &Record) -> Option<Check> {
+    let kube = record.kube.as_ref()?;
+    let title = "pods elsewhere are the same and have not restarted";
+    let after = match kube.pods_after.as_ref()? {
+        Ok(after) => after,
+        Err(error) => return Some(Check::new("I11", title, Verdict::Unknown, error)),
+    };
+    let hit: BTreeSet<String> = record.chosen.nodes.iter().map(|node| node.to_string()).collect();
+    let mut wrong = Vec::new();
+    let bystanders: Vec<_> = kube.pods_before.iter().filter(|pod| !hit.contains(&pod.node)).collect();
+    for before in &bystanders {
+        match after.iter().find(|pod| pod.uid == before.uid) {
+            None => wrong.push(format!("{} is gone", before.name)),
+            Some(now) if now.restarts > before.restarts => {
+                wrong.push(format!("{} restarted {} times", before.name, now.restarts - before.restarts));
+            }
+            Some(_) => (),
+        }
+    }
+    Some(if wrong.is_empty() {
+        Check::new("I11", title, Verdict::Pass, format!("{} pods", bystanders.len()))
+    } else {
+        Check::new("I11", title, Verdict::Fail, examples(&wrong))
+    })
+}

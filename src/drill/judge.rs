@@ -1,0 +1,463 @@
+//! From a record to a verdict: proofs first, invariants next, the drill's own gates last.
+//! `run`'s caller, `drill report` and tests call `judge`; the same record always gives the same report.
+//! It is pure, and it never turns a missing answer into a pass: a run that proves nothing is invalid.
+
+use super::act::Claim;
+use super::bound::Bound;
+use super::catalogue::LeaderFate;
+use super::checker::{Checked, Violation, check};
+use super::clock::{At, human};
+use super::history::{Member, Session};
+use super::invariants::{self, Check, examples};
+use super::kube::Door;
+use super::record::{LogSource, Looked, Record};
+use super::windows::{Gap, Lane, count_longer, full_membership, lanes, leaderships, lives, longest, new_leader, percentile};
+use crate::event::Verdict;
+use crate::spec::NodeName;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How a drill came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Result {
+    Pass,
+    Fail,
+    /// It proved nothing: the fault or the load was not shown to have happened.
+    Invalid,
+}
+
+/// The five figures, and what they are made of. Lengths in microseconds; `None`: it did not happen, or could not be seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Figures {
+    pub longest_write_gap: Gap,
+    /// Of the fail-over writer alone.
+    pub client_gap: Gap,
+    /// Gaps longer than five times the 99th percentile before the fault.
+    pub gaps: usize,
+    pub new_leader: Option<At>,
+    pub new_leader_is: Option<String>,
+    pub time_to_new_leader_us: Option<u64>,
+    pub time_to_full_membership_us: Option<u64>,
+    /// `None`: there is no final log to tell.
+    pub lost_acknowledged_writes: Option<usize>,
+    pub checker: Verdict,
+    pub acked_writes: usize,
+    pub failed_writes: usize,
+    pub unknown_writes: usize,
+    pub client_failures: usize,
+    /// 99th percentile of acknowledged writes after the heal.
+    pub p99_after_us: u64,
+}
+
+/// The verdict and everything it rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Judgement {
+    pub result: Result,
+    /// Why, one line each: what failed, or what makes it invalid.
+    pub reasons: Vec<String>,
+    pub figures: Figures,
+    pub checks: Vec<Check>,
+    pub checked: Checked,
+    /// Each member's life, for drawing.
+    pub lanes: Vec<Vec<Lane>>,
+    pub etcd_version: String,
+}
+
+/// Judges a run.
+pub fn judge(record: &Record) -> Judgement {
+    let silence = silence(record);
+    let lives = lives(&record.samples, record.members.len(), silence);
+    let mut checked = check(&record.ops, &record.after.log, record.restored, &lives);
+    if matches!(record.after.log_source, LogSource::Missing(_)) {
+        // Without a log only answers can contradict each other.
+        checked.violations.retain(Violation::needs_no_log);
+    }
+    let figures = figures(record, &checked);
+    let proofs = [v1_fault_proven(record), v2_load_ran(record)];
+    let mut checks: Vec<Check> = vec![
+        invariants::i1_nothing_lost(record, &checked),
+        invariants::i2_one_leader_per_term(record, silence),
+        invariants::i3_nothing_goes_back(record, &checked, &lives),
+        invariants::i4_in_order(record, &checked),
+        invariants::i5_equal_hashes(record),
+        invariants::i6_same_members(record),
+        invariants::i7_no_alarm(record),
+        invariants::i8_alive(record),
+    ];
+    checks.extend(invariants::i9_no_acks(record));
+    checks.push(invariants::i10_watches(record));
+    checks.extend(invariants::i11_bystanders(record));
+    checks.push(healed(record));
+    checks.extend(gates(record, &figures, silence));
+    for check in &mut checks {
+        check.waived = record.drill.expect.waive.contains(&check.id);
+    }
+    let (result, reasons) = verdict(record, &proofs, &checks);
+    let end = record.marks.end;
+    Judgement {
+        result,
+        reasons,
+        figures,
+        lanes: (0..record.members.len()).map(|m| lanes(&record.samples, m, record.marks.baseline, end, silence)).collect(),
+        checks: proofs.into_iter().chain(checks).collect(),
+        checked,
+        etcd_version: version(record),
+    }
+}
+
+/// Broken promises are a failure whatever else happened; without proof nothing else counts; then the rest.
+fn verdict(record: &Record, proofs: &[Check], checks: &[Check]) -> (Result, Vec<String>) {
+    let told = |check: &Check| format!("{} {}: {}", check.id, check.title, check.seen);
+    let counted = || checks.iter().filter(|check| !check.waived);
+    // I9 is not among them: it presupposes that the fault was there.
+    let safety = ["I1", "I2", "I3", "I4", "I10"];
+    let broken: Vec<String> =
+        counted().filter(|c| c.verdict == Verdict::Fail && safety.contains(&c.id.as_str())).map(told).collect();
+    if !broken.is_empty() {
+        return (Result::Fail, broken);
+    }
+    let mut unproven: Vec<String> = record.aborted.iter().map(|why| format!("the run was cut short: {why}")).collect();
+    unproven.extend(proofs.iter().filter(|check| check.verdict != Verdict::Pass).map(told));
+    if !unproven.is_empty() {
+        return (Result::Invalid, unproven);
+    }
+    let failed: Vec<String> = counted().filter(|check| check.verdict == Verdict::Fail).map(told).collect();
+    if !failed.is_empty() {
+        return (Result::Fail, failed);
+    }
+    let unknown: Vec<String> = counted().filter(|check| check.verdict == Verdict::Unknown).map(told).collect();
+    if !unknown.is_empty() {
+        return (Result::Invalid, unknown);
+    }
+    (Result::Pass, vec![])
+}
+
+/// A member counts as away when it has been silent for so long: a few samples, or what a slow cluster needs for an answer.
+pub fn silence(record: &Record) -> Duration {
+    Duration::from_millis(400).max(record.baseline.p99 * 3)
+}
+
+fn version(record: &Record) -> String {
+    let versions = record.samples.iter().filter_map(|sample| sample.status.as_ref()).map(|status| status.version.clone());
+    let all: std::collections::BTreeSet<String> = versions.collect();
+    if all.is_empty() { "unknown".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+/// Leader and term just before the fault.
+fn old_leader(record: &Record) -> Option<(Member, u64)> {
+    let before = |sample: &&super::record::Sample| sample.at <= record.marks.inject;
+    let leads = |sample: &super::record::Sample| sample.status.as_ref().filter(|s| s.leads()).map(|s| (sample.member, s.term));
+    record.samples.iter().filter(before).filter_map(leads).next_back()
+}
+
+fn figures(record: &Record, checked: &Checked) -> Figures {
+    let marks = record.marks;
+    let end = if marks.end == At::ZERO { record.samples.last().map_or(At::ZERO, |s| s.at) } else { marks.end };
+    let acks: Vec<At> = record.acked_writes().iter().map(|op| op.ret).collect();
+    let own = |session| -> Vec<At> { record.acked_writes().iter().filter(|op| op.session == session).map(|op| op.ret).collect() };
+    let client = own(Session::Failover);
+    let count = |outcome| record.ops.iter().filter(|op| op.is_write() && op.outcome == outcome).count();
+    let during = |op: &&super::history::Op| op.inv >= marks.inject;
+    let leader = new_leader(&record.samples, old_leader(record), marks.inject);
+    let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let mut after: Vec<Duration> = record
+        .acked_writes()
+        .iter()
+        .filter(|op| marks.settled != At::ZERO && op.inv >= marks.settled)
+        .map(|op| op.latency())
+        .collect();
+    let sound = checked.violations.is_empty();
+    let known = !matches!(record.after.log_source, LogSource::Missing(_));
+    Figures {
+        longest_write_gap: longest(&acks, marks.inject, end),
+        client_gap: longest(&client, marks.inject, end),
+        gaps: count_longer(&acks, marks.inject, end, record.baseline.p99 * 5),
+        new_leader: leader.map(|(at, _)| at),
+        new_leader_is: leader.map(|(_, member)| record.member_name(member)),
+        time_to_new_leader_us: leader.map(|(at, _)| us(at.since(marks.inject))),
+        time_to_full_membership_us: full_membership(&record.samples, record.members.len(), marks.heal)
+            .filter(|_| marks.heal != At::ZERO)
+            .map(|at| us(at.since(marks.heal))),
+        lost_acknowledged_writes: known.then(|| checked.lost()),
+        checker: match (sound, known) {
+            (false, _) => Verdict::Fail,
+            (true, true) => Verdict::Pass,
+            (true, false) => Verdict::Unknown,
+        },
+        acked_writes: acks.len(),
+        failed_writes: count(super::history::Outcome::Fail),
+        unknown_writes: count(super::history::Outcome::Unknown),
+        client_failures: record.ops.iter().filter(during).filter(|op| op.session == Session::Failover && !op.acked()).count(),
+        p99_after_us: us(percentile(&mut after, 99.0)),
+    }
+}
+
+/// V1: everything the fault claims was seen, when it was injected and still before the heal.
+fn v1_fault_proven(record: &Record) -> Check {
+    let title = "the fault is proven";
+    let mut held = Vec::new();
+    let mut missing = Vec::new();
+    for claim in &record.script.claims {
+        let (ok, evidence) = if claim.observed() { observed(record, claim) } else { looked(&record.looked, claim) };
+        let line = format!("{claim} ({evidence})");
+        if ok { held.push(line) } else { missing.push(format!("not shown: {line}")) }
+    }
+    if missing.is_empty() && !held.is_empty() {
+        Check::new("V1", title, Verdict::Pass, held.join("; "))
+    } else {
+        Check::new("V1", title, Verdict::Unknown, examples(&missing))
+    }
+}
+
+fn looked(all: &[Looked], claim: &Claim) -> (bool, String) {
+    let last = |still: bool| all.iter().rev().find(|looked| looked.claim == *claim && looked.still == still);
+    match (last(false), last(true)) {
+        (Some(first), Some(still)) => {
+            let shown = if first.proof.held { &still.proof } else { &first.proof };
+            (first.proof.held && still.proof.held, shown.evidence.clone())
+        }
+        (Some(first), None) => (false, format!("{}, and not looked at again", first.proof.evidence)),
+        _ => (false, "not looked at".to_owned()),
+    }
+}
+
+/// Claims that are seen from outside.
+fn observed(record: &Record, claim: &Claim) -> (bool, String) {
+    let marks = record.marks;
+    let member = |node: &NodeName| record.members.iter().position(|member| member.node == *node);
+    match claim {
+        Claim::Silent { node } => {
+            let Some(member) = member(node) else { return (false, "not a member".to_owned()) };
+            // An answer may have been on its way when the fault began.
+            let from = marks.injected.plus(Duration::from_millis(200));
+            let own = record.samples.iter().filter(|s| s.member == member && s.sent >= from && s.at < marks.heal);
+            let answers = own.clone().filter(|sample| sample.status.is_some()).count();
+            let asked = record.samples.iter().filter(|s| s.member == member && s.sent >= from && s.sent < marks.heal).count();
+            (answers == 0 && asked > 0, format!("{answers} of {asked} questions answered"))
+        }
+        Claim::LeaderMoved { from } => {
+            let led = leaderships(&record.samples, silence(record));
+            let old = member(from);
+            let moved = led.iter().find(|led| led.from > marks.inject && Some(led.member) != old);
+            match moved {
+                Some(led) => (true, format!("{} led at {}", record.member_name(led.member), led.from)),
+                None => (false, "nobody else led".to_owned()),
+            }
+        }
+        Claim::Alarm { name } => {
+            let raised = record
+                .samples
+                .iter()
+                .filter(|sample| sample.at > marks.inject && sample.at < marks.heal)
+                .any(|sample| sample.status.as_ref().is_some_and(|status| super::admin::has_alarm(&status.errors, name)));
+            (raised, if raised { "listed by members".to_owned() } else { "no member listed it".to_owned() })
+        }
+        Claim::NewIdentity { node } => {
+            let before = record.before.members.iter().find(|member| member.node == *node).map(|member| member.id);
+            let after = member(node).and_then(|member| record.after.ids.get(member).copied().flatten());
+            match (before, after) {
+                (Some(before), Some(after)) => (before != after, format!("{before} before, {after} after")),
+                _ => (false, "an id is not known".to_owned()),
+            }
+        }
+        Claim::Restarted { nodes } => {
+            let same: Vec<String> = nodes
+                .iter()
+                .filter(|node| {
+                    let at = |all: &[Option<String>]| member(node).and_then(|member| all.get(member).cloned().flatten());
+                    match (at(&record.incarnations), at(&record.after.incarnations)) {
+                        (Some(before), Some(after)) => before == after,
+                        _ => true,
+                    }
+                })
+                .map(|node| node.to_string())
+                .collect();
+            let shown =
+                if same.is_empty() { format!("{} new processes", nodes.len()) } else { format!("{} as before", same.join(", ")) };
+            (same.is_empty() && !nodes.is_empty(), shown)
+        }
+        Claim::Elections { times } => {
+            let led = leaderships(&record.samples, silence(record));
+            let terms: std::collections::BTreeSet<u64> = led.iter().filter(|l| l.from > marks.inject).map(|l| l.term).collect();
+            (terms.len() >= usize::from(*times), format!("{} terms with a leader", terms.len()))
+        }
+        _ => (false, "this claim is the injector's to prove".to_owned()),
+    }
+}
+
+/// A longer stall of the observer makes its figures worthless.
+const STALL_MOST: Duration = Duration::from_millis(500);
+
+/// V2: there was load before and during the fault, and it works at the end.
+fn v2_load_ran(record: &Record) -> Check {
+    let title = "load ran before, during and after the fault";
+    let marks = record.marks;
+    let baseline = record.baseline;
+    let writes = |from: At, to: At| record.ops.iter().filter(|op| op.is_write() && op.inv >= from && op.inv < to).count();
+    let during = writes(marks.inject, marks.heal);
+    let last = record.ops.iter().filter(|op| op.is_write() && op.inv >= marks.settled && marks.settled != At::ZERO);
+    let acked_last = last.filter(|op| op.acked()).count();
+    let stall = record
+        .stalls
+        .iter()
+        .filter(|stall| stall.to > marks.baseline && stall.from < marks.end)
+        .max_by_key(|stall| stall.length());
+    if let Some(stall) = stall.filter(|stall| stall.length() > STALL_MOST.max(baseline.p99 * 2)) {
+        let seen = format!(
+            "the observer itself stood still for {} at {}: the host is too busy, or was suspended",
+            human(stall.length()),
+            stall.from
+        );
+        return Check::new("V2", title, Verdict::Unknown, seen);
+    }
+    let seen = format!(
+        "{} of {} writes acknowledged before, {during} tried during, {acked_last} acknowledged after",
+        baseline.acked, baseline.writes
+    );
+    // Half the pace is what a busy host still manages; much less would leave gaps that are ours, not the cluster's.
+    let beats = marks.heal.since(marks.inject).as_secs_f64() / baseline.interval.as_secs_f64().max(0.001);
+    let enough = beats * (record.members.len() + 1) as f64 * 0.5;
+    let ok = baseline.acked >= 10
+        && baseline.acked * 10 >= baseline.writes * 9
+        && during as f64 >= enough.min(20.0).max(enough * 0.5)
+        && acked_last > 0;
+    Check::new("V2", title, if ok { Verdict::Pass } else { Verdict::Unknown }, seen)
+}
+
+/// The heal left nothing behind.
+fn healed(record: &Record) -> Check {
+    let title = "the heal leaves nothing behind";
+    match &record.after.leftovers {
+        Ok(all) if all.is_empty() => Check::new("healed", title, Verdict::Pass, "nothing"),
+        Ok(all) => Check::new("healed", title, Verdict::Fail, examples(all)),
+        Err(error) => Check::new("healed", title, Verdict::Unknown, error),
+    }
+}
+
+/// The drill's own expectations.
+fn gates(record: &Record, figures: &Figures, silence: Duration) -> Vec<Check> {
+    let expect = &record.drill.expect;
+    let timing = &record.environment.timing;
+    let marks = record.marks;
+    let mut checks = Vec::new();
+    let mut within = |id: &str, title: &str, bound: &Option<Bound>, seen: Option<Duration>| {
+        let Some(bound) = bound else { return };
+        let limit = bound.of(timing);
+        let verdict = if seen.is_some_and(|seen| seen <= limit) { Verdict::Pass } else { Verdict::Fail };
+        let shown = seen.map_or("never".to_owned(), human);
+        let expected = Some(format!("≤ {} ({bound})", human(limit)));
+        checks.push(Check { expected, ..Check::new(id, title, verdict, shown) });
+    };
+    let us = Duration::from_micros;
+    within(
+        "write-gap",
+        "longest time without an acknowledged write",
+        &expect.write_gap,
+        Some(figures.longest_write_gap.length()),
+    );
+    within("new-leader", "time to a new leader", &expect.new_leader, figures.time_to_new_leader_us.map(us));
+    within(
+        "membership",
+        "time to full membership after the heal",
+        &expect.full_membership,
+        figures.time_to_full_membership_us.map(us),
+    );
+    let first =
+        record.acked_writes().iter().find(|op| op.ret > marks.heal && op.inv > marks.injected).map(|op| op.ret.since(marks.heal));
+    within("first-write", "time to the first write after the heal", &expect.first_write, first);
+    if let Some(kube) = &record.kube {
+        let vip: Vec<At> =
+            kube.probes.iter().filter(|p| p.door == Door::Vip && p.fresh && p.error.is_none()).map(|p| p.at).collect();
+        within(
+            "api-gap",
+            "longest time without an answer of the API",
+            &expect.api_gap,
+            Some(longest(&vip, marks.inject, marks.end).length()),
+        );
+        within("takeover", "time until another holder renews the lease", &expect.takeover, takeover(record));
+        if let Some((from, to)) = &expect.not_ready {
+            checks.push(not_ready(record, from.of(timing), to.of(timing)));
+        }
+    }
+    if let Some(most) = expect.failed_writes {
+        let seen = figures.client_failures;
+        let verdict = if seen <= most as usize { Verdict::Pass } else { Verdict::Fail };
+        let check = Check::new("failed-writes", "failed writes of the fail-over client", verdict, seen);
+        checks.push(Check { expected: Some(format!("≤ {most}")), ..check });
+    }
+    if let Some(fate) = expect.leader {
+        checks.push(leader_fate(record, fate, silence));
+    }
+    if let Some(alarm) = &expect.alarm {
+        let (raised, seen) = observed(record, &Claim::Alarm { name: alarm.clone() });
+        let verdict = if raised { Verdict::Pass } else { Verdict::Fail };
+        checks.push(Check { expected: Some(alarm.clone()), ..Check::new("alarm", "the alarm is raised", verdict, seen) });
+    }
+    checks
+}
+
+fn leader_fate(record: &Record, fate: LeaderFate, silence: Duration) -> Check {
+    let marks = record.marks;
+    let old = old_leader(record);
+    let led = leaderships(&record.samples, silence);
+    let another = |to: At| {
+        let differs = |member, term| old.is_none_or(|(m, t)| m != member || term > t);
+        led.iter().find(|l| l.to > marks.inject && l.from < to && differs(l.member, l.term))
+    };
+    let shown = |led: Option<&super::windows::Leadership>| match led {
+        Some(led) => format!("{} in term {} at {}", record.member_name(led.member), led.term, led.from),
+        None => "no other leader".to_owned(),
+    };
+    let (title, expected, verdict, seen) = match fate {
+        LeaderFate::Changes => {
+            let found = another(marks.heal.plus(silence));
+            let verdict = if found.is_some() { Verdict::Pass } else { Verdict::Fail };
+            ("the leader changes before the heal", "another leader", verdict, shown(found))
+        }
+        LeaderFate::Stays => {
+            let found = another(marks.end);
+            let verdict = if found.is_none() && old.is_some() { Verdict::Pass } else { Verdict::Fail };
+            ("the leader stays", "same leader, same term", verdict, shown(found))
+        }
+        LeaderFate::Lost => {
+            // What each member said last before the heal; those that said nothing lately cannot lead.
+            let late = marks.heal.minus(silence);
+            let leads = |sample: &&super::record::Sample| {
+                sample.at > late && sample.at <= marks.heal && sample.status.as_ref().is_some_and(|s| s.leader.0 != 0)
+            };
+            let found = record.samples.iter().find(leads);
+            let verdict = if found.is_none() { Verdict::Pass } else { Verdict::Fail };
+            let seen = found
+                .map_or("nobody leads".to_owned(), |s| format!("{} followed a leader at {}", record.member_name(s.member), s.at));
+            ("nobody leads before the heal", "no leader", verdict, seen)
+        }
+    };
+    Check { expected: Some(expected.to_owned()), ..Check::new("leader", title, verdict, seen) }
+}
+
+/// From the fault to the first sample in which another holds the lease that the target held.
+fn takeover(record: &Record) -> Option<Duration> {
+    let kube = record.kube.as_ref()?;
+    let (lease, _) = record.before.lease_holders.iter().find(|(_, holder)| record.chosen.nodes.contains(holder))?;
+    let before = kube.samples.iter().rev().find(|sample| sample.at <= record.marks.inject)?.leases.get(lease)?.clone();
+    let after = kube.samples.iter().filter(|sample| sample.at > record.marks.inject);
+    let taken =
+        after.filter(|sample| sample.leases.get(lease).is_some_and(|now| now.holder != before.holder && !now.holder.is_empty()));
+    taken.map(|sample| sample.at.since(record.marks.inject)).next()
+}
+
+fn not_ready(record: &Record, from: Duration, to: Duration) -> Check {
+    let node = record.chosen.nodes.first().map(|node| node.to_string()).unwrap_or_default();
+    let samples = record.kube.as_ref().map(|kube| kube.samples.as_slice()).unwrap_or_default();
+    let lost = samples
+        .iter()
+        .filter(|sample| sample.at > record.marks.inject)
+        .find(|sample| sample.nodes.get(&node).is_some_and(|ready| ready != "True"))
+        .map(|sample| sample.at.since(record.marks.inject));
+    let verdict = if lost.is_some_and(|lost| lost >= from && lost <= to) { Verdict::Pass } else { Verdict::Fail };
+    let seen = lost.map_or("never".to_owned(), human);
+    let check = Check::new("not-ready", "time until the node is not Ready", verdict, seen);
+    Check { expected: Some(format!("{} … {}", human(from), human(to))), ..check }
+}

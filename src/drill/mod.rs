@@ -1,0 +1,36 @@
+//! Failure drills: break a running cluster on purpose, prove that it broke, measure it from outside, judge it.
+//! `cli` and labs call `run`, `heal` and `judge`; injectors for machines and for processes implement one trait.
+//! It deliberately knows no libvirt, no SSH and no terminal: those are behind `Injector`, `Kube` and the caller's progress.
+//!
+//! ```text
+//! catalogue ─► target ─► script ─► run (load · telemetry · injector · fault log) ─► record ─► judge ─► report
+//!   data        pure      pure      effects                                          value     pure
+//! ```
+
+pub mod act;
+pub mod admin;
+pub mod bound;
+pub mod catalogue;
+pub mod checker;
+pub mod clock;
+pub mod etcd;
+pub mod heal;
+pub mod history;
+pub mod injector;
+pub mod invariants;
+pub mod judge;
+pub mod kube;
+pub mod load;
+pub mod packets;
+pub mod reading;
+pub mod record;
+pub mod run;
+pub mod script;
+pub mod target;
+pub mod telemetry;
+pub mod windows;
+
+#[cfg(test)]
+mod checker_tests;
+#[cfg(test)]
+mod wgl;

@@ -1,0 +1,109 @@
+//! What is read when the load has ended: the final log, hashes, lists of members, alarms; and the probe's keys are removed.
+//! `run` calls it once per run and puts the result into the record.
+//! It judges nothing: what could not be read is recorded as that.
+
+use super::admin::list_alarms;
+use super::catalogue::Keys;
+use super::clock::pass;
+use super::etcd::{self, Replay, Site, read_prefix, statuses};
+use super::history::Change;
+use super::injector::Injector;
+use super::record::{After, Hashed, LogSource, Record, WatchLog};
+use super::telemetry::Telemetry;
+use crate::wait::{self, Seen};
+use futures::future::join_all;
+use std::time::Duration;
+
+/// Rounds of hashes, a second apart, before a difference counts.
+const HASH_ROUNDS: u32 = 7;
+
+/// The final log: a linearizable reading says how far it must reach, then history is replayed up to there.
+pub async fn log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> (Vec<Change>, LogSource) {
+    match try_log(site, prefix, record, telemetry).await {
+        Ok((log, source)) => (log, source),
+        Err(why) => (vec![], LogSource::Missing(why)),
+    }
+}
+
+async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> Result<(Vec<Change>, LogSource), String> {
+    let deadline = site.ask_timeout() * 5;
+    let link = site.link(0).ok_or("there is no member")?;
+    let (_, held) = read_prefix(&link, prefix, deadline).await.map_err(|error| error.to_string())?;
+    let last = held.iter().map(|change| change.revision).max().unwrap_or(0);
+    // Watches may be a moment behind; what they miss after this counts against them.
+    let caught_up = || async {
+        let behind = telemetry.watched_to().into_iter().filter(|to| *to < last).count();
+        if behind == 0 { Seen::Ready(()) } else { Seen::NotYet(format!("{behind} behind")) }
+    };
+    if !record.drill.expect.waive.iter().any(|id| id == "I10") {
+        let _ = wait::until("watches", site.ask_timeout() * 2, Duration::from_millis(50), |_| (), caught_up).await;
+    }
+    if record.drill.load.keys == Keys::Append {
+        return Ok((held, LogSource::Keys));
+    }
+    let first = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min();
+    match etcd::replay(&link, prefix, first.unwrap_or(1).max(1), last, deadline).await.map_err(|error| error.to_string())? {
+        Replay::Whole(log) => Ok((log.into_iter().filter(|change| change.revision <= last).collect(), LogSource::Replay)),
+        // A watch that was there from the first to the last change has seen them all.
+        Replay::Compacted if telemetry.watched_to().into_iter().any(|to| to >= last) => Ok((vec![], LogSource::Watches)),
+        Replay::Compacted => Err("history was compacted, and no watch saw the end".to_owned()),
+    }
+}
+
+/// All changes that any watch delivered, once each.
+pub fn union(watches: &[WatchLog]) -> Vec<Change> {
+    let mut all: Vec<Change> = watches.iter().flat_map(|watch| watch.changes.iter().cloned()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Hashes, ids, lists, alarms, logs and processes of all members.
+pub async fn members(site: &Site, injector: &dyn Injector, after: &mut After) {
+    let deadline = site.ask_timeout();
+    for round in 0..HASH_ROUNDS {
+        if round > 0 {
+            pass(Duration::from_secs(1)).await;
+        }
+        let statuses = statuses(site).await;
+        let revision = statuses.iter().filter_map(|s| s.as_ref().ok()).map(|s| s.revision).min().unwrap_or(0);
+        let hashes = (0..site.members.len()).map(|member| async move {
+            let hash = match site.link(member) {
+                Some(link) => etcd::hash(&link, revision, deadline * 2).await.map_err(|error| error.to_string()),
+                None => Err("no such member".to_owned()),
+            };
+            Hashed { member, hash }
+        });
+        let hashes = join_all(hashes).await;
+        let first = hashes.first().map(|hashed| hashed.hash.clone());
+        let equal = hashes.iter().all(|hashed| hashed.hash.is_ok() && Some(&hashed.hash) == first.as_ref());
+        after.hash_revision = revision;
+        after.hashes = hashes;
+        after.ids = statuses.iter().map(|s| s.as_ref().ok().map(|s| s.id)).collect();
+        if equal {
+            break;
+        }
+    }
+    let lists = (0..site.members.len()).map(|member| async move {
+        let link = site.link(member).ok_or("no such member")?;
+        etcd::member_list(&link, deadline).await.map_err(|error| error.to_string())
+    });
+    after.lists = join_all(lists).await;
+    after.alarms = list_alarms(site).await;
+    after.alarming_logs = injector.alarming_logs().await.map_err(|error| error.to_string());
+    after.incarnations = incarnations(site, injector).await;
+}
+
+pub async fn incarnations(site: &Site, injector: &dyn Injector) -> Vec<Option<String>> {
+    join_all(site.members.iter().map(|member| async { injector.incarnation(&member.node).await.ok() })).await
+}
+
+/// Removes the probe's keys; should it fail, they are a few hundred kilobytes under a name of their own.
+pub async fn forget_keys(site: &Site, prefixes: &[String]) {
+    let Some(link) = site.link(0) else { return };
+    for prefix in prefixes {
+        let options = etcd_client::DeleteOptions::new().with_prefix();
+        let asked = link.ask(site.ask_timeout(), |mut client| async move { client.delete(prefix.as_str(), Some(options)).await });
+        let _ = asked.await;
+    }
+}

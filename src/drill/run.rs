@@ -1,0 +1,445 @@
+//! One run: refuse, baseline, arm, inject, prove, hold, heal, prove the heal, settle, read.
+//! `drill run` and tests call `run`; it returns a record, which `judge` turns into a verdict.
+//! It chooses nothing (the script is made before) and judges nothing; whatever happens after the journal entry, it heals.
+
+use super::act::Act;
+use super::admin::{await_healthy, list_alarms, patience, perform, perform_all};
+use super::catalogue::Drill;
+use super::checker::Restored;
+use super::clock::{At, Clock, human, pass};
+use super::etcd::{self, Site, disunity, read_prefix, statuses, views};
+use super::heal::{leftovers, undo_leftovers};
+use super::history::Op;
+use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, Proof};
+use super::kube::{Kube, KubeLoad};
+use super::load::{self, Load};
+use super::reading;
+use super::record::{After, Baseline, LogSource, Looked, Marks, Note, Record};
+use super::script::{Script, script};
+use super::target::{Chosen, ClusterView, NoTarget, choose, unfit};
+use super::telemetry::Telemetry;
+use super::windows::percentile;
+use futures::FutureExt;
+use futures::future::join_all;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What a run is given besides the drill and the cluster.
+pub struct Options {
+    /// Names the run in the journal, in keys and in file names.
+    pub run: String,
+    pub seed: u64,
+    /// Wall-clock time, for the report.
+    pub started: jiff::Timestamp,
+    /// Directory for what the drill keeps on the host (a snapshot).
+    pub directory: std::path::PathBuf,
+    /// Ctrl-C.
+    pub cancel: CancellationToken,
+    pub kube: Option<Arc<dyn Kube>>,
+    /// Hears what is being done, as it is done.
+    pub progress: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// Why there is no record. In all cases but the last two nothing was injected.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("nothing was injected: {0}")]
+    NoTarget(#[from] NoTarget),
+    #[error("nothing was injected: the cluster is not fit to be drilled: {0}")]
+    Unfit(String),
+    #[error("nothing was injected: {drill} (run {run}) is still in force or was not healed\nhint: ktcw-vm drill heal")]
+    Active { drill: String, run: String },
+    #[error("nothing was injected: an earlier fault has left {0}\nhint: ktcw-vm drill heal")]
+    Leftovers(String),
+    #[error("nothing was injected: {0}")]
+    Blind(#[from] InjectError),
+    #[error(transparent)]
+    Log(#[from] FaultLogError),
+    #[error("interrupted; the fault was healed")]
+    Interrupted,
+    #[error("the fault could not be healed: {0}\nhint: ktcw-vm drill heal")]
+    NotHealed(String),
+}
+
+/// How long the load runs on after the cluster has settled.
+const AFTERWARDS: Duration = Duration::from_millis(1200);
+/// A claim is looked at again and again for so long before it counts as not shown.
+const PROOF_PATIENCE: Duration = Duration::from_secs(5);
+/// The timers inside the targets go off so long after the heal was due.
+const DEAD_MAN_MARGIN: Duration = Duration::from_secs(30);
+
+/// Runs one drill. The error says when nothing was injected; otherwise there is a record, be it of a run cut short.
+pub async fn run(
+    drill: &Drill,
+    site: &Site,
+    injector: &dyn Injector,
+    log: &dyn FaultLog,
+    options: &Options,
+) -> Result<Record, RunError> {
+    let say = |text: &str| (options.progress)(text);
+    if let Some(pending) = log.pending()?.first() {
+        return Err(RunError::Active { drill: pending.drill.clone(), run: pending.run.clone() });
+    }
+    if let Some(left) = injector.leftovers().await?.first() {
+        return Err(RunError::Leftovers(left.to_string()));
+    }
+    let before = view(site, options).await?;
+    let chosen = choose(drill, &before, options.seed)?;
+    let snapshot = options.directory.join("snapshot.db").display().to_string();
+    let script = script(&drill.fault, &chosen.nodes, &site.nodes(), &site.environment.timing, &snapshot);
+    say(&format!("{}: {} ({})", drill.name, names(&chosen), chosen.why));
+
+    let mut phases = Phases::new(drill, site, injector, options, before, chosen, script);
+    let pending = Pending {
+        run: options.run.clone(),
+        drill: drill.name.clone(),
+        heal: phases.record.script.heal.clone(),
+        tidy: phases.record.script.tidy.clone(),
+    };
+    // The undoing is on disk before anything is changed.
+    log.record(&pending)?;
+    let ended = {
+        let work = AssertUnwindSafe(phases.break_it()).catch_unwind();
+        tokio::select! {
+            ended = work => Some(ended),
+            () = options.cancel.cancelled() => None,
+        }
+    };
+    let interrupted = ended.is_none();
+    phases.record.aborted = match ended {
+        Some(Ok(Ok(()))) => None,
+        Some(Ok(Err(why))) => Some(why),
+        Some(Err(_)) => Some("a fault of the program itself".to_owned()),
+        None => Some("interrupted".to_owned()),
+    };
+    // From here on Ctrl-C is not listened to: healing comes first.
+    let healed = phases.heal().await;
+    phases.settle(interrupted || healed.is_err()).await;
+    let record = phases.finish().await;
+    match healed {
+        Ok(()) => log.clear(&options.run)?,
+        Err(why) => return Err(RunError::NotHealed(why)),
+    }
+    if interrupted { Err(RunError::Interrupted) } else { Ok(record) }
+}
+
+fn names(chosen: &Chosen) -> String {
+    let names: Vec<String> = chosen.nodes.iter().map(|node| node.to_string()).collect();
+    names.join(", ")
+}
+
+/// Observes the cluster and refuses one that is not fit.
+async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
+    let statuses = statuses(site).await;
+    let mut view = ClusterView { members: views(site, &statuses), ..ClusterView::default() };
+    if let Some(why) = unfit(&view).or_else(|| disunity(site, &statuses)) {
+        return Err(RunError::Unfit(why));
+    }
+    let alarms = list_alarms(site).await.map_err(RunError::Unfit)?;
+    if let Some((id, alarm)) = alarms.first() {
+        return Err(RunError::Unfit(format!("the alarm {alarm} is on (member {id})")));
+    }
+    if let Some(kube) = &options.kube {
+        let seen = kube.view().await.map_err(RunError::Unfit)?;
+        view.workers = seen.workers;
+        view.lease_holders = seen.lease_holders;
+        view.vip_holder = seen.vip_holder;
+    }
+    Ok(view)
+}
+
+/// Key of the writes that measure the pace; not below the probe's prefix, whose history is judged.
+fn warm_key(run: &str) -> String {
+    format!("/ktcw/warm/{run}")
+}
+
+/// What is running beside the phases.
+struct Running {
+    load: Load,
+    telemetry: Telemetry,
+    kube: Option<KubeLoad>,
+}
+
+struct Phases<'a> {
+    site: Site,
+    injector: &'a dyn Injector,
+    options: &'a Options,
+    clock: Clock,
+    prefix: String,
+    record: Record,
+    running: Option<Running>,
+    /// Something may have been changed.
+    prepared: bool,
+    notes: Arc<Mutex<Vec<Note>>>,
+}
+
+impl<'a> Phases<'a> {
+    fn new(
+        drill: &Drill,
+        site: &Site,
+        injector: &'a dyn Injector,
+        options: &'a Options,
+        before: ClusterView,
+        chosen: Chosen,
+        script: Script,
+    ) -> Phases<'a> {
+        let record = Record {
+            run: options.run.clone(),
+            started: options.started.to_string(),
+            drill: drill.clone(),
+            seed: options.seed,
+            chosen,
+            script,
+            environment: site.environment.clone(),
+            members: site.members.clone(),
+            before,
+            incarnations: vec![],
+            baseline: Baseline::default(),
+            marks: Marks::default(),
+            notes: vec![],
+            looked: vec![],
+            ops: vec![],
+            samples: vec![],
+            watches: vec![],
+            restored: None,
+            kube: None,
+            after: After::default(),
+            stalls: vec![],
+            aborted: None,
+        };
+        Phases {
+            site: site.clone(),
+            injector,
+            options,
+            clock: Clock::start(),
+            prefix: format!("/ktcw/probe/{}/", options.run),
+            record,
+            running: None,
+            prepared: false,
+            notes: Arc::default(),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        (self.options.progress)(text);
+        let note = Note { at: self.clock.now(), text: text.to_owned() };
+        self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(note);
+    }
+
+    /// Everything up to the moment at which the heal is due.
+    async fn break_it(&mut self) -> Result<(), String> {
+        let text = |error: InjectError| error.to_string();
+        let script = self.record.script.clone();
+        self.prepared = true;
+        for act in &script.prepare {
+            self.say(&act.to_string());
+            perform(&self.site, self.injector, act).await.map_err(text)?;
+        }
+        self.record.incarnations = reading::incarnations(&self.site, self.injector).await;
+        self.start_load().await?;
+        self.baseline().await?;
+
+        let hold = self.record.drill.hold.of(&self.site.environment.timing);
+        let acts = u32::try_from(script.inject.len()).unwrap_or(u32::MAX);
+        let after = hold + DEAD_MAN_MARGIN + PROOF_PATIENCE + self.site.ask_timeout() * acts;
+        self.injector.arm(&script.heal, after).await.map_err(text)?;
+        self.record.marks.inject = self.clock.now();
+        for act in &script.inject {
+            self.say(&act.to_string());
+            if matches!(act, Act::RestoreData { .. } | Act::SaveSnapshot { .. }) {
+                self.note_snapshot().await?;
+            }
+            perform(&self.site, self.injector, act).await.map_err(text)?;
+        }
+        self.record.marks.injected = self.clock.now();
+        self.look(&script, false).await;
+        self.record.marks.proven = self.clock.now();
+        self.say(&format!("holding for {}", human(hold)));
+        pass(hold).await;
+        self.look(&script, true).await;
+        Ok(())
+    }
+
+    /// Revision that a snapshot taken from now on is sure to hold.
+    async fn note_snapshot(&mut self) -> Result<(), String> {
+        let link = self.site.link(0).ok_or("there is no member")?;
+        let (revision, _) = read_prefix(&link, &self.prefix, self.site.ask_timeout()).await.map_err(|error| error.to_string())?;
+        // The moment is set when the old store has ended for good; until then nothing is after it.
+        self.record.restored = Some(Restored { at: At(u64::MAX), snapshot_revision: revision });
+        Ok(())
+    }
+
+    async fn start_load(&mut self) -> Result<(), String> {
+        let ask = |error: etcd::EtcdError| error.to_string();
+        let warm = warm_key(&self.options.run);
+        let median = load::measure(&self.site, &warm).await.map_err(ask)?;
+        let link = self.site.link(0).ok_or("there is no member")?;
+        let (revision, _) = read_prefix(&link, &self.prefix, self.site.ask_timeout()).await.map_err(ask)?;
+        let drill = &self.record.drill;
+        let interval = load::pace(Duration::from_millis(u64::from(drill.load.interval_ms)), median);
+        let election = self.site.environment.timing.election();
+        let plan = load::Plan {
+            prefix: self.prefix.clone(),
+            interval,
+            keys: drill.load.keys,
+            timeout: Duration::from_secs(6) + election * 2,
+            impatience: Duration::from_millis(200).max(median * 5),
+        };
+        let kube = match &self.options.kube {
+            Some(kube) if drill.load.api => {
+                let every = Duration::from_millis(200).max(median * 4);
+                Some(KubeLoad::start(kube.clone(), self.clock, every).await)
+            }
+            _ => None,
+        };
+        self.record.baseline.interval = interval;
+        self.running = Some(Running {
+            telemetry: Telemetry::start(&self.site, &self.prefix, revision + 1, self.clock),
+            load: Load::start(&self.site, plan, self.clock),
+            kube,
+        });
+        Ok(())
+    }
+
+    async fn baseline(&mut self) -> Result<(), String> {
+        // The first moments pay for connections.
+        pass(self.record.baseline.interval * 4).await;
+        self.record.marks.baseline = self.clock.now();
+        let wished = self.record.drill.load.baseline.of(&self.site.environment.timing);
+        pass(wished.max(self.record.baseline.interval * 20)).await;
+        let now = self.clock.now();
+        let running = self.running.as_ref().ok_or("there is no load")?;
+        let from = self.record.marks.baseline;
+        // What was begun a moment ago may rightly be open.
+        let settled =
+            |op: &&Op| op.is_write() && op.inv >= from && op.inv.plus(Duration::from_secs(1)) < now.max(from.plus(wished));
+        let ops = running.load.recorder.so_far(now);
+        let writes: Vec<&Op> = ops.iter().filter(settled).collect();
+        let mut taken: Vec<Duration> = writes.iter().filter(|op| op.acked()).map(|op| op.latency()).collect();
+        let baseline = &mut self.record.baseline;
+        baseline.writes = writes.len();
+        baseline.acked = taken.len();
+        baseline.p99 = percentile(&mut taken, 99.0);
+        baseline.p50 = percentile(&mut taken, 50.0);
+        let timing = &mut self.record.environment.timing;
+        timing.latency_ms = u64::try_from(baseline.p99.as_millis()).unwrap_or(u64::MAX).max(1);
+        let line = format!(
+            "baseline: {} of {} writes acknowledged, median {}, 99 % within {}",
+            baseline.acked,
+            baseline.writes,
+            human(baseline.p50),
+            human(baseline.p99)
+        );
+        self.say(&line);
+        Ok(())
+    }
+
+    /// Looks at every claim that can be looked at, again and again for a while.
+    async fn look(&mut self, script: &Script, still: bool) {
+        let patience = if still { Duration::from_millis(300) } else { PROOF_PATIENCE };
+        let claims: Vec<_> = script.claims.iter().filter(|claim| !claim.observed()).collect();
+        let looks = claims.iter().map(|claim| async {
+            let start = tokio::time::Instant::now();
+            loop {
+                let proof = self.injector.prove(claim).await;
+                let proof = proof.unwrap_or_else(|error| Proof { held: false, evidence: error.to_string() });
+                if proof.held || start.elapsed() >= patience {
+                    return Looked { at: self.clock.now(), claim: (*claim).clone(), still, proof };
+                }
+                pass(Duration::from_millis(50)).await;
+            }
+        });
+        let looked = join_all(looks).await;
+        self.record.looked.extend(looked);
+    }
+
+    /// Undoes the fault, from wherever it is; then looks that nothing is left.
+    async fn heal(&mut self) -> Result<(), String> {
+        if !self.prepared {
+            return Ok(());
+        }
+        let text = |error: InjectError| error.to_string();
+        let script = self.record.script.clone();
+        if self.record.marks.inject != At::ZERO {
+            self.record.marks.heal = self.clock.now();
+            self.say("heal");
+            if let Some(restored) = &mut self.record.restored {
+                restored.at = self.record.marks.heal;
+            }
+        }
+        // One act that fails must not keep the others from being tried.
+        let mut failed = None;
+        for act in &script.heal {
+            self.say(&act.to_string());
+            if let Err(error) = perform(&self.site, self.injector, act).await {
+                failed.get_or_insert(text(error));
+            }
+        }
+        let mut done = Vec::new();
+        if let Err(error) = undo_leftovers(&self.site, self.injector, &script.tidy, &mut done).await {
+            failed.get_or_insert(text(error));
+        }
+        if self.record.marks.heal != At::ZERO {
+            self.record.marks.healed = self.clock.now();
+        }
+        if let Err(error) = self.injector.disarm().await {
+            failed.get_or_insert(text(error));
+        }
+        self.record.after.leftovers = leftovers(self.injector, &script.tidy).await.map_err(text);
+        match failed {
+            None => Ok(()),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// Waits for the members to come together, and lets the load run on for a moment.
+    async fn settle(&mut self, brief: bool) {
+        let deadline = if brief { self.site.ask_timeout() * 2 } else { patience(&self.site) };
+        match await_healthy(&self.site, deadline).await {
+            Ok(()) if self.record.marks.healed != At::ZERO => {
+                self.record.marks.settled = self.clock.now();
+                self.say("settled");
+                if !brief {
+                    pass(AFTERWARDS.max(self.record.baseline.interval * 12)).await;
+                }
+            }
+            Ok(()) => (),
+            Err(why) => {
+                self.say(&why);
+                self.record.aborted.get_or_insert(why);
+            }
+        }
+        self.record.marks.end = self.clock.now();
+    }
+
+    /// Ends the load, reads what is to be read, tidies up.
+    async fn finish(mut self) -> Record {
+        if let Some(running) = self.running.take() {
+            self.record.ops = running.load.finish(self.clock, Duration::from_secs(2)).await;
+            let log = reading::log(&self.site, &self.prefix, &self.record, &running.telemetry).await;
+            (self.record.after.log, self.record.after.log_source) = log;
+            let (samples, watches, stalls) = running.telemetry.finish().await;
+            self.record.samples = samples;
+            self.record.stalls = stalls;
+            self.record.watches = watches;
+            if self.record.after.log_source == LogSource::Watches {
+                self.record.after.log = reading::union(&self.record.watches);
+            }
+            if let (Some(load), Some(kube)) = (running.kube, &self.options.kube) {
+                self.record.kube = Some(load.finish(kube.as_ref()).await);
+            }
+            reading::members(&self.site, self.injector, &mut self.record.after).await;
+            reading::forget_keys(&self.site, &[self.prefix.clone(), warm_key(&self.options.run)]).await;
+        }
+        let tidy = self.record.script.tidy.clone();
+        if self.prepared
+            && let Err(error) = perform_all(&self.site, self.injector, &tidy).await
+        {
+            self.record.aborted.get_or_insert(error.to_string());
+        }
+        self.record.notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        self.record
+    }
+}

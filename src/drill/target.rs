@@ -1,0 +1,247 @@
+//! Who is hit: a pure choice from what was observed, drawn with a seed that is printed and can be given again.
+//! `run` calls it after observing the cluster; the refusals here are what a user sees when a drill cannot be run.
+//! It looks at nothing itself and knows no fault.
+
+use super::catalogue::{Drill, Target};
+use crate::spec::NodeName;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// An etcd id, written as etcd writes it: 16 hexadecimal digits (numbers this large do not survive JSON readers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct Id(pub u64);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<Id> for String {
+    fn from(id: Id) -> String {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for Id {
+    type Error = std::num::ParseIntError;
+    fn try_from(text: String) -> Result<Id, Self::Error> {
+        u64::from_str_radix(&text, 16).map(Id)
+    }
+}
+
+/// A cluster as observed before the fault.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterView {
+    pub members: Vec<MemberView>,
+    pub workers: Vec<WorkerView>,
+    /// Holder of each leader-election lease, by the lease's name.
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub lease_holders: BTreeMap<String, NodeName>,
+    #[schemars(with = "Option<String>")]
+    pub vip_holder: Option<NodeName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MemberView {
+    #[schemars(with = "String")]
+    pub node: NodeName,
+    pub id: Id,
+    pub leader: bool,
+    pub term: u64,
+    pub reachable: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerView {
+    #[schemars(with = "String")]
+    pub node: NodeName,
+    pub ready: bool,
+    pub pods: u32,
+}
+
+/// The choice, and why it fell so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Chosen {
+    #[schemars(with = "Vec<String>")]
+    pub nodes: Vec<NodeName>,
+    pub why: String,
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum NoTarget {
+    #[error("{drill} needs {needs} etcd members, the cluster has {has}")]
+    Members { drill: String, needs: u8, has: usize },
+    #[error("{drill} needs {needs} workers, the cluster has {has}")]
+    Workers { drill: String, needs: u8, has: usize },
+    #[error("{drill} hits {wanted}, and {seen}")]
+    Nobody { drill: String, wanted: &'static str, seen: String },
+}
+
+/// Chooses. The same view and seed give the same choice.
+pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, NoTarget> {
+    let (members, workers) = (view.members.len(), view.workers.len());
+    if members < usize::from(drill.min_members) {
+        return Err(NoTarget::Members { drill: drill.name.clone(), needs: drill.min_members, has: members });
+    }
+    if workers < usize::from(drill.min_workers) {
+        return Err(NoTarget::Workers { drill: drill.name.clone(), needs: drill.min_workers, has: workers });
+    }
+    let nobody = |wanted, seen: &str| NoTarget::Nobody { drill: drill.name.clone(), wanted, seen: seen.to_owned() };
+    let mut rng = StdRng::seed_from_u64(seed);
+    let leader = view.members.iter().find(|m| m.leader).map(|m| m.node.clone());
+    let leader = || leader.clone().ok_or_else(|| nobody("the etcd leader", "no member leads"));
+    let mut followers: Vec<NodeName> = view.members.iter().filter(|m| !m.leader).map(|m| m.node.clone()).collect();
+    let holder = |lease: &str, wanted| {
+        view.lease_holders.get(lease).cloned().ok_or_else(|| nobody(wanted, "no holder of the lease is known"))
+    };
+    let drawn = format!("drawn with seed {seed}");
+    let (nodes, why) = match drill.target {
+        Target::Leader => (vec![leader()?], "leads".to_owned()),
+        Target::Follower => {
+            if followers.is_empty() {
+                return Err(nobody("a follower", "there is none"));
+            }
+            let one = followers.swap_remove(rng.random_range(0..followers.len()));
+            (vec![one], format!("follows, {drawn}"))
+        }
+        Target::LeaderAndFollower => {
+            followers.shuffle(&mut rng);
+            let one = followers.into_iter().next().ok_or_else(|| nobody("a follower", "there is none"))?;
+            (vec![leader()?, one], format!("the leader and a follower {drawn}"))
+        }
+        Target::TwoFollowers => {
+            followers.shuffle(&mut rng);
+            followers.truncate(2);
+            if followers.len() < 2 {
+                return Err(nobody("two followers", "there are fewer"));
+            }
+            (followers, drawn)
+        }
+        Target::Majority => {
+            let mut all: Vec<NodeName> = view.members.iter().map(|m| m.node.clone()).collect();
+            all.shuffle(&mut rng);
+            all.truncate(members / 2 + 1);
+            all.sort();
+            (all, format!("{} of {members} members, {drawn}", members / 2 + 1))
+        }
+        Target::AllMembers => (view.members.iter().map(|m| m.node.clone()).collect(), "all members".to_owned()),
+        Target::ControllerManagerHolder => {
+            (vec![holder("kube-controller-manager", "the active controller-manager")?], "holds the lease".to_owned())
+        }
+        Target::SchedulerHolder => (vec![holder("kube-scheduler", "the active scheduler")?], "holds the lease".to_owned()),
+        Target::VipHolder => {
+            let seen = "no controller carries it, or it could not be found out";
+            let node = view.vip_holder.clone().ok_or_else(|| nobody("the holder of the virtual address", seen))?;
+            (vec![node], "carries the virtual address".to_owned())
+        }
+        Target::Worker | Target::BusiestWorker => {
+            let mut ready: Vec<&WorkerView> = view.workers.iter().filter(|w| w.ready).collect();
+            ready.shuffle(&mut rng);
+            let one = if drill.target == Target::BusiestWorker {
+                ready.iter().copied().max_by_key(|w| w.pods)
+            } else {
+                ready.first().copied()
+            };
+            let one = one.ok_or_else(|| nobody("a worker that is Ready", "there is none"))?;
+            let why = if drill.target == Target::BusiestWorker { format!("has most pods ({})", one.pods) } else { drawn };
+            (vec![one.node.clone()], why)
+        }
+        Target::Everything => {
+            let members = view.members.iter().map(|m| m.node.clone());
+            (members.chain(view.workers.iter().map(|w| w.node.clone())).collect(), "every machine".to_owned())
+        }
+    };
+    Ok(Chosen { nodes, why })
+}
+
+/// Why a cluster cannot be drilled now: a sick cluster would make every figure meaningless.
+pub fn unfit(view: &ClusterView) -> Option<String> {
+    let silent: Vec<String> = view.members.iter().filter(|m| !m.reachable).map(|m| m.node.to_string()).collect();
+    if !silent.is_empty() {
+        return Some(format!("{} does not answer", silent.join(", ")));
+    }
+    match view.members.iter().filter(|m| m.leader).count() {
+        1 => None,
+        0 => Some("no etcd member leads".to_owned()),
+        n => Some(format!("{n} etcd members say that they lead")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalogue::find;
+    use super::*;
+
+    fn view(members: u8) -> ClusterView {
+        let member =
+            |i| MemberView { node: NodeName::controller(i), id: Id(u64::from(i) + 1), leader: i == 1, term: 2, reachable: true };
+        let worker = |i, pods| WorkerView { node: NodeName::worker(i), ready: true, pods };
+        ClusterView {
+            members: (0..members).map(member).collect(),
+            workers: vec![worker(0, 3), worker(1, 9)],
+            vip_holder: Some(NodeName::controller(2)),
+            ..ClusterView::default()
+        }
+    }
+
+    fn chosen(drill: &str, view: &ClusterView, seed: u64) -> Result<Vec<String>, String> {
+        let drill = find(drill).expect("there");
+        let names = |c: Chosen| c.nodes.iter().map(|n| n.to_string()).collect();
+        choose(&drill, view, seed).map(names).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn rules_pick_what_they_say() {
+        let view = view(3);
+        assert_eq!(chosen("leader-kill", &view, 1).expect("one"), ["controller-1"]);
+        assert_eq!(chosen("apiserver-kill", &view, 1).expect("one"), ["controller-2"]);
+        assert_eq!(chosen("kubelet-stop", &view, 1).expect("one"), ["worker-1"]);
+        assert_eq!(chosen("split-all", &view, 1).expect("all").len(), 3);
+        assert_eq!(chosen("blackout", &view, 1).expect("all").len(), 5);
+        for seed in 0..20 {
+            assert_ne!(chosen("follower-kill", &view, seed).expect("one"), ["controller-1"]);
+            assert_eq!(chosen("quorum-loss", &view, seed).expect("two").len(), 2);
+            let pair = chosen("bridge", &view, seed).expect("two");
+            assert!(pair[0] == "controller-1" && pair[1] != "controller-1", "{pair:?}");
+            assert!(!chosen("bridge-followers", &view, seed).expect("two").contains(&"controller-1".to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_seed_repeats_its_choice_and_seeds_differ() {
+        let view = view(5);
+        let picks: Vec<_> = (0..40).map(|seed| chosen("quorum-loss", &view, seed).expect("three")).collect();
+        let again: Vec<_> = (0..40).map(|seed| chosen("quorum-loss", &view, seed).expect("three")).collect();
+        assert_eq!(picks, again);
+        assert!(picks.iter().any(|pick| pick != &picks[0]));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        let error = chosen("leader-kill", &view(1), 1).expect_err("one member");
+        assert_eq!(error, "leader-kill needs 3 etcd members, the cluster has 1");
+        let none = ClusterView { workers: vec![], ..view(3) };
+        assert_eq!(chosen("kubelet-stop", &none, 1).expect_err("none"), "kubelet-stop needs 1 workers, the cluster has 0");
+        let headless = ClusterView { vip_holder: None, ..view(3) };
+        assert!(chosen("apiserver-kill", &headless, 1).expect_err("no holder").contains("virtual address"));
+    }
+
+    #[test]
+    fn a_sick_cluster_is_unfit() {
+        let mut sick = view(3);
+        assert_eq!(unfit(&sick), None);
+        sick.members[0].reachable = false;
+        assert_eq!(unfit(&sick).expect("unfit"), "controller-0 does not answer");
+        sick.members[0].reachable = true;
+        sick.members[1].leader = false;
+        assert!(unfit(&sick).expect("unfit").contains("no etcd member leads"));
+    }
+}

@@ -1,0 +1,309 @@
+//! Lengths and moments computed from what was seen: gaps between acknowledgements, who led when, when a member was away.
+//! Judges compare them with bounds, reports draw them.
+//! All of it is pure arithmetic on samples and times; no bound is known here.
+
+use super::checker::Lives;
+use super::clock::At;
+use super::history::Member;
+use super::record::Sample;
+use super::target::Id;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A time without something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Gap {
+    pub from: At,
+    pub to: At,
+}
+
+impl Gap {
+    pub fn length(self) -> Duration {
+        self.to.since(self.from)
+    }
+}
+
+/// The longest time without an acknowledgement that touches `[from, to]`; `acks` sorted. What is still open at `to` counts.
+/// Resolution: the pace of the load and one normal latency.
+pub fn longest(acks: &[At], from: At, to: At) -> Gap {
+    let mut longest = Gap { from, to: from };
+    let mut last = acks.iter().copied().take_while(|ack| *ack <= from).last().unwrap_or(from);
+    for ack in acks.iter().copied().filter(|ack| *ack > from).chain([to]) {
+        let gap = Gap { from: last, to: ack.min(to) };
+        if gap.length() > longest.length() {
+            longest = gap;
+        }
+        if ack >= to {
+            break;
+        }
+        last = ack;
+    }
+    longest
+}
+
+/// Number of gaps longer than `limit` that touch `[from, to]`.
+pub fn count_longer(acks: &[At], from: At, to: At, limit: Duration) -> usize {
+    let times: Vec<At> = acks.iter().copied().filter(|ack| *ack >= from && *ack <= to).chain([to]).collect();
+    times.windows(2).filter(|pair| matches!(pair, [a, b] if b.since(*a) > limit)).count()
+}
+
+/// The value below which `percent` of the values lie; zero of none. Sorts.
+pub fn percentile(values: &mut [Duration], percent: f64) -> Duration {
+    values.sort_unstable();
+    let rank = (percent / 100.0 * values.len() as f64).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+/// A time during which a member said of itself that it leads, without interruption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Leadership {
+    pub member: Member,
+    pub term: u64,
+    pub from: At,
+    pub to: At,
+    /// The member had followed another in this term, so the term it showed must be behind the one it leads in: etcd reports
+    /// the term of the last entry applied, and a new leader has applied none of its own yet.
+    pub term_behind: bool,
+}
+
+/// Who led when, by the members' own accounts, in order of time.
+pub fn leaderships(samples: &[Sample], silence: Duration) -> Vec<Leadership> {
+    let mut all = Vec::new();
+    let mut open: BTreeMap<Member, Leadership> = BTreeMap::new();
+    let mut followed: BTreeMap<(Member, u64), At> = BTreeMap::new();
+    for sample in samples {
+        let Some(status) = &sample.status else { continue };
+        if let Some(leadership) = open.get_mut(&sample.member) {
+            if status.leads() && sample.at.since(leadership.to) <= silence {
+                leadership.to = sample.at;
+                leadership.term = leadership.term.max(status.term);
+                continue;
+            }
+            all.extend(open.remove(&sample.member));
+        }
+        if status.leads() {
+            let new = Leadership { member: sample.member, term: status.term, from: sample.at, to: sample.at, term_behind: false };
+            open.insert(sample.member, new);
+        } else if status.leader != Id(0) {
+            followed.entry((sample.member, status.term)).or_insert(sample.at);
+        }
+    }
+    all.extend(open.into_values());
+    for leadership in &mut all {
+        let before = followed.get(&(leadership.member, leadership.term));
+        leadership.term_behind = before.is_some_and(|at| *at < leadership.from);
+    }
+    all.sort_by_key(|leadership| leadership.from);
+    all
+}
+
+/// First moment after `since` at which another member leads, or the same in a later term.
+pub fn new_leader(samples: &[Sample], old: Option<(Member, u64)>, since: At) -> Option<(At, Member)> {
+    let differs = |sample: &&Sample| {
+        let Some(status) = &sample.status else { return false };
+        status.leads() && old.is_none_or(|(member, term)| member != sample.member || status.term > term)
+    };
+    samples.iter().filter(|sample| sample.sent >= since).find(differs).map(|sample| (sample.at, sample.member))
+}
+
+/// First moment after `since` from which on every member answered and followed the leader that led at the end.
+pub fn full_membership(samples: &[Sample], members: usize, since: At) -> Option<At> {
+    let after: Vec<&Sample> = samples.iter().filter(|sample| sample.sent >= since).collect();
+    let leader =
+        after.iter().rev().find_map(|sample| sample.status.as_ref().map(|status| status.leader)).filter(|id| *id != Id(0))?;
+    let good = |sample: &Sample| sample.status.as_ref().is_some_and(|status| status.leader == leader && !status.learner);
+    let back = (0..members).map(|member| {
+        let own: Vec<&&Sample> = after.iter().filter(|sample| sample.member == member).collect();
+        let first = own.iter().rposition(|sample| !good(sample)).map_or(0, |bad| bad + 1);
+        own.get(first).map(|sample| sample.at)
+    });
+    back.collect::<Option<Vec<At>>>()?.into_iter().max()
+}
+
+/// What a member was, for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    Leader,
+    Follower,
+    Learner,
+    /// It answers and knows no leader.
+    Leaderless,
+    /// It does not answer.
+    Away,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Lane {
+    pub condition: Condition,
+    pub term: u64,
+    pub from: At,
+    pub to: At,
+}
+
+/// A member's life as adjoining stretches; a silence longer than `silence` is absence.
+pub fn lanes(samples: &[Sample], member: Member, start: At, end: At, silence: Duration) -> Vec<Lane> {
+    let mut lanes: Vec<Lane> = Vec::new();
+    let mut push = |condition, term, from: At, to: At| {
+        if to <= from {
+            return;
+        }
+        match lanes.last_mut() {
+            Some(last) if last.condition == condition && last.term == term => last.to = to,
+            _ => lanes.push(Lane { condition, term, from, to }),
+        }
+    };
+    let mut last: Option<(At, Condition, u64)> = None;
+    for sample in samples.iter().filter(|sample| sample.member == member && sample.at >= start && sample.at <= end) {
+        let Some(status) = &sample.status else { continue };
+        let condition = match status {
+            s if s.learner => Condition::Learner,
+            s if s.leads() => Condition::Leader,
+            s if s.leader == Id(0) => Condition::Leaderless,
+            _ => Condition::Follower,
+        };
+        let (from, was, term) = last.unwrap_or((start, condition, status.term));
+        if sample.at.since(from) > silence {
+            push(Condition::Away, 0, from, sample.at);
+        } else {
+            push(was, term, from, sample.at);
+        }
+        last = Some((sample.at, condition, status.term));
+    }
+    match last {
+        Some((at, condition, term)) if end.since(at) <= silence => push(condition, term, at, end),
+        Some((at, ..)) => push(Condition::Away, 0, at, end),
+        None => push(Condition::Away, 0, start, end),
+    }
+    lanes
+}
+
+/// Moments at which each member came back from not answering: it may have been started anew.
+pub fn lives(samples: &[Sample], members: usize, silence: Duration) -> Lives {
+    let mut lives = Lives::default();
+    for member in 0..members {
+        let mut last: Option<At> = None;
+        let mut refused = false;
+        let mut starts = Vec::new();
+        for sample in samples.iter().filter(|sample| sample.member == member) {
+            if sample.status.is_none() {
+                refused = true;
+                continue;
+            }
+            if let Some(last) = last
+                && (refused || sample.sent.since(last) > silence)
+            {
+                // Anywhere between the two answers; what lies between belongs to neither life.
+                starts.extend([last.plus(Duration::from_micros(1)), sample.sent]);
+            }
+            refused = false;
+            last = Some(sample.at);
+        }
+        lives.0.insert(member, starts);
+    }
+    lives
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::etcd::Status;
+    use super::*;
+
+    fn ms(n: u64) -> At {
+        At(n * 1000)
+    }
+
+    fn sample(member: Member, at: u64, leader: u64, term: u64) -> Sample {
+        let status = Status {
+            id: Id(member as u64 + 1),
+            cluster: Id(9),
+            leader: Id(leader),
+            term,
+            index: 0,
+            revision: 1,
+            learner: false,
+            db_bytes: 0,
+            version: "3.6.16".to_owned(),
+            errors: vec![],
+        };
+        Sample { member, sent: ms(at - 1), at: ms(at), status: Some(status), error: None }
+    }
+
+    fn silent(member: Member, at: u64) -> Sample {
+        Sample { status: None, error: Some("refused".to_owned()), ..sample(member, at, 0, 0) }
+    }
+
+    const SILENCE: Duration = Duration::from_millis(400);
+
+    #[test]
+    fn the_longest_gap_counts_from_the_last_ack_before_and_to_the_end() {
+        let acks = [ms(0), ms(100), ms(200), ms(1400), ms(1500)];
+        assert_eq!(longest(&acks, ms(250), ms(1500)), Gap { from: ms(200), to: ms(1400) });
+        // Nothing more was acknowledged: the gap is open until the end.
+        assert_eq!(longest(&acks, ms(1450), ms(9000)).length(), Duration::from_millis(7500));
+        assert_eq!(longest(&[], ms(10), ms(20)).length(), Duration::from_millis(10));
+        assert_eq!(count_longer(&acks, ms(0), ms(1500), Duration::from_millis(500)), 1);
+    }
+
+    #[test]
+    fn percentiles() {
+        let mut values: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(percentile(&mut values, 50.0), Duration::from_millis(50));
+        assert_eq!(percentile(&mut values, 99.0), Duration::from_millis(99));
+        assert_eq!(percentile(&mut [], 99.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_term_that_lags_is_known_as_such() {
+        // Member 1 follows member 0 in term 2, is elected (term still shown as 2), then shows 3.
+        let samples =
+            [sample(0, 100, 1, 2), sample(1, 110, 1, 2), sample(1, 300, 2, 2), sample(1, 400, 2, 3), sample(0, 410, 2, 2)];
+        let led = leaderships(&samples, SILENCE);
+        let brief: Vec<(Member, u64, bool)> = led.iter().map(|l| (l.member, l.term, l.term_behind)).collect();
+        assert_eq!(brief, [(0, 2, false), (1, 3, false)]);
+        let never = leaderships(&samples[..3], SILENCE);
+        assert!(never.iter().any(|l| l.member == 1 && l.term_behind));
+    }
+
+    #[test]
+    fn a_new_leader_is_another_or_the_same_in_a_later_term() {
+        let samples = [sample(0, 100, 1, 2), sample(0, 700, 1, 2), sample(1, 1500, 2, 3)];
+        assert_eq!(new_leader(&samples, Some((0, 2)), ms(200)), Some((ms(1500), 1)));
+        assert_eq!(new_leader(&[sample(0, 900, 1, 3)], Some((0, 2)), ms(200)), Some((ms(900), 0)));
+        assert_eq!(new_leader(&samples[..2], Some((0, 2)), ms(200)), None);
+    }
+
+    #[test]
+    fn membership_is_full_when_the_last_one_follows_for_good() {
+        let mut samples = vec![sample(0, 100, 1, 2), silent(1, 100), sample(0, 200, 1, 2), sample(1, 250, 0, 2)];
+        assert_eq!(full_membership(&samples, 2, ms(0)), None);
+        samples.extend([sample(1, 300, 1, 2), sample(1, 350, 1, 2)]);
+        assert_eq!(full_membership(&samples, 2, ms(0)), Some(ms(300)));
+    }
+
+    #[test]
+    fn lanes_adjoin_and_absence_is_silence() {
+        let samples = [
+            sample(0, 100, 1, 2),
+            sample(0, 200, 1, 2),
+            silent(0, 500),
+            sample(0, 2000, 2, 3),
+            sample(0, 2100, 2, 3),
+            sample(0, 2200, 0, 3),
+        ];
+        let lanes = lanes(&samples, 0, ms(0), ms(2250), SILENCE);
+        let conditions: Vec<Condition> = lanes.iter().map(|lane| lane.condition).collect();
+        assert_eq!(conditions, [Condition::Leader, Condition::Away, Condition::Follower, Condition::Leaderless]);
+        assert!(lanes.windows(2).all(|pair| pair[0].to == pair[1].from));
+        assert_eq!((lanes[0].from, lanes[3].to), (ms(0), ms(2250)));
+    }
+
+    #[test]
+    fn a_member_that_came_back_lives_again() {
+        let samples = [sample(0, 100, 1, 2), silent(0, 200), sample(0, 300, 2, 3)];
+        let lives = lives(&samples, 1, SILENCE);
+        assert!(lives.of(0, ms(100)) < lives.of(0, ms(300)));
+    }
+}

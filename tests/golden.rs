@@ -1,0 +1,89 @@
+//! Golden plans: what a change does to a cluster shows up in `tests/snapshots/`.
+
+use ktcw_vm::apply::{Inventory, steps};
+use ktcw_vm::plan::{Accel, Content, CpuModel, ImageRef, Plan, Resolved, Versions, plan, render};
+use ktcw_vm::spec::{NodeName, RawSpec, validate};
+use std::collections::BTreeSet;
+
+fn sample(etcd: u64, workers: u64, accel: Accel) -> Plan {
+    let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
+    let digest = |c: char| c.to_string().repeat(64);
+    let versions = Versions {
+        kubernetes: "v1.36.3".into(),
+        etcd: "v3.6.16".into(),
+        containerd: "v2.4.2".into(),
+        coredns: "v1.14.7".into(),
+        pause: "1.0".into(),
+        debian: "13.8".into(),
+    };
+    let image =
+        ImageRef { key: digest('a'), disk_sha256: digest('b'), kernel_sha256: digest('c'), initrd_sha256: digest('d'), versions };
+    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel, image, kernel: None })
+}
+
+fn kvm() -> Accel {
+    Accel::Kvm { cpu: CpuModel::HostPassthrough }
+}
+
+fn text(plan: &Plan) -> String {
+    render::text(plan, &steps(plan, &Inventory::default()))
+}
+
+#[test]
+fn plans_of_three_sizes() {
+    insta::assert_snapshot!("solo", text(&sample(1, 0, Accel::Tcg)));
+    insta::assert_snapshot!("ha3", text(&sample(3, 2, kvm())));
+    insta::assert_snapshot!("ha5", text(&sample(5, 3, kvm())));
+}
+
+#[test]
+fn every_text_file_of_a_controller_and_a_worker() {
+    let plan = sample(3, 2, kvm());
+    for name in [NodeName::controller(0), NodeName::worker(1)] {
+        let node = plan.node(&name).expect("planned");
+        let mut all = String::new();
+        for file in &node.files {
+            let text = match &file.content {
+                Content::Text { text } => text.clone(),
+                Content::Pki { item } => format!("<{item}>\n"),
+            };
+            all.push_str(&format!("=== {:04o} {}\n{text}", file.mode, file.path));
+        }
+        insta::assert_snapshot!(format!("files-{name}"), all);
+    }
+}
+
+#[test]
+fn the_same_spec_gives_the_same_plan_and_adding_a_worker_changes_no_other_node() {
+    assert_eq!(sample(3, 2, kvm()), sample(3, 2, kvm()));
+    let (two, three) = (sample(3, 2, kvm()), sample(3, 3, kvm()));
+    for node in &two.nodes {
+        assert_eq!(three.node(&node.name), Some(node), "{}", node.name);
+    }
+}
+
+#[test]
+fn every_address_uuid_and_mac_of_the_largest_cluster_is_its_own() {
+    let plan = sample(7, 50, kvm());
+    let unique = |values: Vec<String>| values.len() == values.iter().collect::<BTreeSet<_>>().len();
+    assert!(unique(plan.nodes.iter().map(|n| n.ip.to_string()).chain([plan.network.vip.to_string()]).collect()));
+    assert!(unique(plan.nodes.iter().map(|n| n.uuid.to_string()).collect()));
+    assert!(unique(plan.nodes.iter().map(|n| n.mac.clone()).collect()));
+    assert!(unique(plan.nodes.iter().filter_map(|n| n.pod_subnet).map(|n| n.to_string()).collect()));
+    for node in &plan.nodes {
+        assert!(plan.network.subnet.contains(&node.ip));
+        assert!(node.pod_subnet.is_none_or(|pods| plan.network.pod_cidr.contains(&pods)));
+    }
+}
+
+#[test]
+fn no_secret_is_in_a_plan_and_every_secret_file_is_private() {
+    let plan = sample(3, 2, kvm());
+    let json = serde_json::to_string(&plan).expect("JSON");
+    assert!(!json.contains("PRIVATE KEY"));
+    for file in plan.nodes.iter().flat_map(|node| &node.files) {
+        if let Content::Pki { item } = &file.content {
+            assert_eq!(file.mode == 0o600, item.is_secret(), "{}", file.path);
+        }
+    }
+}
