@@ -66,12 +66,12 @@ test: ## all tests but the long ones: unit, golden, fakes, libvirt's test driver
 	@setup/go.sh vet
 
 .PHONY: e2e
-e2e: ## a real 3+2 cluster in a namespace of its own, then a small one without KVM
+e2e: ## what cannot be is refused by the real program on a real libvirt, and nothing is made
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh e2e
 
 .PHONY: e2e-full
-e2e-full: ## the same with every size and acceleration: hours
+e2e-full: ## clusters of every size and acceleration, looked at, broken and taken away: hours
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh full
 

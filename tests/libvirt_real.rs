@@ -5,7 +5,8 @@
 //! `cargo test --test libvirt_real -- --ignored`; the guest is the kernel of `KTCW_TEST_KERNEL` under KVM when it boots
 //! there, else that of `KTCW_TEST_KERNEL_TCG` under TCG.
 
-#![expect(clippy::disallowed_methods, reason = "a test waits in its own thread, and breaks files on purpose")]
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test fails where it finds a fault, and shows its figures")]
+#![expect(clippy::disallowed_methods, reason = "it waits in its own thread")]
 
 use ktcw_vm::accel::{self, Verdict};
 use ktcw_vm::host::libvirt::LibvirtHost;

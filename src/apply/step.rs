@@ -5,7 +5,7 @@
 use super::Inventory;
 use crate::event::Stage;
 use crate::host::DomainState;
-use crate::plan::{DiskKind, NodePlan, Plan};
+use crate::plan::{NodePlan, Plan};
 use crate::spec::{NodeName, Role};
 use serde::{Deserialize, Serialize};
 
@@ -205,11 +205,6 @@ fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
         let (id, action) = ("workloads".to_owned(), Action::AwaitWorkloads);
         list.push(Step { id, stage: Stage::Workers, node: None, action, after: ready });
     }
-}
-
-/// Disks whose content only exists once: losing them loses data.
-pub fn is_data(kind: &DiskKind) -> bool {
-    matches!(kind, DiskKind::Etcd { .. })
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod load;
 pub mod packets;
 pub mod reading;
 pub mod record;
+pub mod report;
 pub mod run;
 pub mod script;
 pub mod target;
@@ -32,5 +33,9 @@ pub mod windows;
 
 #[cfg(test)]
 mod checker_tests;
+#[cfg(test)]
+mod judge_tests;
+#[cfg(test)]
+mod sample;
 #[cfg(test)]
 mod wgl;

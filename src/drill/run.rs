@@ -172,6 +172,8 @@ struct Phases<'a> {
     running: Option<Running>,
     /// Something may have been changed.
     prepared: bool,
+    /// Latency of single writes, before the load.
+    median: Duration,
     notes: Arc<Mutex<Vec<Note>>>,
 }
 
@@ -218,6 +220,7 @@ impl<'a> Phases<'a> {
             record,
             running: None,
             prepared: false,
+            median: Duration::ZERO,
             notes: Arc::default(),
         }
     }
@@ -275,6 +278,7 @@ impl<'a> Phases<'a> {
         let ask = |error: etcd::EtcdError| error.to_string();
         let warm = warm_key(&self.options.run);
         let median = load::measure(&self.site, &warm).await.map_err(ask)?;
+        self.median = median;
         let link = self.site.link(0).ok_or("there is no member")?;
         let (revision, _) = read_prefix(&link, &self.prefix, self.site.ask_timeout()).await.map_err(ask)?;
         let drill = &self.record.drill;
@@ -313,8 +317,8 @@ impl<'a> Phases<'a> {
         let running = self.running.as_ref().ok_or("there is no load")?;
         let from = self.record.marks.baseline;
         // What was begun a moment ago may rightly be open.
-        let settled =
-            |op: &&Op| op.is_write() && op.inv >= from && op.inv.plus(Duration::from_secs(1)) < now.max(from.plus(wished));
+        let moment = (self.median * 20).max(Duration::from_millis(100)).min(wished / 2);
+        let settled = |op: &&Op| op.is_write() && op.inv >= from && op.inv < now.minus(moment);
         let ops = running.load.recorder.so_far(now);
         let writes: Vec<&Op> = ops.iter().filter(settled).collect();
         let mut taken: Vec<Duration> = writes.iter().filter(|op| op.acked()).map(|op| op.latency()).collect();

@@ -1,0 +1,101 @@
+//! Several runs of one drill: how a figure is spread.
+//! `drill run --repeat` and the benchmark of leader-kill show it.
+//! It is arithmetic on judgements.
+
+use crate::drill::clock::human;
+use crate::drill::judge::{Judgement, Result};
+use crate::drill::windows::percentile;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+/// How a length is spread over runs, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Spread {
+    pub runs: usize,
+    pub min_us: u64,
+    pub median_us: u64,
+    pub p90_us: u64,
+    pub p99_us: u64,
+    pub max_us: u64,
+}
+
+impl Spread {
+    /// `None` of nothing.
+    pub fn of(mut values: Vec<Duration>) -> Option<Spread> {
+        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let (min, max) = (*values.iter().min()?, *values.iter().max()?);
+        Some(Spread {
+            runs: values.len(),
+            min_us: us(min),
+            median_us: us(percentile(&mut values, 50.0)),
+            p90_us: us(percentile(&mut values, 90.0)),
+            p99_us: us(percentile(&mut values, 99.0)),
+            max_us: us(max),
+        })
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |us| human(Duration::from_micros(us));
+        write!(
+            f,
+            "min {}, median {}, 90 % within {}, 99 % within {}, max {}",
+            of(self.min_us),
+            of(self.median_us),
+            of(self.p90_us),
+            of(self.p99_us),
+            of(self.max_us)
+        )
+    }
+}
+
+/// All runs of one drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Series {
+    pub drill: String,
+    pub passed: usize,
+    pub failed: usize,
+    pub invalid: usize,
+    pub write_gap: Option<Spread>,
+    pub new_leader: Option<Spread>,
+    pub full_membership: Option<Spread>,
+}
+
+impl Series {
+    /// Figures of invalid runs are left out: they measured something else.
+    pub fn of(drill: &str, judgements: &[Judgement]) -> Series {
+        let count = |result| judgements.iter().filter(|judgement| judgement.result == result).count();
+        let valid =
+            || judgements.iter().filter(|judgement| judgement.result != Result::Invalid).map(|judgement| &judgement.figures);
+        let us = |us: Option<u64>| us.map(Duration::from_micros);
+        Series {
+            drill: drill.to_owned(),
+            passed: count(Result::Pass),
+            failed: count(Result::Fail),
+            invalid: count(Result::Invalid),
+            write_gap: Spread::of(valid().map(|figures| figures.longest_write_gap.length()).collect()),
+            new_leader: Spread::of(valid().filter_map(|figures| us(figures.time_to_new_leader_us)).collect()),
+            full_membership: Spread::of(valid().filter_map(|figures| us(figures.time_to_full_membership_us)).collect()),
+        }
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {} passed, {} failed, {} invalid", self.drill, self.passed, self.failed, self.invalid)?;
+        let rows = [
+            ("longest write gap", self.write_gap),
+            ("time to new leader", self.new_leader),
+            ("time to full membership", self.full_membership),
+        ];
+        for (name, spread) in rows {
+            if let Some(spread) = spread {
+                writeln!(f, "  {name:24} {spread}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! What reports show, and that what they show is safe to open.
+
+use super::*;
+use crate::drill::judge::Result as Came;
+use crate::drill::sample::leader_kill;
+
+fn sample() -> Report {
+    Report::new(leader_kill())
+}
+
+#[test]
+fn a_report_survives_its_file_and_satisfies_its_schema() {
+    let report = sample();
+    let json = report.to_json().expect("prints");
+    assert_eq!(Report::from_json("file", &json).expect("reads"), report);
+    let validator = jsonschema::validator_for(&schema().to_value()).expect("a schema");
+    let value: serde_json::Value = serde_json::from_str(&json).expect("json");
+    let errors: Vec<String> = validator.iter_errors(&value).map(|e| format!("{} at {}", e, e.instance_path())).collect();
+    assert_eq!(errors, Vec::<String>::new());
+    // Judging the saved record again gives what was saved.
+    assert_eq!(Report::new(Report::from_json("file", &json).expect("reads").record), report);
+    let other = json.replace(FORM, "ktcw-vm/drill/0");
+    assert!(Report::from_json("old.json", &other).expect_err("another form").to_string().contains("old.json"));
+}
+
+#[test]
+fn the_text_has_the_verdict_the_five_figures_and_a_line_of_time() {
+    let text = text(&sample(), false);
+    for part in [
+        "leader-kill (D01)",
+        "controller-0 (leads) · seed 7",
+        "PASS",
+        "1.25 s",
+        "≤ 3.10 s",
+        "lost acknowledged writes",
+        "16 of 16 checks",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let line = timeline(&sample(), 70);
+    // Baseline, fault, nothing acknowledged, a new leader, heal, settled: in this order.
+    let places: Vec<usize> = "F█LHS".chars().filter_map(|mark| line.find(mark)).collect();
+    assert!(places.is_sorted() && places.len() == 5, "{line}");
+}
+
+#[test]
+fn a_failure_is_told_with_its_reason() {
+    let mut record = leader_kill();
+    record.after.log.remove(20);
+    let report = Report::new(record);
+    let text = text(&report, false);
+    assert_eq!(report.judgement.result, Came::Fail);
+    assert!(
+        text.contains("FAIL") && text.contains("is gone") && text.contains("lost acknowledged writes              1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_page_is_whole_closed_and_free_of_the_network() {
+    let page = html(&sample()).expect("renders");
+    assert!(page.contains("id=\"timeline\"") && page.contains("id=\"latency\"") && page.contains(">PASS<"));
+    assert_eq!(page.matches("class=\"leader\"").count(), 2, "two leaderships are drawn");
+    for outside in ["http://", "https://", "src=", "@import", "<script"] {
+        assert!(!page.contains(outside), "{outside} is in the page");
+    }
+    for tag in ["svg", "table", "tbody", "title", "rect", "ul", "dl"] {
+        let opened = page.matches(&format!("<{tag} ")).count() + page.matches(&format!("<{tag}>")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    assert!(!page.contains("NaN") && !page.contains("inf"), "a place could not be computed");
+}
+
+#[test]
+fn what_comes_from_outside_is_escaped() {
+    let mut record = leader_kill();
+    record.drill.title = "<script>alert(1)</script>".to_owned();
+    record.after.alarming_logs = Ok(vec!["panic: <img src=x onerror=alert(1)>".to_owned()]);
+    let page = html(&Report::new(record)).expect("renders");
+    assert!(!page.contains("<script>") && !page.contains("<img"), "unescaped");
+}
+
+#[test]
+fn a_run_cut_short_can_still_be_shown() {
+    let mut record = leader_kill();
+    record.ops.clear();
+    record.samples.clear();
+    record.watches.clear();
+    record.after = crate::drill::record::After::default();
+    record.marks = crate::drill::record::Marks::default();
+    record.aborted = Some("no member answered".to_owned());
+    let report = Report::new(record);
+    assert_eq!(report.judgement.result, Came::Invalid);
+    assert!(text(&report, true).contains("INVALID"));
+    assert!(!html(&report).expect("renders").contains("NaN"));
+}
+
+#[test]
+fn two_reports_side_by_side_warn_when_they_are_not_of_a_kind() {
+    let a = sample();
+    let mut other = leader_kill();
+    other.environment.acceleration = "tcg".to_owned();
+    other.after.log.remove(20);
+    let shown = compare(&a, &Report::new(other));
+    assert!(shown.contains("not of a kind: acceleration: kvm and tcg"), "{shown}");
+    assert!(shown.contains("A pass") && shown.contains("B fail"), "{shown}");
+}
+
+#[test]
+fn a_series_leaves_invalid_runs_out_of_its_figures() {
+    let good = sample().judgement;
+    let mut invalid = good.clone();
+    invalid.result = Came::Invalid;
+    let series = Series::of("leader-kill", &[good.clone(), invalid, good]);
+    assert_eq!((series.passed, series.invalid, series.write_gap.map(|spread| spread.runs)), (2, 1, Some(2)));
+}
