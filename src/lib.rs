@@ -36,5 +36,7 @@ pub mod apply;
 pub mod preflight;
 pub mod verify;
 
+pub mod drill;
+
 pub mod cli;
 pub mod progress;

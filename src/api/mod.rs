@@ -86,6 +86,19 @@ impl Api {
         judge_node(&object).map_err(|what| ApiError::NotYet { what })
     }
 
+    /// Controller manager and scheduler have each elected a leader.
+    pub async fn leaders_elected(&self, address: Ipv4Addr, deadline: Duration) -> Result<(), ApiError> {
+        for name in ["kube-controller-manager", "kube-scheduler"] {
+            let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
+            let lease = self.get_json(address, &path, deadline).await?;
+            let holder = lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
+            if holder.is_empty() {
+                return Err(ApiError::NotYet { what: format!("{name} has no leader yet") });
+            }
+        }
+        Ok(())
+    }
+
     /// CoreDNS has a ready replica and the witness runs on `workers` nodes.
     pub async fn workloads_ready(&self, address: Ipv4Addr, workers: u32, deadline: Duration) -> Result<(), ApiError> {
         let dns = "/apis/apps/v1/namespaces/kube-system/deployments/coredns";

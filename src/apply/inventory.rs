@@ -20,6 +20,8 @@ pub struct Inventory {
     pub volumes: BTreeSet<String>,
     pub nodes: BTreeMap<NodeName, NodeObserved>,
     pub vip_ready: bool,
+    /// Controller manager and scheduler have a leader each.
+    pub leaders_elected: bool,
     pub addons_applied: bool,
     pub workloads_ready: bool,
 }
@@ -96,6 +98,7 @@ pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError>
         inventory.nodes.entry(node.name.clone()).or_default().apiserver_ready = ready;
     }
     inventory.vip_ready = world.api.ready(plan.network.vip, patience).await.is_ok();
+    inventory.leaders_elected = inventory.vip_ready && world.api.leaders_elected(plan.network.vip, patience).await.is_ok();
     if inventory.vip_ready && plan.spec.workers > 0 {
         let vip = plan.network.vip;
         inventory.workloads_ready = world.api.workloads_ready(vip, u32::from(plan.spec.workers), patience).await.is_ok();

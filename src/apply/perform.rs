@@ -98,6 +98,14 @@ pub(super) async fn perform(plan: &Arc<Plan>, step: &Step, world: &Arc<World>, e
             wait(step, events, "the virtual address answering", deadline, || async move { seen(world.api.ready(vip, patience(plan)).await) })
                 .await
         }
+        (Action::AwaitLeaders, _) => {
+            let vip = plan.network.vip;
+            let deadline = seconds(plan.timers.apiserver_deadline_s);
+            wait(step, events, "control loops with leaders", deadline, || async move {
+                seen(world.api.leaders_elected(vip, patience(plan)).await)
+            })
+            .await
+        }
         (Action::Addons, _) => addons(plan, world, step, events).await,
         (Action::AwaitWorkloads, _) => {
             let (vip, workers) = (plan.network.vip, u32::from(plan.spec.workers));

@@ -43,6 +43,8 @@ pub enum Action {
     AwaitApiserver,
     /// Until the virtual address answers.
     AwaitVip,
+    /// Until controller manager and scheduler have a leader each.
+    AwaitLeaders,
     Addons,
     AwaitNodeReady,
     /// Until DNS and the witness pods are ready.
@@ -65,6 +67,7 @@ impl Action {
             Action::StartUnits { .. } => "starting units",
             Action::AwaitApiserver => "until the API server is ready",
             Action::AwaitVip => "until the virtual address answers",
+            Action::AwaitLeaders => "until the control loops have leaders",
             Action::Addons => "applying CoreDNS and the witness",
             Action::AwaitNodeReady => "until the node is Ready",
             Action::AwaitWorkloads => "until DNS and witness pods are ready",
@@ -180,6 +183,12 @@ fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
         let (id, action) = ("virtual address".to_owned(), Action::AwaitVip);
         list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
     }
+    if !seen.leaders_elected {
+        let mut after: Vec<String> = plan.control_planes().map(|node| format!("control plane {}", node.name)).collect();
+        after.push("virtual address".to_owned());
+        let (id, action) = ("leaders".to_owned(), Action::AwaitLeaders);
+        list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
+    }
     if plan.spec.workers > 0 && !seen.addons_applied {
         let (id, action, after) = ("addons".to_owned(), Action::Addons, vec!["virtual address".to_owned()]);
         list.push(Step { id, stage: Stage::Workers, node: None, action, after });
@@ -269,6 +278,7 @@ mod tests {
                 })
                 .collect(),
             vip_ready: true,
+            leaders_elected: true,
             addons_applied: true,
             workloads_ready: true,
         }

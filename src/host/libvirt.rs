@@ -104,6 +104,14 @@ impl Host for LibvirtHost {
         self.connection.run(|conn| volumes::ensure_image(conn, plan, volume, format, file, progress))
     }
 
+    fn remove_image_volume(&self, plan: &StoragePlan, volume: &str) -> Result<Done, HostError> {
+        self.connection.run(|conn| volumes::remove_image(conn, plan, volume))
+    }
+
+    fn remove_empty_image_pool(&self, plan: &StoragePlan) -> Result<Done, HostError> {
+        self.connection.run(|conn| pools::remove_empty_images(conn, plan))
+    }
+
     fn ensure_overlay(
         &self,
         plan: &StoragePlan,

@@ -147,6 +147,11 @@ pub trait Host: Send + Sync {
         file: &Path,
         progress: &mut Progress<'_>,
     ) -> Result<Done, HostError>;
+    /// Takes an image out of the image pool, for pruning. Overlays that still stand on it break: the caller has looked
+    /// whether any cluster uses it.
+    fn remove_image_volume(&self, plan: &StoragePlan, volume: &str) -> Result<Done, HostError>;
+    /// The image pool itself, when it is empty; `Unchanged` when it is not, or not there.
+    fn remove_empty_image_pool(&self, plan: &StoragePlan) -> Result<Done, HostError>;
     /// qcow2 overlay on the image pool's `base` volume. One that is there with another size or base is `Differs`: disks with
     /// data are never made anew behind the user's back.
     fn ensure_overlay(

@@ -302,7 +302,7 @@ fn interrupts_heal_and_so_do_dead_men() {
         native.arm(&undo, Duration::from_secs(1)).await.expect("armed");
         let rules = match ktcw_vm::drill::script::script(
             &drill("isolate-leader").fault,
-            &[node.clone()],
+            std::slice::from_ref(&node),
             &site.nodes(),
             &site.environment.timing,
             "",

@@ -127,6 +127,26 @@ impl Host for FakeHost {
         })
     }
 
+    fn remove_image_volume(&self, plan: &StoragePlan, volume: &str) -> Result<Done, HostError> {
+        self.change("remove_image_volume", volume, |world| match world.image_pool(plan) {
+            Err(HostError::Missing { .. }) => Ok(Done::Unchanged),
+            pool => Ok(if pool?.volumes.remove(volume).is_some() { Done::Changed } else { Done::Unchanged }),
+        })
+    }
+
+    fn remove_empty_image_pool(&self, plan: &StoragePlan) -> Result<Done, HostError> {
+        self.change("remove_empty_image_pool", &plan.image_pool, |world| {
+            let empty = match world.image_pool(plan) {
+                Err(HostError::Missing { .. }) => false,
+                pool => pool?.volumes.is_empty(),
+            };
+            if empty {
+                world.pools.remove(&plan.image_pool);
+            }
+            Ok(if empty { Done::Changed } else { Done::Unchanged })
+        })
+    }
+
     fn ensure_overlay(
         &self,
         plan: &StoragePlan,

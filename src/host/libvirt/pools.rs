@@ -100,6 +100,29 @@ pub fn remove(conn: &Connect, name: &str, mark: &Mark) -> Result<Done, HostError
     if active(&pool, name)? || pool.create(0).is_ok() {
         when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
         volumes::remove_all(&pool, MARK_VOLUME)?;
+    }
+    dismantle(&pool, name)
+}
+
+/// The image pool, when nothing is in it.
+pub fn remove_empty_images(conn: &Connect, plan: &StoragePlan) -> Result<Done, HostError> {
+    let name = &plan.image_pool;
+    let pool = match images(conn, plan) {
+        Err(HostError::Missing { .. }) => return Ok(Done::Unchanged),
+        found => found?,
+    };
+    if active(&pool, name)? || pool.create(0).is_ok() {
+        when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
+        if !volumes::observe(&pool)?.is_empty() {
+            return Ok(Done::Unchanged);
+        }
+    }
+    dismantle(&pool, name)
+}
+
+/// Stops a pool without volumes, deletes its directory and its definition.
+fn dismantle(pool: &StoragePool, name: &str) -> Result<Done, HostError> {
+    if active(pool, name)? {
         when_idle(|| pool.destroy()).map_err(|error| refused("stop", KIND, name, &error))?;
     }
     match pool.delete(0) {

@@ -86,6 +86,16 @@ pub fn ensure_image(
     Ok(Done::Changed)
 }
 
+/// The mark of completeness goes first: an image that is half removed is no image.
+pub fn remove_image(conn: &Connect, plan: &StoragePlan, name: &str) -> Result<Done, HostError> {
+    let pool = match pools::images(conn, plan) {
+        Err(HostError::Missing { .. }) => return Ok(Done::Unchanged),
+        found => found?,
+    };
+    delete(&pool, &complete_mark(name))?;
+    delete(&pool, name)
+}
+
 pub fn ensure_overlay(
     conn: &Connect,
     plan: &StoragePlan,
