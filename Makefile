@@ -59,14 +59,12 @@ images: build ## what the machines run, from source; nothing to do when it is th
 ##@ Checks
 
 .PHONY: test
-test: ## all tests but the long ones: unit, golden, fakes, libvirt's test driver, and a VM that boots
+test: ## all tests that need no machine: unit, golden, fakes, libvirt's test driver, a real sshd
 	@setup/install.sh build run test $(if $(CI),ci)
 	cargo test --locked
-	@setup/e2e.sh smoke
-	@setup/go.sh vet
 
 .PHONY: e2e
-e2e: ## what cannot be is refused by the real program on a real libvirt, and nothing is made
+e2e: ## one real machine in a namespace of its own: up, verify, down
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh e2e
 

@@ -75,18 +75,30 @@ pub fn probe(
             }
             Outcome::Forbidden { why } => return Ok(Verdict::Unproved(why)),
             Outcome::NoKvm { why } => {
-                failures.push(why);
+                failures.push(("any CPU", why));
                 break;
             }
             Outcome::Failed { why } => {
                 status(&format!("no guest boots with CPU {name}: {why}"));
-                failures.push(format!("{name}: {why}"));
+                failures.push((name, why));
             }
         }
     }
-    let verdict = found.unwrap_or_else(|| Verdict::Not(failures.join("; ")));
+    let verdict = found.unwrap_or_else(|| Verdict::Not(told(&failures)));
     key.store(cache_dir, &verdict)?;
     Ok(verdict)
+}
+
+/// Each reason once, with the configurations it was seen with.
+fn told(failures: &[(&str, String)]) -> String {
+    let mut reasons: Vec<(Vec<&str>, &str)> = Vec::new();
+    for (name, why) in failures {
+        match reasons.iter_mut().find(|(_, known)| known == why) {
+            Some((names, _)) => names.push(name),
+            None => reasons.push((vec![name], why)),
+        }
+    }
+    reasons.iter().map(|(names, why)| format!("{why} (with {})", names.join(", "))).collect::<Vec<_>>().join("; ")
 }
 
 /// What an earlier `probe` found, if it still holds. Tries nothing.

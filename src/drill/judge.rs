@@ -177,9 +177,7 @@ fn figures(record: &Record, checked: &Checked) -> Figures {
         new_leader: leader.map(|(at, _)| at),
         new_leader_is: leader.map(|(_, member)| record.member_name(member)),
         time_to_new_leader_us: leader.map(|(at, _)| us(at.since(marks.inject))),
-        time_to_full_membership_us: full_membership(&record.samples, record.members.len(), marks.heal)
-            .filter(|_| marks.heal != At::ZERO)
-            .map(|at| us(at.since(marks.heal))),
+        time_to_full_membership_us: back(record).map(|at| us(at.since(marks.heal))),
         lost_acknowledged_writes: known.then(|| checked.lost()),
         checker: match (sound, known) {
             (false, _) => Verdict::Fail,
@@ -192,6 +190,20 @@ fn figures(record: &Record, checked: &Checked) -> Figures {
         client_failures: record.ops.iter().filter(during).filter(|op| op.session == Session::Failover && !op.acked()).count(),
         p99_after_us: us(percentile(&mut after, 99.0)),
     }
+}
+
+/// When, after the heal, every member followed one leader and had taken a write.
+fn back(record: &Record) -> Option<At> {
+    let heal = record.marks.heal;
+    if heal == At::ZERO {
+        return None;
+    }
+    let followed = full_membership(&record.samples, record.members.len(), heal)?;
+    let wrote = (0..record.members.len()).map(|member| {
+        let own = record.ops.iter().filter(|op| op.session == Session::Pinned(member) && op.inv >= heal && op.acked());
+        own.map(|op| op.ret).min()
+    });
+    Some(wrote.collect::<Option<Vec<At>>>()?.into_iter().fold(followed, At::max))
 }
 
 /// V1: everything the fault claims was seen, when it was injected and still before the heal.

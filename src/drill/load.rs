@@ -65,6 +65,14 @@ impl Recorder {
             }
         }
     }
+    /// Members through which no write begun after a moment has been acknowledged.
+    pub fn silent(&self, after: At, members: usize) -> Vec<Member> {
+        let ops = self.lock();
+        let heard = |member: &Member| {
+            ops.iter().rev().take_while(|op| op.inv >= after).any(|op| op.session == Session::Pinned(*member) && op.acked())
+        };
+        (0..members).filter(|member| !heard(member)).collect()
+    }
     /// A copy of what there is; requests still open look as if they ended now, unknown.
     pub fn so_far(&self, now: At) -> Vec<Op> {
         let mut ops = self.lock().clone();

@@ -19,6 +19,7 @@ use super::script::{Script, script};
 use super::target::{Chosen, ClusterView, NoTarget, choose, unfit};
 use super::telemetry::Telemetry;
 use super::windows::percentile;
+use crate::wait::{self, Seen};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::panic::AssertUnwindSafe;
@@ -403,6 +404,9 @@ impl<'a> Phases<'a> {
         let deadline = if brief { self.site.ask_timeout() * 2 } else { patience(&self.site) };
         match await_healthy(&self.site, deadline).await {
             Ok(()) if self.record.marks.healed != At::ZERO => {
+                if let Err(why) = self.await_writes(deadline).await {
+                    self.say(&why);
+                }
                 self.record.marks.settled = self.clock.now();
                 self.say("settled");
                 if !brief {
@@ -416,6 +420,23 @@ impl<'a> Phases<'a> {
             }
         }
         self.record.marks.end = self.clock.now();
+    }
+
+    /// Waits for a write through every member: one may follow the leader and still have its own connections to others held up
+    /// by TCP, which doubles its patience while packets are lost.
+    async fn await_writes(&self, deadline: Duration) -> Result<(), String> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let (recorder, heal) = (&running.load.recorder, self.record.marks.heal);
+        let probe = || async {
+            let silent: Vec<String> = recorder
+                .silent(heal, self.site.members.len())
+                .into_iter()
+                .map(|member| self.record.member_name(member))
+                .collect();
+            if silent.is_empty() { Seen::Ready(()) } else { Seen::NotYet(format!("none by {}", silent.join(", "))) }
+        };
+        let ended = wait::until("a write through every member", deadline, Duration::from_millis(50), |_| (), probe).await;
+        ended.map_err(|error| error.to_string())
     }
 
     /// Ends the load, reads what is to be read, tidies up.

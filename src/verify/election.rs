@@ -11,8 +11,9 @@ use crate::spec::NodeName;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-/// A renewal may seem this much younger than now: the clocks of two nodes may differ by as much.
-const SKEW_S: f64 = 2.0;
+/// A renewal may seem this much younger than now: a slow probe reads its clock that long before the lease, and clocks have a
+/// check of their own.
+const SKEW_S: f64 = 15.0;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -95,7 +95,15 @@ fn all_pass(names: &[&str]) {
     let failures: Vec<String> = cluster.block_on(async {
         let mut failures = Vec::new();
         for name in names {
-            let (record, judgement) = drilled(&drill(name), &site, &native, &cluster).await;
+            let (mut record, mut judgement) = drilled(&drill(name), &site, &native, &cluster).await;
+            // A host that did not let us look is no fault of the engine: the run said so itself, and is made again.
+            for _ in 0..2 {
+                let stalled =
+                    judgement.result == Came::Invalid && judgement.reasons.iter().all(|reason| reason.contains("stood still"));
+                if stalled {
+                    (record, judgement) = drilled(&drill(name), &site, &native, &cluster).await;
+                }
+            }
             if judgement.result != Came::Pass {
                 let file = std::env::temp_dir().join(format!("{}-{name}.json", record.run));
                 let _ = std::fs::write(&file, serde_json::to_vec(&record).expect("json"));
