@@ -38,7 +38,7 @@ shell: ## a shell with ktcw-vm on its PATH, where the cluster's addresses can be
 down: ## remove the cluster, and the libvirt and namespace that make setup started
 	@[ -x $(program) ] || $(MAKE) build
 	@setup/libvirt.sh ensure
-	@$(ktcw) down $(ARGS)
+	@$(ktcw) down --yes $(ARGS)
 	@setup/libvirt.sh stop
 
 ##@ Its parts
@@ -59,17 +59,19 @@ images: build ## what the machines run, from source; nothing to do when it is th
 ##@ Checks
 
 .PHONY: test
-test: ## all tests that need no machine: unit, golden, fakes, libvirt's test driver, a real sshd
+test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down
 	@setup/install.sh build run test $(if $(CI),ci)
 	cargo test --locked
+	@setup/e2e.sh smoke
+	@setup/go.sh vet
 
 .PHONY: e2e
-e2e: ## one real machine in a namespace of its own: up, verify, down
+e2e: ## a real 3 + 2 cluster in a namespace of its own, looked at from all sides and broken; a small one under emulation
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh e2e
 
 .PHONY: e2e-full
-e2e-full: ## clusters of every size and acceleration, looked at, broken and taken away: hours
+e2e-full: ## the same, clusters of other sizes and all of it under emulation, failure drills
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh full
 

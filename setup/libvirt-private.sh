@@ -64,7 +64,7 @@ start() {
     for program in libvirtd virtlogd virsh unshare nsenter ip dnsmasq qemu-system-x86_64; do
         command -v "$program" >/dev/null || fail "$program is not installed"
     done
-    if ! ip netns list | grep -qw "^$namespace"; then
+    if [ ! -e "/run/netns/$namespace" ]; then
         ip netns add "$namespace"
         touch "$state/made-namespace"
     fi

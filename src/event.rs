@@ -59,16 +59,51 @@ impl fmt::Display for Stage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    StageStarted { stage: Stage },
-    StageFinished { stage: Stage, elapsed: Duration, changed: bool },
-    StepStarted { stage: Stage, step: String, node: Option<NodeName>, what: String },
+    StageStarted {
+        stage: Stage,
+    },
+    StageFinished {
+        stage: Stage,
+        elapsed: Duration,
+        changed: bool,
+    },
+    StepStarted {
+        stage: Stage,
+        step: String,
+        node: Option<NodeName>,
+        what: String,
+    },
     /// What a wait saw last.
-    StepStatus { stage: Stage, step: String, node: Option<NodeName>, status: String },
-    StepFinished { stage: Stage, step: String, node: Option<NodeName>, elapsed: Duration, changed: bool },
-    StepFailed { stage: Stage, step: String, node: Option<NodeName>, elapsed: Duration, error: String },
+    StepStatus {
+        stage: Stage,
+        step: String,
+        node: Option<NodeName>,
+        status: String,
+    },
+    StepFinished {
+        stage: Stage,
+        step: String,
+        node: Option<NodeName>,
+        elapsed: Duration,
+        changed: bool,
+    },
+    StepFailed {
+        stage: Stage,
+        step: String,
+        node: Option<NodeName>,
+        elapsed: Duration,
+        error: String,
+    },
     /// A verify check came out.
-    Checked { check: String, node: Option<NodeName>, verdict: Verdict, evidence: String },
-    Note { text: String },
+    Checked {
+        check: String,
+        node: Option<NodeName>,
+        verdict: Verdict,
+        evidence: String,
+    },
+    Note {
+        text: String,
+    },
 }
 
 /// Outcome of a check. A missing answer is `Unknown`, never `Pass`.

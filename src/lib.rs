@@ -37,6 +37,7 @@ pub mod preflight;
 pub mod verify;
 
 pub mod drill;
+pub mod inject;
 
 pub mod cli;
 pub mod progress;

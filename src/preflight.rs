@@ -2,7 +2,7 @@
 //! `cli up` observes and calls `judge`; all problems come at once, with the numbers.
 //! Pure: it looks at values that others observed.
 
-use crate::host::{HostFacts, HostSeen, Mark, PoolSeen};
+use crate::host::{DomainSeen, DomainState, HostFacts, HostSeen, Mark, PoolSeen};
 use crate::plan::{Accel, DiskKind, Plan};
 use std::fmt;
 
@@ -28,22 +28,35 @@ const ROOT_GROWTH_MIB: u64 = 1024;
 const DISK_RESERVE_MIB: u64 = 1024;
 
 /// All refusals. Machines that already run are not counted twice; `base_mib` is what the base image will take if not uploaded yet.
-pub fn judge(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>, base_mib: u64, free_disk_mib: Option<u64>) -> Vec<Refusal> {
+pub fn judge(
+    plan: &Plan,
+    facts: &HostFacts,
+    seen: &HostSeen,
+    mark: Option<&Mark>,
+    base_mib: u64,
+    free_disk_mib: Option<u64>,
+) -> Vec<Refusal> {
     let mut refusals = Vec::new();
-    refusals.extend(memory(plan, facts, seen));
+    refusals.extend(memory(plan, facts, seen, mark));
     refusals.extend(disk(plan, seen, base_mib, free_disk_mib));
     refusals.extend(names(plan, seen, mark));
     refusals.extend(ranges(plan, seen));
     refusals
 }
 
-fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen) -> Option<Refusal> {
-    let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && d.state == crate::host::DomainState::Running);
-    let new = plan.nodes.iter().filter(|node| !runs(&node.domain.name));
-    let need: u64 = new.map(|node| u64::from(node.domain.memory_mib) + QEMU_OVERHEAD_MIB).sum();
+fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) -> Option<Refusal> {
+    let ours = |domain: &DomainSeen| mark.is_some_and(|mark| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs)));
+    let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && d.state == DomainState::Running && ours(d));
+    let new: Vec<_> = plan.nodes.iter().filter(|node| !runs(&node.domain.name)).collect();
+    let need: u64 = new.iter().map(|node| u64::from(node.domain.memory_mib) + QEMU_OVERHEAD_MIB).sum();
     (need > facts.free_memory_mib).then(|| Refusal {
         about: "memory",
-        message: format!("{} machines need {need} MiB, the host has {} MiB free of {}", plan.nodes.len(), facts.free_memory_mib, facts.memory_mib),
+        message: format!(
+            "{} machines to start need {need} MiB, the host has {} MiB free of {}",
+            new.len(),
+            facts.free_memory_mib,
+            facts.memory_mib
+        ),
         hint: "fewer machines (--etcd, --workers), smaller ones (--controller-mem, --worker-mem), or free memory".to_owned(),
     })
 }
@@ -51,7 +64,11 @@ fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen) -> Option<Refusal> {
 fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
     let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name);
     let has = |pool: Option<&PoolSeen>, volume: &str| pool.is_some_and(|p| p.volumes.iter().any(|v| v.name == volume));
-    let free = pool(&plan.storage.pool).or(pool(&plan.storage.image_pool)).and_then(|p| p.available).map(|bytes| bytes >> 20).or(free_disk_mib)?;
+    let free = pool(&plan.storage.pool)
+        .or(pool(&plan.storage.image_pool))
+        .and_then(|p| p.available)
+        .map(|bytes| bytes >> 20)
+        .or(free_disk_mib)?;
     let base = if has(pool(&plan.storage.image_pool), &plan.storage.base_volume) { 0 } else { base_mib };
     let disks = plan.nodes.iter().flat_map(|node| &node.domain.disks).filter(|d| !has(pool(&plan.storage.pool), &d.volume));
     let grown: u64 = disks
@@ -79,7 +96,10 @@ fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
         }
         let (message, hint) = match theirs {
             Some(theirs) => (
-                format!("{kind} {name} belongs to the cluster {} of another state directory, {}", theirs.cluster, theirs.state_dir),
+                format!(
+                    "{kind} {name} belongs to the cluster {} of another state directory, {}",
+                    theirs.cluster, theirs.state_dir
+                ),
                 format!("use that one (--state-dir), or another name: -c {}-2", plan.cluster),
             ),
             None => (
@@ -127,3 +147,6 @@ pub fn judge_accel(accel: &Accel, qemu_refusal: Option<String>) -> Option<Refusa
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,7 +87,7 @@ fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::StageStarted { stage } => format!("── {stage}"),
         Event::StageFinished { stage, elapsed, changed } => {
-            let changed = if *changed { "" } else { ", nothing to do" };
+            let changed = if *changed { "" } else { ", nothing changed" };
             format!("── {stage}: {:.1} s{changed}", elapsed.as_secs_f64())
         }
         Event::StepStarted { .. } => return None,

@@ -1,5 +1,7 @@
 //! The import table of ARCHITECTURE.md, kept true: who may name whom, and which crate appears where.
 
+#![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,10 @@ fn sources() -> Vec<(String, PathBuf, String)> {
                 todo.push(entry);
             } else if entry.extension().is_some_and(|e| e == "rs") {
                 let inner = entry.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("inside src");
+                // Unit tests may use what they like, also those in files of their own.
+                if inner.components().any(|part| ["tests", "tests.rs"].iter().any(|tests| part.as_os_str() == *tests)) {
+                    continue;
+                }
                 let first = inner.components().next().expect("a name").as_os_str().to_string_lossy();
                 let module = first.trim_end_matches(".rs").to_owned();
                 let text = fs::read_to_string(&entry).expect("text");
@@ -38,6 +44,8 @@ fn pure_modules_import_pure_modules_only() {
         ("secret", &[][..]),
         ("wait", &[][..]),
         ("preflight", &["host", "plan"][..]),
+        // Machines and processes are behind its traits: `inject` has the machines.
+        ("drill", &["spec", "secret", "event", "wait"][..]),
     ]);
     for (module, path, text) in sources() {
         let Some(allowed) = allowed.get(module.as_str()) else { continue };

@@ -1,24 +1,18 @@
 //! Golden plans: what a change does to a cluster shows up in `tests/snapshots/`.
 
+#![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
+
 use ktcw_vm::apply::{Inventory, steps};
 use ktcw_vm::plan::{Accel, Content, CpuModel, ImageRef, Plan, Resolved, Versions, plan, render};
 use ktcw_vm::spec::{NodeName, RawSpec, validate};
 use std::collections::BTreeSet;
 
+#[path = "fixtures/sample_image.rs"]
+mod samples;
+
 fn sample(etcd: u64, workers: u64, accel: Accel) -> Plan {
     let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-    let digest = |c: char| c.to_string().repeat(64);
-    let versions = Versions {
-        kubernetes: "v1.36.3".into(),
-        etcd: "v3.6.16".into(),
-        containerd: "v2.4.2".into(),
-        coredns: "v1.14.7".into(),
-        pause: "1.0".into(),
-        debian: "13.8".into(),
-    };
-    let image =
-        ImageRef { key: digest('a'), disk_sha256: digest('b'), kernel_sha256: digest('c'), initrd_sha256: digest('d'), versions };
-    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel, image, kernel: None })
+    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel, image: samples::image(), kernel: None })
 }
 
 fn kvm() -> Accel {

@@ -50,7 +50,7 @@ fn lab(name: &str, accel: Accel) -> Lab {
         storage: StoragePlan {
             pool: format!("ktcw-{name}"),
             pool_uuid: identity::uuid(&cluster, "pool"),
-            image_pool: "ktcw-images".into(),
+            image_pool: "ktcw.images".into(),
             image_pool_uuid: identity::shared_uuid("images"),
             base_volume: "base-0123456789abcdef.qcow2".into(),
             kernel_volume: "kernel-0123456789abcdef".into(),

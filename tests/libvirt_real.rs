@@ -183,7 +183,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     let storage = StoragePlan {
         pool: "ktcw-real".into(),
         pool_uuid: identity::uuid(&cluster, "pool"),
-        image_pool: "ktcw-images".into(),
+        image_pool: "ktcw.images".into(),
         image_pool_uuid: identity::shared_uuid("images"),
         base_volume: "base.qcow2".into(),
         kernel_volume: "kernel".into(),

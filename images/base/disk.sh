@@ -10,7 +10,8 @@
 set -eu
 work=$1 out=$2 tarball=$3
 here=$(dirname "$0")
-. "$work/env"   # PAUSE_IMAGE, DISK_SIZE
+# shellcheck source=/dev/null  # PAUSE_IMAGE, DISK_SIZE
+. "$work/env"
 root=$work/root
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -40,6 +41,8 @@ mount --bind "$root" "$root"
 mount --rbind /proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
+# podman keeps its locks here: ours must not be the builder's, nor stay behind.
+mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mkdir "$root/tmp/archives"
@@ -105,7 +108,8 @@ done
 chroot "$root" systemctl --quiet set-default multi-user.target
 
 say "cleaning up"
-umount -R "$root/tmp" "$root/run" "$root/dev" "$root/sys" "$root/proc"
+# Lazily, each tree as a whole: without root the kernel does not let the mounts below /dev and /sys go one by one.
+umount --lazy "$root/tmp" "$root/run" "$root/dev" "$root/sys" "$root/proc"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old \
   "$root"/var/log/*.log "$root"/var/log/apt "$root"/var/lib/dpkg/*-old "$root"/var/lib/systemd/random-seed \
   "$root"/etc/ssh/ssh_host_* "$root"/etc/hostname "$root"/etc/update-motd.d/* "$root"/var/lib/dbus/machine-id \
@@ -118,7 +122,7 @@ say "taking the kernel out"
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
 cp "$root"/boot/initrd.img-* "$out/initrd.img"
 chmod 0644 "$out/vmlinuz" "$out/initrd.img"
-rm -rf "$root"/boot/* "$root/vmlinuz" "$root/initrd.img" "$root/vmlinuz.old" "$root/initrd.img.old"
+rm -rf "${root:?}"/boot/* "$root/vmlinuz" "$root/initrd.img" "$root/vmlinuz.old" "$root/initrd.img.old"
 
 say "making the file system"
 # The file is new and sparse, so what was not written is zero: nothing is left for

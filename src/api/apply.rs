@@ -32,7 +32,9 @@ pub fn resource_path(object: &Value) -> Result<String, ApiError> {
         "DaemonSet" => ("daemonsets", true),
         "ClusterRole" => ("clusterroles", false),
         "ClusterRoleBinding" => ("clusterrolebindings", false),
-        other => return Err(ApiError::Invalid { what: format!("kind {other}"), reason: "not one that is applied here".to_owned() }),
+        other => {
+            return Err(ApiError::Invalid { what: format!("kind {other}"), reason: "not one that is applied here".to_owned() });
+        }
     };
     let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
     let namespace = text("/metadata/namespace").unwrap_or("default");
@@ -47,9 +49,11 @@ mod tests {
     #[test]
     fn paths_follow_group_scope_and_namespace() {
         let path = |v| resource_path(&v).expect("known kind");
-        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "system:coredns"}});
+        let role =
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "system:coredns"}});
         assert_eq!(path(role), "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:coredns");
-        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"}});
+        let service =
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"}});
         assert_eq!(path(service), "/api/v1/namespaces/kube-system/services/kube-dns");
         assert!(resource_path(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}})).is_err());
         assert!(resource_path(&json!({"kind": "Service"})).is_err());

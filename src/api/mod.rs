@@ -3,10 +3,12 @@
 //! It is the only user of `reqwest`; it keeps no state but its connections and knows no plan beyond names.
 
 mod apply;
+mod servers;
 
 pub use apply::resource_path;
+pub use servers::ApiServers;
 
-use crate::plan::Plan;
+use crate::plan::{ELECTIONS, Plan};
 use crate::secret::Secret;
 use crate::spec::NodeName;
 use serde_json::Value;
@@ -34,6 +36,15 @@ pub struct Api {
 impl Api {
     /// `ca`: PEM of the cluster's CA; `identity`: PEM of certificate and key together.
     pub fn new(ca: &str, identity: &Secret) -> Result<Api, ApiError> {
+        Api::with_idle(ca, identity, usize::MAX)
+    }
+
+    /// The same, with a new connection for every request: what a client sees that was not there before.
+    pub fn unpooled(ca: &str, identity: &Secret) -> Result<Api, ApiError> {
+        Api::with_idle(ca, identity, 0)
+    }
+
+    fn with_idle(ca: &str, identity: &Secret, idle_connections: usize) -> Result<Api, ApiError> {
         let invalid = |what: &str| {
             let what = what.to_owned();
             move |error: reqwest::Error| ApiError::Invalid { what, reason: error.to_string() }
@@ -49,6 +60,7 @@ impl Api {
             .identity(identity)
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(5))
+            .pool_max_idle_per_host(idle_connections)
             .build()
             .map_err(invalid("the TLS configuration"))?;
         Ok(Api { client })
@@ -59,11 +71,7 @@ impl Api {
         let response = request.timeout(deadline).send().await.map_err(no_answer)?;
         let status = response.status();
         let body = response.text().await.map_err(no_answer)?;
-        if status.is_success() {
-            Ok(body)
-        } else {
-            Err(ApiError::Status { address, status: status.as_u16(), body: body.chars().take(400).collect() })
-        }
+        if status.is_success() { Ok(body) } else { Err(ApiError::Status { address, status: status.as_u16(), body: gist(&body) }) }
     }
 
     /// GET of `path` (which starts with `/`) as text.
@@ -88,7 +96,7 @@ impl Api {
 
     /// Controller manager and scheduler have each elected a leader.
     pub async fn leaders_elected(&self, address: Ipv4Addr, deadline: Duration) -> Result<(), ApiError> {
-        for name in ["kube-controller-manager", "kube-scheduler"] {
+        for name in ELECTIONS {
             let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
             let lease = self.get_json(address, &path, deadline).await?;
             let holder = lease.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
@@ -122,6 +130,14 @@ impl Api {
         true
     }
 
+    /// Removes what is at `path`; that it is not there is fine.
+    pub async fn delete(&self, address: Ipv4Addr, path: &str, deadline: Duration) -> Result<(), ApiError> {
+        match self.request(self.client.delete(format!("https://{address}:6443{path}")), address, deadline).await {
+            Err(ApiError::Status { status: 404, .. }) => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
     /// Server-side apply of every document of a manifest, in order.
     pub async fn apply(&self, address: Ipv4Addr, manifest: &str, deadline: Duration) -> Result<(), ApiError> {
         for document in apply::documents(manifest)? {
@@ -146,6 +162,22 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// What a refusal comes down to, on one line: a Status object's message, or the failed checks of `/readyz`.
+fn gist(body: &str) -> String {
+    let message = serde_json::from_str::<Value>(body).ok().and_then(|v| v.get("message")?.as_str().map(str::to_owned));
+    let failed: Vec<&str> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix("[-]"))
+        .map(|line| line.split(" failed").next().unwrap_or(line))
+        .collect();
+    let text = match message {
+        Some(message) => message,
+        None if failed.is_empty() => body.split_whitespace().collect::<Vec<_>>().join(" "),
+        None => format!("not passed: {}", failed.join(", ")),
+    };
+    text.chars().take(400).collect()
 }
 
 fn judge_node(object: &Value) -> Result<(), String> {
@@ -180,6 +212,15 @@ mod tests {
             assert_eq!(judge_node(&node(status)), Err("not Ready: m".to_owned()));
         }
         assert!(judge_node(&json!({})).is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_one_line() {
+        let status = r#"{"kind":"Status","message":"nodes \"worker-0\" not found","code":404}"#;
+        assert_eq!(gist(status), "nodes \"worker-0\" not found");
+        let readyz = "[+]ping ok\n[-]etcd-readiness failed: reason withheld\n[-]informer-sync failed: reason withheld\nreadyz check failed";
+        assert_eq!(gist(readyz), "not passed: etcd-readiness, informer-sync");
+        assert_eq!(gist("502 Bad\n Gateway\n"), "502 Bad Gateway");
     }
 
     #[test]

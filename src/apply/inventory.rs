@@ -3,8 +3,8 @@
 //! A question without an answer counts as "not there": the ensure-step behind it is idempotent.
 
 use super::perform::World;
-use crate::guest::Cmd;
-use crate::host::{DomainState, HostError, HostSeen};
+use crate::guest::{Cmd, clock};
+use crate::host::{DomainState, HostError, HostSeen, blocking};
 use crate::plan::Plan;
 use crate::spec::NodeName;
 use futures::future::join_all;
@@ -31,9 +31,11 @@ pub struct NodeObserved {
     /// `None`: not defined.
     pub domain: Option<DomainState>,
     pub ssh: bool,
-    /// cloud-init has finished.
+    /// cloud-init has finished, without errors.
     pub booted: bool,
     pub boot_id: Option<String>,
+    /// Its clock is further from this computer's than a running node's may drift before it is set right.
+    pub clock_off: bool,
     pub active_units: BTreeSet<String>,
     pub apiserver_ready: bool,
     /// The Kubernetes node is Ready.
@@ -71,21 +73,23 @@ pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError>
     let seen = blocking(move || host.observe()).await?;
     let mut inventory = Inventory::of_host(plan, &seen);
     let guest = &world.guest;
-    let running: Vec<_> = plan
-        .nodes
-        .iter()
-        .filter(|node| inventory.node(&node.name).domain == Some(DomainState::Running))
-        .collect();
+    let running: Vec<_> =
+        plan.nodes.iter().filter(|node| inventory.node(&node.name).domain == Some(DomainState::Running)).collect();
     let any_running = !running.is_empty();
     // Slow guests (TCG) answer late; a dead one costs one deadline, all in parallel.
     let patience = Duration::from_secs(if plan.timers.staged { 60 } else { 15 });
     let asked = running.into_iter().map(|node| async move {
-        let script = format!("{INSPECT}\nsystemctl is-active {} | paste -sd' '\n", node.units.join(" "));
-        let output = guest.run(&node.name, Cmd::script(script, patience)).await.ok();
-        (node, output.map(|output| output.stdout_text()))
+        let script = format!("{INSPECT}\nsystemctl is-active {} | paste -sd' '\n{RESULT}\n", node.units.join(" "));
+        let text = guest.run(&node.name, Cmd::script(script, patience)).await.ok().map(|output| output.stdout_text());
+        let clock = match &text {
+            Some(_) => clock::read(&**guest, &node.name, &world.clock, patience).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        (node, text, clock.is_some_and(|clock| clock.ahead_s.abs() > clock.uncertain_s + CLOCK_DRIFT_S))
     });
-    for (node, text) in join_all(asked).await {
+    for (node, text, clock_off) in join_all(asked).await {
         let entry = inventory.nodes.entry(node.name.clone()).or_default();
+        entry.clock_off = clock_off;
         if let Some(text) = text {
             read_inspection(&text, &node.units, entry);
         }
@@ -111,33 +115,35 @@ pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError>
     Ok(inventory)
 }
 
+/// A running node's clock is left alone up to here, in seconds: half of what `verify` accepts.
+const CLOCK_DRIFT_S: f64 = 0.5;
+
 /// First line: boot id; second: whether cloud-init has finished.
 pub(super) const INSPECT: &str = "cat /proc/sys/kernel/random/boot_id
 test -e /run/cloud-init/result.json && echo finished || echo running";
+
+/// cloud-init's own report, on one line.
+const RESULT: &str = "tr -d '\\n' < /run/cloud-init/result.json";
+
+/// What cloud-init's report says went wrong; a report that cannot be read has not said that nothing did.
+pub(super) fn cloud_init_errors(report: &[u8]) -> Result<(), String> {
+    let report: serde_json::Value = serde_json::from_slice(report).map_err(|_| "no result.json".to_owned())?;
+    match report.pointer("/v1/errors") {
+        Some(serde_json::Value::Array(list)) if list.is_empty() => Ok(()),
+        Some(errors) => Err(errors.to_string()),
+        None => Err("none are listed in result.json".to_owned()),
+    }
+}
 
 fn read_inspection(text: &str, units: &[String], into: &mut NodeObserved) {
     let mut lines = text.lines();
     let Some(boot_id) = lines.next() else { return };
     into.ssh = true;
     into.boot_id = Some(boot_id.trim().to_owned());
-    into.booted = lines.next() == Some("finished");
+    let finished = lines.next() == Some("finished");
     let states = lines.next().unwrap_or_default().split_whitespace();
     into.active_units = units.iter().zip(states).filter(|(_, state)| *state == "active").map(|(unit, _)| unit.clone()).collect();
-}
-
-/// Runs a blocking call on the pool; a panic there becomes an error here.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
-) -> Result<T, HostError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(HostError::Libvirt {
-            action: "finish",
-            kind: "call",
-            name: "to libvirt".to_owned(),
-            reason: error.to_string(),
-        }),
-    }
+    into.booted = finished && cloud_init_errors(lines.next().unwrap_or_default().as_bytes()).is_ok();
 }
 
 #[cfg(test)]
@@ -148,12 +154,17 @@ mod tests {
     fn an_inspection_is_read_line_by_line_and_a_cut_one_claims_nothing() {
         let units = ["etcd.service".to_owned(), "keepalived.service".to_owned()];
         let mut node = NodeObserved::default();
-        read_inspection("4b3c\nfinished\nactive inactive\n", &units, &mut node);
+        read_inspection("4b3c\nfinished\nactive inactive\n{ \"v1\": { \"errors\": [] } }", &units, &mut node);
         assert!(node.ssh && node.booted && node.active_units.contains("etcd.service"));
         assert_eq!(node.active_units.len(), 1);
         let mut cut = NodeObserved::default();
         read_inspection("4b3c\n", &units, &mut cut);
         assert!(cut.ssh && !cut.booted && cut.active_units.is_empty());
+        for report in ["", "{}", r#"{"v1": {"errors": ["write_files"]}}"#] {
+            let mut failed = NodeObserved::default();
+            read_inspection(&format!("4b3c\nfinished\nactive active\n{report}"), &units, &mut failed);
+            assert!(failed.ssh && !failed.booted && failed.active_units.len() == 2, "{report}");
+        }
         let mut empty = NodeObserved::default();
         read_inspection("", &units, &mut empty);
         assert_eq!(empty, NodeObserved::default());

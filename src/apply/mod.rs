@@ -7,9 +7,11 @@ mod perform;
 mod remove;
 mod run;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use inventory::{Inventory, NodeObserved, observe};
 pub use perform::World;
 pub use remove::{Removed, remove};
-pub use run::{ApplyError, Applied, Failure, Timing, run};
+pub use run::{Applied, ApplyError, Failure, Timing, run, settle};
 pub use step::{Action, Step, steps};

@@ -2,15 +2,15 @@
 //! `run` calls it for every step; effects are the edges' `ensure_*` and waits with a deadline and a last status.
 //! It has no opinion on order and keeps nothing between steps.
 
-use super::inventory::{INSPECT, blocking};
+use super::inventory::{INSPECT, cloud_init_errors};
 use super::step::{Action, Step};
-use crate::api::{Api, ApiError};
+use crate::api::{ApiError, ApiServers};
 use crate::event::{Event, Events};
-use crate::guest::{Cmd, Guest, GuestError};
-use crate::host::{Done, Host, HostError, Mark, Progress, VolumeFormat};
+use crate::guest::{Cmd, Guest, GuestError, clock};
+use crate::host::{Done, Host, HostError, Mark, Progress, VolumeFormat, blocking};
 use crate::pki::Keyring;
-use crate::plan::{DiskKind, NodePlan, PkiItem, Plan};
 use crate::plan::user_data::{self, SshKeys as SeedKeys};
+use crate::plan::{DiskKind, NodePlan, PkiItem, Plan};
 use crate::seed;
 use crate::spec::NodeName;
 use crate::store::SshKeys;
@@ -25,10 +25,12 @@ use std::time::Duration;
 pub struct World {
     pub host: Arc<dyn Host>,
     pub guest: Arc<dyn Guest>,
-    pub api: Api,
+    pub api: Arc<dyn ApiServers>,
     pub keyring: Keyring,
     pub ssh: SshKeys,
     pub mark: Mark,
+    /// This computer's clock.
+    pub clock: fn() -> jiff::Timestamp,
     /// Files on this computer behind the plan's image volumes.
     pub base: PathBuf,
     pub kernel: PathBuf,
@@ -46,7 +48,8 @@ impl World {
             host_public: host.public.clone(),
         };
         let secrets = |item: &PkiItem| self.keyring.item(item).cloned();
-        let seed = user_data::seed(node, &plan.network, &plan.pod_routes(), &secrets, &keys).map_err(|error| failed(error.to_string()))?;
+        let seed = user_data::seed(node, &plan.network, &plan.pod_routes(), &secrets, &keys)
+            .map_err(|error| failed(error.to_string()))?;
         seed::iso(&seed).map_err(|error| failed(error.to_string()))
     }
 }
@@ -65,8 +68,20 @@ pub enum StepError {
     Seed { node: NodeName, reason: String },
     #[error("{node}: cloud-init reported errors: {errors}")]
     CloudInit { node: NodeName, errors: String },
+    #[error("{node}: its {what} cannot be read: {said}")]
+    Unreadable { node: NodeName, what: &'static str, said: String },
     #[error("{node}: {unit} did not start: {said}")]
     Unit { node: NodeName, unit: String, said: String },
+}
+
+impl StepError {
+    /// What libvirt's refusal most likely means; the others say it themselves.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            StepError::Host(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// How often a condition is looked at from here, where asking costs the guest next to nothing.
@@ -95,8 +110,10 @@ pub(super) async fn perform(plan: &Arc<Plan>, step: &Step, world: &Arc<World>, e
         (Action::AwaitVip, _) => {
             let vip = plan.network.vip;
             let deadline = seconds(plan.timers.apiserver_deadline_s);
-            wait(step, events, "the virtual address answering", deadline, || async move { seen(world.api.ready(vip, patience(plan)).await) })
-                .await
+            wait(step, events, "the virtual address answering", deadline, || async move {
+                seen(world.api.ready(vip, patience(plan)).await)
+            })
+            .await
         }
         (Action::AwaitLeaders, _) => {
             let vip = plan.network.vip;
@@ -153,6 +170,7 @@ async fn on_node(
             })
             .await
         }
+        Action::SetClock => set_clock(plan, node, world).await,
         Action::AwaitBoot => boot(plan, node, step, world, events).await,
         Action::StartUnits { units } => start_units(plan, node, units, world).await,
         Action::AwaitApiserver => {
@@ -184,13 +202,13 @@ async fn on_host(
     Ok(blocking(move || effect(&world, &plan)).await? == Done::Changed)
 }
 
-/// Says how far an upload is, in whole tenths.
+/// Says how far an upload is, in whole tenths; what is done in a moment is not worth a word.
 fn uploaded(step: &Step, events: &Events) -> impl FnMut(u64, u64) + Send + 'static {
     let (step, events) = (step.clone(), events.clone());
     let mut tenth = 0;
     move |done, all| {
         let now = done * 10 / all.max(1);
-        if now > tenth {
+        if now > tenth && all > 128 << 20 {
             tenth = now;
             let status = format!("{} of {} MiB", done >> 20, all >> 20);
             let Step { id, stage, node, .. } = step.clone();
@@ -221,7 +239,9 @@ async fn disks(plan: &Arc<Plan>, node: &NodePlan, world: &Arc<World>) -> Result<
                 DiskKind::Root { size_gib } => {
                     world.host.ensure_overlay(storage, volume, &storage.base_volume, u64::from(*size_gib) << 30, &world.mark)?
                 }
-                DiskKind::Etcd { size_gib } => world.host.ensure_blank(storage, volume, u64::from(*size_gib) << 30, &world.mark)?,
+                DiskKind::Etcd { size_gib } => {
+                    world.host.ensure_blank(storage, volume, u64::from(*size_gib) << 30, &world.mark)?
+                }
                 DiskKind::Seed => world.host.ensure_content(storage, volume, &seed, &world.mark)?,
             };
             if one == Done::Changed {
@@ -231,6 +251,18 @@ async fn disks(plan: &Arc<Plan>, node: &NodePlan, world: &Arc<World>) -> Result<
         Ok(done)
     })
     .await
+}
+
+/// Moved only when it is off by more than can be told from the length of the way.
+async fn set_clock(plan: &Plan, node: &NodePlan, world: &World) -> Result<bool, StepError> {
+    let deadline = seconds(plan.timers.probe_deadline_s);
+    let unreadable = |said| StepError::Unreadable { node: node.name.clone(), what: "clock", said };
+    let seen = clock::read(&*world.guest, &node.name, &world.clock, deadline).await?.map_err(unreadable)?;
+    if seen.ahead_s.abs() <= seen.uncertain_s + clock::RIGHT_S {
+        return Ok(false);
+    }
+    clock::shift(&*world.guest, &node.name, -seen.ahead_s, deadline).await?;
+    Ok(true)
 }
 
 async fn boot(plan: &Plan, node: &NodePlan, step: &Step, world: &World, events: &Events) -> Result<bool, StepError> {
@@ -244,14 +276,8 @@ async fn boot(plan: &Plan, node: &NodePlan, step: &Step, world: &World, events: 
     })
     .await?;
     let result = world.guest.run(&node.name, Cmd::new("cat /run/cloud-init/result.json", probe)).await?;
-    let errors = serde_json::from_slice::<serde_json::Value>(&result.stdout)
-        .ok()
-        .and_then(|value| value.pointer("/v1/errors").cloned())
-        .unwrap_or_else(|| serde_json::Value::String("no result.json".to_owned()));
-    match errors.as_array() {
-        Some(list) if list.is_empty() => Ok(true),
-        _ => Err(StepError::CloudInit { node: node.name.clone(), errors: errors.to_string() }),
-    }
+    let failed = |errors| StepError::CloudInit { node: node.name.clone(), errors };
+    cloud_init_errors(&result.stdout).map(|()| true).map_err(failed)
 }
 
 /// Units made from container definitions are generated at boot and started by then; the others are enabled.

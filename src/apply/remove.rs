@@ -1,9 +1,9 @@
-//! Takes a cluster away: whatever libvirt shows with our mark, then the volumes, the network and the pool.
+//! Takes a cluster away: whatever libvirt shows with our mark, and after the last cluster the images that all shared.
 //! `cli down` calls it, also for half-made clusters and ones whose plan is gone.
 //! It believes what it observes, not what was planned, and touches nothing without the mark.
 
-use super::inventory::blocking;
-use crate::host::{Host, HostError, HostSeen, Mark};
+use crate::host::{Host, HostError, HostSeen, Mark, blocking};
+use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan};
 use std::sync::Arc;
 
 /// What was removed, by kind and name.
@@ -46,5 +46,22 @@ pub async fn remove(host: Arc<dyn Host>, mark: &Mark, mut told: impl FnMut(&str)
         removed.volumes += pool.volumes.len();
         removed.pools.push(pool.name.clone());
     }
+    let observer = host.clone();
+    let left = blocking(move || observer.observe()).await?;
+    if !in_use(&left) {
+        told("removing the images, which no cluster uses any more");
+        let volumes = left.pools.iter().filter(|pool| pool.name == IMAGE_POOL).flat_map(|pool| &pool.volumes);
+        for volume in volumes {
+            let (host, name) = (host.clone(), volume.name.clone());
+            blocking(move || host.remove_image_volume(&StoragePlan::shared(), &name)).await?;
+        }
+        blocking(move || host.remove_empty_image_pool(&StoragePlan::shared())).await?;
+    }
     Ok(removed)
+}
+
+/// Whether a cluster is left on this libvirt. Its pool is made before its images are, so one that is just being made counts.
+fn in_use(seen: &HostSeen) -> bool {
+    seen.pools.iter().any(|pool| pool.name != IMAGE_POOL && (pool.mark.is_some() || pool.name.starts_with(POOL_PREFIX)))
+        || seen.domains.iter().any(|domain| domain.mark.is_some())
 }

@@ -7,7 +7,7 @@ use super::step::Step;
 use crate::event::{Event, Events, Stage};
 use crate::plan::Plan;
 use crate::spec::NodeName;
-use crate::store::journal::Journal;
+use crate::store::journal::{Entry, History, Journal, JournalError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -142,6 +142,19 @@ pub async fn run(
     if failures.is_empty() { Ok(applied) } else { Err(ApplyError::Failed { failures, done, left }) }
 }
 
+/// Says in the journal what an observation has shown: a step that an earlier `up` began, and that is not among `steps`, is done.
+/// Otherwise what a crash left open would look open for ever, because nobody has to do it again.
+pub fn settle(journal: &Journal, history: &History, steps: &[Step]) -> Result<(), JournalError> {
+    for record in history.pending().into_iter().chain(history.failed()).filter(|record| record.verb == "up") {
+        if let Entry::Step { step, node, .. } = &record.entry
+            && !steps.iter().any(|left| &left.id == step)
+        {
+            journal.done(step, node.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
 fn note_begun(journal: &Mutex<Journal>, step: &Step) -> Result<(), ApplyError> {
     with(journal, |journal| journal.begin(&step.id, step.node.as_ref()))
 }
@@ -154,7 +167,10 @@ fn note_failed(journal: &Mutex<Journal>, step: &Step, error: &StepError) -> Resu
     with(journal, |journal| journal.failed(&step.id, step.node.as_ref(), &error.to_string()))
 }
 
-fn with<E: std::fmt::Display>(journal: &Mutex<Journal>, note: impl FnOnce(&mut Journal) -> Result<(), E>) -> Result<(), ApplyError> {
+fn with<E: std::fmt::Display>(
+    journal: &Mutex<Journal>,
+    note: impl FnOnce(&mut Journal) -> Result<(), E>,
+) -> Result<(), ApplyError> {
     let mut journal = journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     note(&mut journal).map_err(|error| ApplyError::Journal(error.to_string()))
 }
@@ -177,10 +193,10 @@ impl Stages {
     }
 
     fn started(&mut self, step: &Step) {
-        if !self.begun.contains_key(&step.stage) {
-            self.begun.insert(step.stage, Instant::now());
+        self.begun.entry(step.stage).or_insert_with(|| {
             self.events.send(Event::StageStarted { stage: step.stage });
-        }
+            Instant::now()
+        });
     }
 
     fn finished(&mut self, step: &Step, changed: bool) {

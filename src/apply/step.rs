@@ -35,6 +35,8 @@ pub enum Action {
     Start,
     /// Until sshd answers with the pinned key: every file of the seed is in place then.
     AwaitSsh,
+    /// The node's clock as this computer's, before anything that reads it is started.
+    SetClock,
     /// Until cloud-init has finished, without errors.
     AwaitBoot,
     StartUnits {
@@ -63,6 +65,7 @@ impl Action {
             Action::Define => "defining the machine",
             Action::Start => "starting the machine",
             Action::AwaitSsh => "booting, until SSH answers",
+            Action::SetClock => "setting the clock",
             Action::AwaitBoot => "until cloud-init has finished",
             Action::StartUnits { .. } => "starting units",
             Action::AwaitApiserver => "until the API server is ready",
@@ -128,6 +131,9 @@ fn machine_steps(node: &NodePlan, seen: &Inventory, list: &mut Vec<Step>) {
     if !observed.ssh {
         add("ssh", Action::AwaitSsh, Stage::Machines, vec![format!("start {name}")]);
     }
+    if observed.clock_off || node.units.iter().any(|unit| !observed.active_units.contains(unit)) {
+        add("clock", Action::SetClock, Stage::Machines, vec![format!("ssh {name}")]);
+    }
     if !observed.booted {
         add("boot", Action::AwaitBoot, Stage::Machines, vec![format!("ssh {name}")]);
     }
@@ -146,7 +152,7 @@ fn units(stage: Stage, verb: &str, node: &NodePlan, seen: &Inventory, wanted: &[
 /// All members at once: a member is up only when a quorum is, so one after the other would wait for ever.
 fn etcd_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
     for node in plan.controllers() {
-        let after = vec![format!("ssh {}", node.name)];
+        let after = vec![format!("clock {}", node.name)];
         units(Stage::Etcd, "etcd", node, seen, &["etcd.service"], after, list);
     }
 }
@@ -189,7 +195,8 @@ fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
         let (id, action) = ("leaders".to_owned(), Action::AwaitLeaders);
         list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
     }
-    if plan.spec.workers > 0 && !seen.addons_applied {
+    // What is there may have been changed since: applying it again is how it is put right.
+    if plan.spec.workers > 0 && !(seen.addons_applied && seen.workloads_ready) {
         let (id, action, after) = ("addons".to_owned(), Action::Addons, vec!["virtual address".to_owned()]);
         list.push(Step { id, stage: Stage::Workers, node: None, action, after });
     }
@@ -201,12 +208,18 @@ fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
         let name = &node.name;
         // containerd needs nobody and starts while the control plane does; the kubelet would only wait for the API.
         let runtime = ["containerd.service", "ktcw-pod-egress.service"];
-        units(Stage::Workers, "runtime", node, seen, &runtime, vec![format!("ssh {name}")], list);
-        let after = vec![format!("runtime {name}"), format!("ssh {name}"), "virtual address".into()];
+        units(Stage::Workers, "runtime", node, seen, &runtime, vec![format!("clock {name}")], list);
+        let after = vec![format!("runtime {name}"), format!("clock {name}"), "virtual address".into()];
         units(Stage::Workers, "kubelet", node, seen, &["kubelet.service", "kube-proxy.service"], after, list);
         if !seen.node(name).ready {
             let (id, after) = (format!("ready {name}"), vec![format!("kubelet {name}")]);
-            list.push(Step { id: id.clone(), stage: Stage::Workers, node: Some(name.clone()), action: Action::AwaitNodeReady, after });
+            list.push(Step {
+                id: id.clone(),
+                stage: Stage::Workers,
+                node: Some(name.clone()),
+                action: Action::AwaitNodeReady,
+                after,
+            });
         }
         ready.push(format!("ready {name}"));
     }
@@ -220,29 +233,13 @@ fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
 mod tests {
     use super::*;
     use crate::apply::NodeObserved;
-    use crate::plan::{Accel, CpuModel, ImageRef, Resolved, Versions, plan};
+    use crate::plan::{Accel, CpuModel, Resolved, plan, samples};
     use crate::spec::{RawSpec, validate};
 
     pub(crate) fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
         let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-        let versions = Versions {
-            kubernetes: "v1.36.3".into(),
-            etcd: "v3.6.16".into(),
-            containerd: "v2.4.2".into(),
-            coredns: "v1.14.3".into(),
-            pause: "v1".into(),
-            debian: "13.1".into(),
-        };
-        let digest = |c: char| c.to_string().repeat(64);
-        let image = ImageRef {
-            key: digest('a'),
-            disk_sha256: digest('b'),
-            kernel_sha256: digest('c'),
-            initrd_sha256: digest('d'),
-            versions,
-        };
         let subnet = "192.168.77.0/24".parse().expect("subnet");
-        plan(&spec, &Resolved { subnet, accel, image, kernel: None })
+        plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None })
     }
 
     fn kvm() -> Accel {
@@ -269,6 +266,7 @@ mod tests {
                         domain: Some(DomainState::Running),
                         ssh: true,
                         booted: true,
+                        clock_off: false,
                         boot_id: Some("x".into()),
                         active_units: node.units.iter().cloned().collect(),
                         apiserver_ready: node.control_plane,
@@ -300,8 +298,9 @@ mod tests {
             let mut done: Vec<&str> = Vec::new();
             let mut left: Vec<&Step> = list.iter().collect();
             while !left.is_empty() {
-                let (ready, later): (Vec<&Step>, Vec<&Step>) =
-                    left.iter().partition(|s| s.after.iter().all(|a| done.contains(&a.as_str()) || !list.iter().any(|s| &s.id == a)));
+                let (ready, later): (Vec<&Step>, Vec<&Step>) = left
+                    .iter()
+                    .partition(|s| s.after.iter().all(|a| done.contains(&a.as_str()) || !list.iter().any(|s| &s.id == a)));
                 assert!(!ready.is_empty(), "a cycle among {:?}", later.iter().map(|s| &s.id).collect::<Vec<_>>());
                 done.extend(ready.iter().map(|s| s.id.as_str()));
                 left = later;
@@ -331,7 +330,7 @@ mod tests {
         let worker = seen.nodes.get_mut(&NodeName::worker(1)).expect("there");
         worker.active_units.remove("kubelet.service");
         let ids: Vec<String> = steps(&plan, &seen).into_iter().map(|s| s.id).collect();
-        assert_eq!(ids, ["kubelet worker-1"]);
+        assert_eq!(ids, ["clock worker-1", "kubelet worker-1"]);
     }
 
     #[test]
@@ -341,7 +340,7 @@ mod tests {
         let off = NodeObserved { domain: Some(DomainState::ShutOff), ..NodeObserved::default() };
         seen.nodes.insert(NodeName::controller(2), off);
         let ids: Vec<String> = steps(&plan, &seen).into_iter().map(|s| s.id).collect();
-        let expected = ["start", "ssh", "boot", "etcd", "apiserver", "apiserver ready", "control plane"];
+        let expected = ["start", "ssh", "clock", "boot", "etcd", "apiserver", "apiserver ready", "control plane"];
         assert_eq!(ids, expected.map(|verb| format!("{verb} controller-2")));
     }
 }

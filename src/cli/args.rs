@@ -10,7 +10,7 @@ use std::path::PathBuf;
 ///
 /// Raises a highly available cluster out of libvirt VMs, verifies it from inside every node, and keeps it for days.
 ///
-/// Exit codes: 0 ok · 1 failed · 2 usage · 3 a check failed · 4 drill invalid · 69 host not able · 75 cluster busy · 130 interrupted.
+/// Exit codes: 0 ok · 1 failed · 2 usage · 3 a check or drill failed · 4 drill invalid · 69 host not able · 75 cluster busy · 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "ktcw-vm", version, max_term_width = 110, disable_help_subcommand = true)]
 pub struct Cli {
@@ -23,10 +23,10 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Cluster name [default: ktcw]
-    #[arg(long, short, global = true, env = "KTCW_CLUSTER")]
+    #[arg(long, short, global = true, env = "KTCW_CLUSTER", hide_env_values = true)]
     pub cluster: Option<String>,
     /// libvirt to use, as in `virsh -c` [default: qemu:///system]
-    #[arg(long, global = true, env = "KTCW_CONNECT", value_name = "URI")]
+    #[arg(long, global = true, env = "KTCW_CONNECT", hide_env_values = true, value_name = "URI")]
     pub connect: Option<String>,
     /// What is printed
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
@@ -38,7 +38,7 @@ pub struct Global {
     #[arg(long, short, global = true)]
     pub yes: bool,
     /// Where clusters are kept [default: $XDG_STATE_HOME/ktcw-vm]
-    #[arg(long, global = true, env = "KTCW_STATE_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "KTCW_STATE_DIR", hide_env_values = true, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
 
@@ -83,6 +83,8 @@ pub enum Verb {
     Certs(Certs),
     /// Serve the API at a local address (127.0.0.1:6443)
     Proxy(Proxy),
+    /// Break it on purpose, prove it, measure it, judge it
+    Drill(DrillArgs),
     /// Guest images: build, list, prune
     Image(ImageArgs),
     /// What this host lacks, and what to install
@@ -125,13 +127,13 @@ pub struct SpecArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// etcd members, each a controller machine: 1, 3, 5 or 7 [default: 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     pub etcd: Option<u64>,
     /// How many of them run the control plane [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     pub control_planes: Option<u64>,
     /// Worker machines, 0 to 50 [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     pub workers: Option<u64>,
     /// Machine network, a /24 [default: a free one]
     #[arg(long, value_name = "CIDR")]
@@ -146,19 +148,19 @@ pub struct SpecArgs {
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
     /// Memory of a controller [default: 1280]
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = number, allow_negative_numbers = true)]
     pub controller_mem: Option<u64>,
     /// Memory of a worker [default: 1024]
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = number, allow_negative_numbers = true)]
     pub worker_mem: Option<u64>,
     /// Virtual CPUs of each machine [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     pub cpus: Option<u64>,
     /// Size of the etcd disk [default: 2]
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", value_parser = number, allow_negative_numbers = true)]
     pub etcd_disk: Option<u64>,
     /// Size of the root disk [default: 10]
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", value_parser = number, allow_negative_numbers = true)]
     pub root_disk: Option<u64>,
     /// auto: KVM if a guest has been seen to boot under it [default: auto]
     #[arg(long, value_enum)]
@@ -172,6 +174,11 @@ pub struct SpecArgs {
     /// Appended to the kernel command line
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,
+}
+
+/// What a flag wants a number for is judged later, with all other flags.
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "accepted: a whole number, as in 3".to_owned())
 }
 
 impl SpecArgs {
@@ -257,6 +264,18 @@ pub enum CertsWhat {
     List,
     /// Compare what is on the nodes with the plan, the CAs and the clock
     Check,
+    /// Print a CA certificate as PEM: `ktcw-vm certs ca > ca.pem`
+    Ca {
+        #[arg(value_enum, default_value = "kubernetes")]
+        which: CaName,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CaName {
+    Kubernetes,
+    Etcd,
+    FrontProxy,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -264,6 +283,70 @@ pub struct Proxy {
     /// Local address
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDR:PORT")]
     pub listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DrillArgs {
+    #[command(subcommand)]
+    pub what: DrillWhat,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum DrillWhat {
+    /// The drills there are: what happens, whom it hits, what is expected
+    List(DrillList),
+    /// Run one, or all
+    Run(DrillRun),
+    /// Undo whatever drills have left, from the journal and from what is seen
+    Heal,
+    /// Show a run again, as text, JSON or a page; or two beside each other
+    Report(DrillReport),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DrillList {
+    /// Only this one
+    pub drill: Option<String>,
+    /// Print the JSON schema of a drill file
+    #[arg(long, conflicts_with = "drill")]
+    pub schema: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DrillRun {
+    /// A name or number of `drill list`, `all`, or a file (./my-drill.toml)
+    pub drill: String,
+    /// Run it so many times and show how the figures spread
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// What draws among equal targets [default: the clock; each report says it]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Expect something else: write_gap="2 s", leader=changes (keys as in `drill list`)
+    #[arg(long = "gate", value_name = "KEY=VALUE")]
+    pub gates: Vec<String>,
+    /// Hit others: leader, follower, majority, all-members, vip-holder, worker, …
+    #[arg(long, value_name = "RULE")]
+    pub target: Option<String>,
+    /// Show every check, not only those that did not pass
+    #[arg(long)]
+    pub checks: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DrillReport {
+    /// Runs, as `drill run` named them, or report files [default: the last run]
+    #[arg(value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Write one self-contained page beside the report
+    #[arg(long)]
+    pub html: bool,
+    /// Two runs beside each other
+    #[arg(long, conflicts_with = "html")]
+    pub compare: bool,
+    /// Print the JSON schema of a report
+    #[arg(long, conflicts_with_all = ["runs", "html", "compare"])]
+    pub schema: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,13 +1,13 @@
-//! `ktcw-vm certs [list|check]`: every certificate with its names and days left; and what the nodes really hold.
+//! `ktcw-vm certs [list|check|ca]`: every certificate with its names and days left; what the nodes really hold; a CA as PEM.
 //! The list is the key store's; the check reads the files over SSH and compares plan, CA and clock.
 //! Public parts only: no private key is read for either.
 
-use super::args::{CertsWhat, Format, Global};
+use super::args::{CaName, CertsWhat, Format, Global};
 use super::error::CliError;
-use super::session::Session;
+use super::session::{self, Session};
 use super::{exit, render};
 use crate::guest::{Cmd, Guest, quote};
-use crate::plan::CertPlan;
+use crate::plan::{Ca, CertPlan, PkiItem};
 use comfy_table::{Table, presets};
 use futures::future::join_all;
 use std::time::Duration;
@@ -17,6 +17,15 @@ pub async fn run(global: &Global, what: Option<CertsWhat>) -> Result<u8, CliErro
     match what.unwrap_or(CertsWhat::List) {
         CertsWhat::List => show(global, &session),
         CertsWhat::Check => compare(global, &session).await,
+        CertsWhat::Ca { which } => {
+            let ca = match which {
+                CaName::Kubernetes => Ca::Kubernetes,
+                CaName::Etcd => Ca::Etcd,
+                CaName::FrontProxy => Ca::FrontProxy,
+            };
+            render::print(session::item(&session.keyring, &PkiItem::CaCert { ca })?.expose());
+            Ok(exit::OK)
+        }
     }
 }
 
@@ -27,7 +36,14 @@ fn show(global: &Global, session: &Session) -> Result<u8, CliError> {
         return Ok(exit::OK);
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(["certificate", "CA", "subject", "usage", "valid for", "days left"]);
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
+        "certificate",
+        "CA",
+        "subject",
+        "usage",
+        "valid for",
+        "days left",
+    ]);
     for row in rows {
         let usages: Vec<String> = row.usages.iter().map(|usage| format!("{usage:?}").to_lowercase()).collect();
         table.add_row([row.id, row.ca.to_string(), row.subject, usages.join("+"), row.sans.join(" "), row.days_left.to_string()]);

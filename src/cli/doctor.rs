@@ -5,8 +5,8 @@
 use super::args::{Format, Global, SpecArgs};
 use super::error::CliError;
 use super::{exit, render, resolve, session, spec_of};
-use crate::event::Events;
 use crate::accel;
+use crate::event::Events;
 use crate::host::Host;
 use crate::image;
 use crate::plan::Accel;
@@ -26,7 +26,8 @@ struct Finding {
 /// With `--accel kvm` (and `--kernel …`) a guest is booted to see whether it can be had.
 pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
     let spec = spec_of(global, args)?;
-    let there = image::find(&image::cache_dir())?;
+    let found = image::find(&image::cache_dir());
+    let there = found.as_ref().ok().and_then(Option::as_ref);
     let mut findings = Vec::new();
     let mut add = |what, ok, optional, said: String, way_out: Option<String>| {
         findings.push(Finding { what, ok, optional, said, way_out: if ok { None } else { way_out } });
@@ -42,7 +43,7 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
                 add("emulation", false, facts.kvm_listed, refusal.to_string(), Some(way_out.to_owned()));
             }
             let way_out = "enable virtualization in the firmware; guests run under TCG without".to_owned();
-            match (spec.accel, &there) {
+            match (spec.accel, there) {
                 (AccelChoice::Kvm, Some(image)) => {
                     let files = resolve::files(&spec, image);
                     resolve::kernel_ref(&spec)?;
@@ -52,7 +53,8 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
                     }
                 }
                 _ => {
-                    let said = if facts.kvm_listed { "listed by libvirt; `up` boots a guest to see" } else { "not listed by libvirt" };
+                    let said =
+                        if facts.kvm_listed { "listed by libvirt; `up` boots a guest to see" } else { "not listed by libvirt" };
                     add("kvm", facts.kvm_listed, true, said.to_owned(), Some(way_out));
                 }
             }
@@ -70,9 +72,12 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
             add("libvirt", false, false, error.message, Some(way_out.to_owned()));
         }
     }
-    match &there {
-        Some(image) => add("image", true, false, format!("{}, {} MiB", image::short(&image.key), image.size_bytes >> 20), None),
-        None => {
+    match &found {
+        Err(error) => add("image", false, false, error.to_string(), error.hint()),
+        Ok(Some(image)) => {
+            add("image", true, false, format!("{}, {} MiB", image::short(&image.key), image.size_bytes >> 20), None)
+        }
+        Ok(None) => {
             let said = |text: &str| format!("not built yet; {text}");
             match image::preflight() {
                 Ok(()) => add("image", true, false, said("everything to build it is there"), None),

@@ -24,12 +24,12 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     if !global.yes && !render::confirm(&format!("remove cluster {name} with all its machines, disks and keys?"))? {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
-    let host: Arc<dyn Host> = session::connect(global)?;
+    let host: Arc<dyn Host> = session::connect_to(global, &dir)?;
     let mark = session::mark(&dir);
     dir.set_journal_aside(&lock)?;
-    let (journal, _) = dir.journal(&lock, uuid::Uuid::new_v4(), "down")?;
+    let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "down")?;
     journal.begin("remove", None).map_err(CliError::failed)?;
-    let removed = apply::remove(host, &mark, |what| render::status(what)).await.map_err(|error| {
+    let removed = apply::remove(host, &mark, render::status).await.map_err(|error| {
         CliError::from(error).left("what was not removed yet; nothing of others").hint(format!("ktcw-vm down -c {name}"))
     })?;
     journal.done("remove", None).map_err(CliError::failed)?;

@@ -24,6 +24,9 @@ impl CliError {
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(exit::USAGE, message)
     }
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(exit::BUSY, message)
+    }
     pub fn host(message: impl ToString) -> Self {
         Self::new(exit::HOST, message.to_string())
     }

@@ -36,11 +36,15 @@ pub fn line(event: &ImageEvent) -> String {
     match event {
         ImageEvent::Present { key } => format!("image {} is there", image::short(key)),
         ImageEvent::Waiting { cache } => format!("another build is running in {}; waiting for it", cache.display()),
-        ImageEvent::Plan { key, steps } => format!("building image {} in {} steps: {}", image::short(key), steps.len(), steps.join(", ")),
+        ImageEvent::Plan { key, steps } => {
+            format!("building image {} in {} steps: {}", image::short(key), steps.len(), steps.join(", "))
+        }
         ImageEvent::Started { step, .. } => format!("{step} …"),
         ImageEvent::Detail { step, line } => format!("{step}: {line}"),
         ImageEvent::Finished { step, cached: true, bytes, .. } => format!("{step}: there already ({} MiB)", bytes >> 20),
-        ImageEvent::Finished { step, bytes, elapsed, .. } => format!("{step}: {} MiB in {:.1} s", bytes >> 20, elapsed.as_secs_f64()),
+        ImageEvent::Finished { step, bytes, elapsed, .. } => {
+            format!("{step}: {} MiB in {:.1} s", bytes >> 20, elapsed.as_secs_f64())
+        }
         ImageEvent::Built { key, bytes, elapsed } => {
             format!("image {} complete: {} MiB in {:.0} s", image::short(key), bytes >> 20, elapsed.as_secs_f64())
         }
@@ -60,7 +64,7 @@ impl From<ImageError> for CliError {
 fn list(global: &Global, cache: &std::path::Path, sbom: bool) -> Result<(), CliError> {
     let images = image::list(cache)?;
     if sbom {
-        return bill_of_materials(&images);
+        return bill_of_materials(images);
     }
     if global.format == Format::Json {
         let rows: Vec<_> = images
@@ -86,7 +90,7 @@ fn list(global: &Global, cache: &std::path::Path, sbom: bool) -> Result<(), CliE
                 let built = image.built_at.strftime("%Y-%m-%d %H:%M");
                 format!("Kubernetes {} etcd {} Debian {}, built {built}", versions.kubernetes, versions.etcd, versions.debian)
             }
-            Err(error) => error.to_string(),
+            Err(error) => format!("{error} ({})", error.hint().unwrap_or_default()),
         };
         render::print_line(&format!("{}  {current}  {:>5} MiB  {said}", image::short(&cached.key), cached.disk_bytes >> 20));
     }
@@ -94,11 +98,11 @@ fn list(global: &Global, cache: &std::path::Path, sbom: bool) -> Result<(), CliE
 }
 
 /// Every package and module of the current image, as JSON.
-fn bill_of_materials(images: &[image::CachedImage]) -> Result<(), CliError> {
-    let current = images.iter().find(|cached| cached.current && cached.image.is_ok());
-    let Some(cached) = current else {
+fn bill_of_materials(images: Vec<image::CachedImage>) -> Result<(), CliError> {
+    let Some(cached) = images.into_iter().find(|cached| cached.current) else {
         return Err(CliError::failed("the current image has not been built here").hint("ktcw-vm image build"));
     };
+    cached.image?;
     let path = cached.dir.join("sbom.json");
     let text = std::fs::read_to_string(&path).map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
     render::print_line(text.trim_end());

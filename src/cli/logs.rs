@@ -44,11 +44,7 @@ pub async fn run(global: &Global, args: &Logs) -> Result<u8, CliError> {
     let (nodes, unit) = choose(&session.plan, &args.what, args.component.as_deref())?;
     let guests = session.guests()?;
     let line = command(unit.as_deref(), args);
-    if args.follow {
-        follow(&guests, &nodes, &line).await
-    } else {
-        once(&*guests, &nodes, &line).await
-    }
+    if args.follow { follow(&guests, &nodes, &line).await } else { once(&*guests, &nodes, &line).await }
 }
 
 /// Which nodes and which unit a word means: a node, or a component wherever it runs.
@@ -82,7 +78,10 @@ fn words(plan: &Plan) -> String {
 }
 
 fn command(unit: Option<&str>, args: &Logs) -> String {
-    let mut line = format!("journalctl --no-pager --quiet -o json --output-fields=MESSAGE,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER -n {}", args.lines);
+    let mut line = format!(
+        "journalctl --no-pager --quiet -o json --output-fields=MESSAGE,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER -n {}",
+        args.lines
+    );
     if let Some(unit) = unit {
         line.push_str(&format!(" -u {}", quote(unit)));
     }
@@ -153,13 +152,14 @@ async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str) -> Resu
     drop(sender);
     let mut stop = signals::interrupted();
     let mut held: Vec<Line> = Vec::new();
+    let mut turn = tokio::time::interval(WINDOW);
     loop {
         tokio::select! {
             line = receiver.recv() => match line {
                 Some(line) => held.push(line),
                 None => break,
             },
-            () = tokio::time::sleep(WINDOW), if !held.is_empty() => flush(&mut held),
+            _ = turn.tick(), if !held.is_empty() => flush(&mut held),
             _ = stop.changed() => return Ok(exit::INTERRUPTED),
         }
         if held.len() >= 2000 {
@@ -183,7 +183,8 @@ fn parse(node: &NodeName, text: &str) -> Option<Line> {
     let text = match entry.message {
         serde_json::Value::String(text) => text,
         serde_json::Value::Array(bytes) => {
-            let bytes: Vec<u8> = bytes.iter().filter_map(serde_json::Value::as_u64).filter_map(|b| u8::try_from(b).ok()).collect();
+            let bytes: Vec<u8> =
+                bytes.iter().filter_map(serde_json::Value::as_u64).filter_map(|b| u8::try_from(b).ok()).collect();
             String::from_utf8_lossy(&bytes).into_owned()
         }
         _ => String::new(),

@@ -7,6 +7,7 @@ mod certs;
 mod change;
 mod doctor;
 mod down;
+mod drill;
 mod error;
 pub mod exit;
 mod image;
@@ -59,6 +60,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Plan(args) => plan::run(global, args),
         Verb::Verify => verify::run(global).await,
         Verb::Down => down::run(global).await,
+        Verb::Drill(args) => drill::run(global, &args.what).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut std::io::stdout());
@@ -89,15 +91,25 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-/// Flags over config file, validated; all problems in one message.
+/// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
 fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec, CliError> {
     let mut raw = args.raw(global.cluster.clone());
     if let Some(path) = &args.config {
         let text = std::fs::read_to_string(path)
-            .map_err(|error| CliError::usage(format!("--config: {}: {error}; accepted: a TOML file", path.display())))?;
-        let file = crate::spec::parse_config(&text)
-            .map_err(|error| CliError::usage(format!("--config: {}: {error}", path.display())).hint("ktcw-vm plan --config-schema"))?;
+            .map_err(|error| CliError::usage(format!("--config: {}: {error}; accepted: a TOML file", path.display())))
+            .map_err(|error| error.hint("ktcw-vm plan --config-schema says what is in it"))?;
+        let file = crate::spec::parse_config(&text).map_err(|error| {
+            CliError::usage(format!("--config: {}: {error}", path.display())).hint("ktcw-vm plan --config-schema")
+        })?;
         raw = raw.over(file);
+    }
+    // A name that is none is said by `validate`, with all else.
+    if let Ok(name) = crate::spec::ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
+        let parent = session::parent(global)?;
+        if crate::store::ClusterDir::exists(&parent, &name) {
+            let dir = crate::store::ClusterDir::open(&parent, &name)?;
+            raw = raw.over(crate::spec::RawSpec::from(dir.spec()));
+        }
     }
     crate::spec::validate(&raw).map_err(|problems| {
         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -55,15 +55,18 @@ pub fn timings(timings: &[Timing]) -> String {
     let mut text = String::from("\n  began    took  stage / node / step\n");
     for stage in Stage::ALL {
         let mut own: Vec<&Timing> = timings.iter().filter(|timing| timing.stage == stage).collect();
-        let (Some(first), Some(end)) =
-            (own.iter().map(|t| t.began).min(), own.iter().map(|t| t.began + t.took).max())
-        else {
+        let (Some(first), Some(end)) = (own.iter().map(|t| t.began).min(), own.iter().map(|t| t.began + t.took).max()) else {
             continue;
         };
         own.sort_by_key(|timing| timing.began);
         text.push_str(&format!("{:>6.1}s {:>6.1}s  {stage}\n", first.as_secs_f64(), (end - first).as_secs_f64()));
         for timing in own {
-            text.push_str(&format!("{:>6.1}s {:>6.1}s    {}\n", timing.began.as_secs_f64(), timing.took.as_secs_f64(), timing.step));
+            text.push_str(&format!(
+                "{:>6.1}s {:>6.1}s    {}\n",
+                timing.began.as_secs_f64(),
+                timing.took.as_secs_f64(),
+                timing.step
+            ));
         }
     }
     text

@@ -6,10 +6,12 @@ use super::error::CliError;
 use crate::accel;
 use crate::event::{Event, Events, Stage};
 use crate::host::libvirt::LibvirtHost;
-use crate::host::{HostFacts, HostSeen, choose_subnet, host_routes};
+use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
 use crate::image::{self, Image};
 use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, Versions};
+use crate::preflight::{Refusal, judge_accel};
 use crate::spec::{AccelChoice, ClusterSpec};
+use ipnet::Ipv4Net;
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -35,13 +37,17 @@ pub fn ensure_image(events: &Events) -> Result<Image, CliError> {
     Ok(image::build(&image::BuildOptions::new(cache), &mut told)?)
 }
 
-/// Image and kernel as the plan names them.
+/// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.
 pub fn image_ref(image: &Image) -> Result<ImageRef, CliError> {
+    let recorded = |name: &str| {
+        let record = image.files.get(name).map(|record| record.sha256.clone());
+        record.ok_or_else(|| CliError::failed(format!("the image's record lacks {name}")).hint("ktcw-vm image build --force"))
+    };
     Ok(ImageRef {
         key: image.key.clone(),
         disk_sha256: image.disk_sha256.clone(),
-        kernel_sha256: file_digest(&image.kernel)?,
-        initrd_sha256: file_digest(&image.initrd)?,
+        kernel_sha256: recorded("vmlinuz")?,
+        initrd_sha256: recorded("initrd.img")?,
         versions: Versions {
             kubernetes: image.versions.kubernetes.clone(),
             etcd: image.versions.etcd.clone(),
@@ -55,25 +61,38 @@ pub fn image_ref(image: &Image) -> Result<ImageRef, CliError> {
 
 /// The user's kernel, with digests; a missing or unreadable file is the flag's error.
 pub fn kernel_ref(spec: &ClusterSpec) -> Result<Option<KernelRef>, CliError> {
+    check_kernel(spec)?;
     let Some(kernel) = &spec.kernel else { return Ok(None) };
-    let of = |flag: &str, path: &Path| {
-        file_digest(path).map_err(|error| CliError::usage(format!("--{flag}: {}; accepted: a readable file", error.message)))
+    let initrd_sha256 = kernel.initrd.as_deref().map(file_digest).transpose()?;
+    Ok(Some(KernelRef { sha256: file_digest(&kernel.path)?, initrd_sha256, args: kernel.args.clone() }))
+}
+
+/// Whether the files that `--kernel` and `--initrd` name can be booted, by their first bytes. All that is wrong at once.
+pub fn check_kernel(spec: &ClusterSpec) -> Result<(), CliError> {
+    let Some(kernel) = &spec.kernel else { return Ok(()) };
+    let mut problems = Vec::new();
+    let mut head = Vec::new();
+    let mut readable = |flag: &str, path: &Path, into: &mut Vec<u8>| {
+        let read = std::fs::File::open(path).and_then(|file| file.take(0x206).read_to_end(into));
+        if let Err(error) = &read {
+            problems.push(format!("--{flag}: {}: {error}; accepted: a readable file", path.display()));
+        }
+        read.is_ok()
     };
-    let sha256 = of("kernel", &kernel.path)?;
-    let mut magic = [0u8; 4];
-    let is_elf = std::fs::File::open(&kernel.path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF";
-    if !is_elf && !is_bzimage(&kernel.path) {
-        let message = format!("--kernel: {} is neither an ELF vmlinux nor a bzImage (is it still compressed?)", kernel.path.display());
-        return Err(CliError::usage(message));
+    let there = readable("kernel", &kernel.path, &mut head);
+    if let Some(initrd) = &kernel.initrd {
+        readable("initrd", initrd, &mut Vec::new());
     }
-    let initrd_sha256 = kernel.initrd.as_deref().map(|path| of("initrd", path)).transpose()?;
-    Ok(Some(KernelRef { sha256, initrd_sha256, args: kernel.args.clone() }))
+    if there && !head.starts_with(b"\x7fELF") && !is_bzimage(&head) {
+        let said = "is neither an ELF vmlinux nor a bzImage (is it still compressed?)";
+        problems.push(format!("--kernel: {} {said}; accepted: either of them", kernel.path.display()));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(CliError::usage(problems.join("\n       ")).hint("nothing was made")) }
 }
 
 /// "HdrS" at 0x202: the Linux/x86 boot protocol.
-fn is_bzimage(path: &Path) -> bool {
-    let mut head = [0u8; 0x206];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head[0x202..0x206] == *b"HdrS"
+fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x202..0x206) == Some(b"HdrS")
 }
 
 /// Where the files behind the image volumes are.
@@ -116,9 +135,34 @@ pub fn accel(spec: &ClusterSpec, facts: &HostFacts, files: &Files, events: &Even
         }
     };
     if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &verdict) {
-        return Err(CliError::host(refusal).hint("install QEMU 8.2 or later (Debian 12: from bookworm-backports), or use a host with KVM"));
+        return Err(CliError::host(refusal)
+            .hint("install QEMU 8.2 or later (Debian 12: from bookworm-backports), or use a host with KVM"));
     }
     Ok(verdict)
+}
+
+/// The wanted machine network, or a free one: beside this computer's routes, libvirt's networks and the spec's own ranges.
+fn subnet(spec: &ClusterSpec, networks: &[NetworkSeen]) -> Result<Ipv4Net, SubnetError> {
+    choose_subnet(spec.network.subnet, &host_routes(), networks, &spec.name, &reserved(spec))
+}
+
+/// As much as is known of a new cluster before there is an image, for `preflight` to judge: its network and how it is to run.
+/// What stands against these two is a refusal among the others.
+pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen) -> (Resolved, Vec<Refusal>) {
+    let chosen = subnet(spec, &seen.networks);
+    let accel = match spec.accel {
+        AccelChoice::Tcg => Accel::Tcg,
+        AccelChoice::Auto | AccelChoice::Kvm => Accel::Kvm { cpu: CpuModel::HostPassthrough },
+    };
+    let mut refusals = Vec::new();
+    refusals.extend(judge_accel(&accel, accel::judge_qemu(&facts.qemu_version, &accel).err().map(|refusal| refusal.to_string())));
+    let subnet = chosen.unwrap_or_else(|error| {
+        let hint = "another --subnet, or none to have a free one chosen".to_owned();
+        refusals.push(Refusal { about: "subnet", message: error.to_string(), hint });
+        // Nobody's (kept for documentation): what is wrong with the wanted one has been said.
+        Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 0, 2, 0), 24)
+    });
+    (Resolved { subnet, accel, image: unknown_image(), kernel: None }, refusals)
 }
 
 /// Everything for a new cluster.
@@ -133,7 +177,7 @@ pub fn fresh(
     let _ = host;
     let kernel = kernel_ref(spec)?;
     let files = files(spec, image);
-    let subnet = choose_subnet(spec.network.subnet, &host_routes(), &seen.networks, &spec.name, &reserved(spec)).map_err(CliError::host)?;
+    let subnet = subnet(spec, &seen.networks).map_err(CliError::host)?;
     let accel = accel(spec, facts, &files, events)?;
     Ok(Resolved { subnet, accel, image: image_ref(image)?, kernel })
 }
@@ -146,20 +190,17 @@ pub fn guessed(spec: &ClusterSpec, host: Option<(&HostFacts, &HostSeen)>) -> Res
         Some(image) => image_ref(image)?,
         None => {
             notes.push("the image is not built yet: its digests are not known (ktcw-vm image build)".to_owned());
-            let unknown = || "0".repeat(64);
-            ImageRef {
-                key: unknown(),
-                disk_sha256: unknown(),
-                kernel_sha256: unknown(),
-                initrd_sha256: unknown(),
-                versions: planned_versions(),
-            }
+            unknown_image()
         }
     };
     let networks = host.map(|(_, seen)| seen.networks.as_slice()).unwrap_or_default();
-    let subnet = choose_subnet(spec.network.subnet, &host_routes(), networks, &spec.name, &reserved(spec)).map_err(CliError::host)?;
+    let subnet = subnet(spec, networks).map_err(CliError::host)?;
     if host.is_none() {
-        notes.push("libvirt was not asked: the subnet may be another one".to_owned());
+        let unknown = match spec.network.subnet {
+            Some(wanted) => format!("whether {wanted} is free is not known"),
+            None => "the subnet may be another one".to_owned(),
+        };
+        notes.push(format!("libvirt was not asked: {unknown}"));
     }
     let accel = match (spec.accel, host, &found) {
         (AccelChoice::Tcg, _, _) => Accel::Tcg,
@@ -191,6 +232,18 @@ pub fn kept(old: &Plan) -> Resolved {
     old.resolved.clone()
 }
 
+/// An image that is not built yet: pinned versions, no digests.
+fn unknown_image() -> ImageRef {
+    let unknown = || "0".repeat(64);
+    ImageRef {
+        key: unknown(),
+        disk_sha256: unknown(),
+        kernel_sha256: unknown(),
+        initrd_sha256: unknown(),
+        versions: planned_versions(),
+    }
+}
+
 fn planned_versions() -> Versions {
     let pinned = image::Inputs::embedded("", image::Suite::default()).versions();
     Versions {
@@ -199,7 +252,8 @@ fn planned_versions() -> Versions {
         containerd: pinned.containerd,
         coredns: pinned.coredns,
         pause: pinned.pause,
-        debian: pinned.debian,
+        // The point release is known when the image is built.
+        debian: image::Suite::default().name().to_owned(),
     }
 }
 
@@ -210,4 +264,55 @@ pub fn file_digest(path: &Path) -> Result<String, CliError> {
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash).map_err(failed)?;
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::host::fake::FakeHost;
+    use crate::spec::{RawSpec, validate};
+
+    fn spec(raw: RawSpec) -> ClusterSpec {
+        validate(&raw).expect("valid")
+    }
+
+    #[test]
+    fn a_kernel_is_known_by_its_first_bytes_and_all_files_are_judged_at_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut image = vec![0u8; 0x300];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        for (name, bytes) in
+            [("vmlinux", &b"\x7fELF..."[..]), ("bzImage", &image), ("vmlinux.zst", b"\x28\xb5\x2f\xfd"), ("empty", b"")]
+        {
+            std::fs::write(dir.path().join(name), bytes).expect("written");
+        }
+        let judged = |kernel: &str, initrd: Option<&str>| {
+            let path = |name: &str| dir.path().join(name);
+            check_kernel(&spec(RawSpec { kernel: Some(path(kernel)), initrd: initrd.map(path), ..RawSpec::default() }))
+        };
+        for kernel in ["vmlinux", "bzImage"] {
+            assert!(judged(kernel, None).is_ok() && judged(kernel, Some("empty")).is_ok(), "{kernel}");
+        }
+        for kernel in ["vmlinux.zst", "empty", "."] {
+            let error = judged(kernel, None).expect_err(kernel);
+            assert!(error.code == super::super::exit::USAGE && error.message.contains("accepted"), "{}", error.message);
+        }
+        let both = judged("nowhere", Some("nowhere-either")).expect_err("neither is there").message;
+        assert!(both.contains("--kernel: ") && both.contains("--initrd: ") && both.lines().count() == 2, "{both}");
+    }
+
+    #[test]
+    fn what_stands_against_a_new_cluster_is_known_without_an_image() {
+        let host = FakeHost::new();
+        host.add_foreign_network("around", uuid::Uuid::from_u128(2), "192.168.192.0/18".parse().expect("net"));
+        let (seen, mut facts) = (host.observe().expect("observed"), host.facts().expect("facts"));
+        let wanted = |accel| spec(RawSpec { subnet: Some("192.168.237.0/24".into()), accel: Some(accel), ..RawSpec::default() });
+        facts.qemu_version = "7.2.0".to_owned();
+        let about = |accel| draft(&wanted(accel), &facts, &seen).1.iter().map(|refusal| refusal.about).collect::<Vec<_>>();
+        assert_eq!(about(AccelChoice::Tcg), ["qemu", "subnet"]);
+        assert_eq!(about(AccelChoice::Auto), ["subnet"], "whether KVM is there is not known yet");
+        let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &facts, &seen);
+        assert!(refusals[0].message.contains("192.168.237.0/24") && refusals[0].message.contains("around"), "{refusals:?}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::secret::Secret;
 use crate::spec::{ClusterName, NodeName};
 use crate::store::{ClusterDir, SshKeys, StoreError, default_parent};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An existing cluster, opened.
@@ -29,8 +29,11 @@ pub struct Session {
 impl Session {
     /// Opens the cluster that the global flags name; without a plan there is nothing to work on.
     pub fn open(global: &Global) -> Result<Session, CliError> {
-        let name = cluster_name(global)?;
-        let dir = ClusterDir::open(&parent(global)?, &name)?;
+        Session::at(&parent(global)?, &cluster_name(global)?)
+    }
+
+    pub fn at(parent: &Path, name: &ClusterName) -> Result<Session, CliError> {
+        let dir = ClusterDir::open(parent, name)?;
         let Some(plan) = dir.load_plan()? else {
             let message = format!("cluster {name} was begun, but has no plan yet");
             return Err(CliError::failed(message).hint(format!("ktcw-vm up -c {name}")));
@@ -77,15 +80,30 @@ pub fn guests(plan: &Plan, ssh: &SshKeys) -> Result<Arc<SshGuests>, CliError> {
 }
 
 pub fn api(keyring: &Keyring) -> Result<Api, CliError> {
+    let (ca, identity) = admin(keyring)?;
+    Ok(Api::new(ca.expose(), &identity)?)
+}
+
+/// As `api`, with a connection of its own for every request.
+pub fn unpooled_api(keyring: &Keyring) -> Result<Api, CliError> {
+    let (ca, identity) = admin(keyring)?;
+    Ok(Api::unpooled(ca.expose(), &identity)?)
+}
+
+/// The CA, and the admin's certificate and key.
+fn admin(keyring: &Keyring) -> Result<(Secret, Secret), CliError> {
     let ca = item(keyring, &PkiItem::CaCert { ca: Ca::Kubernetes })?;
     let certificate = item(keyring, &PkiItem::Cert { id: "admin".to_owned() })?;
     let key = item(keyring, &PkiItem::Key { id: "admin".to_owned() })?;
     let identity = Secret::new(format!("{}\n{}", certificate.expose(), key.expose()));
-    Ok(Api::new(ca.expose(), &identity)?)
+    Ok((ca, identity))
 }
 
 pub fn item(keyring: &Keyring, what: &PkiItem) -> Result<Secret, CliError> {
-    keyring.item(what).cloned().ok_or_else(|| CliError::failed(format!("{what} is not in the key store")).hint("ktcw-vm up makes what is missing"))
+    keyring
+        .item(what)
+        .cloned()
+        .ok_or_else(|| CliError::failed(format!("{what} is not in the key store")).hint("ktcw-vm up makes what is missing"))
 }
 
 /// The name the flags give, or `ktcw`.
@@ -96,13 +114,30 @@ pub fn cluster_name(global: &Global) -> Result<ClusterName, CliError> {
 /// Directory of all clusters.
 pub fn parent(global: &Global) -> Result<PathBuf, CliError> {
     match &global.state_dir {
-        Some(dir) => std::path::absolute(dir).map_err(|error| CliError::usage(format!("--state-dir: {}: {error}", dir.display()))),
+        Some(dir) => {
+            std::path::absolute(dir).map_err(|error| CliError::usage(format!("--state-dir: {}: {error}", dir.display())))
+        }
         None => Ok(default_parent(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))?),
     }
 }
 
 pub fn connect(global: &Global) -> Result<Arc<LibvirtHost>, CliError> {
     Ok(Arc::new(LibvirtHost::connect(global.connect.as_deref())?))
+}
+
+/// The libvirt that the cluster lives in. Another one would show nothing of it, and `down` there would find nothing to remove.
+pub fn connect_to(global: &Global, dir: &ClusterDir) -> Result<Arc<LibvirtHost>, CliError> {
+    let recorded = dir.libvirt();
+    let host = Arc::new(LibvirtHost::connect(global.connect.as_deref().or(recorded))?);
+    match recorded {
+        Some(recorded) if recorded != host.uri() => Err(CliError::usage(format!(
+            "--connect: cluster {} lives in the libvirt at {recorded}, not in that at {}",
+            dir.name(),
+            host.uri()
+        ))
+        .hint(format!("--connect '{recorded}', or none"))),
+        _ => Ok(host),
+    }
 }
 
 impl From<StoreError> for CliError {
@@ -121,10 +156,17 @@ impl From<HostError> for CliError {
     fn from(error: HostError) -> Self {
         match &error {
             HostError::Unreachable { .. } => {
-                CliError::host(&error).hint("`ktcw-vm doctor` says what is missing; another libvirt: --connect URI")
+                let way_out = error.hint().unwrap_or_else(|| "`ktcw-vm doctor` says what is missing".to_owned());
+                CliError::host(&error).hint(format!("{way_out}; another libvirt: --connect URI"))
             }
             HostError::NotOurs { .. } => CliError::host(&error).hint("it will not be touched; another name: -c NAME"),
-            _ => CliError::failed(&error),
+            _ => {
+                let said = CliError::failed(&error);
+                match error.hint() {
+                    Some(hint) => said.hint(hint),
+                    None => said,
+                }
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn interrupted() -> watch::Receiver<bool> {
                 break;
             }
         }
-        #[expect(clippy::exit, reason = "the second Ctrl-C means now")]
+        #[expect(clippy::exit, clippy::disallowed_methods, reason = "the second Ctrl-C means now")]
         std::process::exit(i32::from(exit::INTERRUPTED));
     });
     receiver

@@ -35,7 +35,7 @@ pub fn code(exit: Exit) -> Result<u8, CliError> {
 pub async fn console(global: &Global, node: &NodeName) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let domain = session.node(node)?.domain.clone();
-    let host = session::connect(global)?;
+    let host = session::connect_to(global, &session.dir)?;
     super::terminal::attach(host, domain, session.mark()).await?;
     Ok(exit::OK)
 }

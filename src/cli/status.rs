@@ -8,7 +8,7 @@ use super::session::{self, Session};
 use super::{exit, render};
 use crate::guest::{Cmd, Guest};
 use crate::host::{DomainState, Host};
-use crate::plan::{NodePlan, Plan};
+use crate::plan::{ELECTIONS, NodePlan, Plan, lease_holder};
 use crate::spec::Role;
 use crate::store;
 use comfy_table::{Table, presets};
@@ -54,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let plan = &session.plan;
-    let host = session::connect(global)?;
+    let host = session::connect_to(global, &session.dir)?;
     let seen = tokio::task::spawn_blocking(move || host.observe()).await.map_err(CliError::failed)??;
     let guests = session.guests()?;
     let api = session.api()?;
@@ -67,7 +67,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
         async move {
             let lease = api.get_json(plan.network.vip, &path, patience).await.ok();
             let holder = lease.and_then(|l| l.pointer("/spec/holderIdentity").and_then(|h| h.as_str()).map(str::to_owned));
-            (name.to_owned(), holder.map(|holder| holder.split('_').next().unwrap_or_default().to_owned()))
+            (name.to_owned(), holder.map(|holder| lease_holder(&holder).to_owned()))
         }
     };
     let ready = join_all(plan.nodes.iter().map(|node| {
@@ -79,7 +79,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
             }
         }
     }));
-    let leases = join_all([lease("kube-controller-manager"), lease("kube-scheduler")]);
+    let leases = join_all(ELECTIONS.map(lease));
     let (mut nodes, leases, ready) = tokio::join!(nodes, leases, ready);
     let mut vip_holder = None;
     for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(ready) {
@@ -107,7 +107,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
 async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeStatus, bool) {
     let mut script = format!("systemctl is-active {} | paste -sd' '\nip -4 -br addr show dev eth0\n", node.units.join(" "));
     if node.role == Role::Controller {
-        script.push_str(&format!("etcdctl --endpoints=https://{}:2379 endpoint status -w json\n", node.ip));
+        script.push_str(&format!("ETCDCTL_ENDPOINTS=https://{}:2379 etcdctl endpoint status -w json\n", node.ip));
     }
     let output = guests.run(&node.name, Cmd::script(script, patience)).await.ok();
     let text = output.map(|output| output.stdout_text()).unwrap_or_default();

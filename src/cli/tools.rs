@@ -27,7 +27,10 @@ pub fn kubectl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
 pub fn etcdctl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let mut command = Command::new(program("etcdctl")?);
-    command.env("ETCDCTL_ENDPOINTS", session.plan.etcd_endpoints().join(","));
+    // etcdctl refuses a flag and its variable together.
+    if !passed.args.iter().any(|arg| arg.starts_with("--endpoints")) {
+        command.env("ETCDCTL_ENDPOINTS", session.plan.etcd_endpoints().join(","));
+    }
     let admin = || "etcd-admin".to_owned();
     for (variable, item) in [
         ("ETCDCTL_CACERT", PkiItem::CaCert { ca: Ca::Etcd }),
@@ -58,7 +61,8 @@ pub fn show_kubeconfig(global: &Global, args: &Kubeconfig) -> Result<u8, CliErro
     let credentials = Credentials { ca, cert: cert.expose(), key: &key };
     let merged = |there: &str| kubeconfig::merge(there, plan, credentials, true).map(Some).map_err(|error| error.to_string());
     shared::edit(&path, merged).map_err(|error| {
-        CliError::failed(format!("{}: {error}; it was not changed", path.display())).hint("KUBECONFIG=… ktcw-vm kubeconfig --merge")
+        CliError::failed(format!("{}: {error}; it was not changed", path.display()))
+            .hint("KUBECONFIG=… ktcw-vm kubeconfig --merge")
     })?;
     render::print_line(&format!("context ktcw-{} is in {} and current", session.plan.cluster, path.display()));
     Ok(exit::OK)

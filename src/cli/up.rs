@@ -3,19 +3,20 @@
 //! It decides only what to say; the plan decides the rest.
 
 use super::args::{Format, Global, Up};
+use super::drill::bench::Bench;
 use super::error::CliError;
 use super::{exit, render, resolve, session, signals, spec_of};
 use crate::apply::{self, ApplyError, World};
 use crate::event::{Event, Events, Stage};
 use crate::guest::Guest;
 use crate::guest::ssh::keys;
-use crate::host::Host;
+use crate::host::{Host, blocking};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
 use crate::spec::{ClusterSpec, NodeName};
-use crate::store::{ClusterDir, Lock, SshKey, SshKeys};
+use crate::store::{ClusterDir, Lock, SshKey, SshKeys, StoreError};
 use crate::verify;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -70,8 +71,13 @@ async fn raise(
     parent: &std::path::Path,
     events: &Events,
 ) -> Result<Outcome, CliError> {
-    let host = session::connect(global)?;
+    // A wrong flag is said at once, not after the minutes that an image takes.
+    resolve::check_kernel(spec)?;
     let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
+    let host = match &existing {
+        Some(dir) => session::connect_to(global, dir)?,
+        None => session::connect(global)?,
+    };
     // Before anything is made, even a directory: what is asked must be possible here.
     let lock = existing.as_ref().map(|dir| dir.lock("up")).transpose()?;
     let old = match &existing {
@@ -79,12 +85,27 @@ async fn raise(
         None => None,
     };
     let stage = Stage1::begin(events, Stage::Preflight);
-    let facts = blocking(&host, |host| host.facts()).await?;
-    let seen = blocking(&host, |host| host.observe()).await?;
+    let asked = host.clone();
+    let (facts, seen) = blocking(move || Ok((asked.facts()?, asked.observe()?))).await?;
+    let mark = existing.as_ref().map(session::mark);
+    // What can be known before there is an image is said before its minutes are spent.
+    let (draft, mut refusals) = match &old {
+        Some(old) => (resolve::kept(old), Vec::new()),
+        None => resolve::draft(spec, &facts, &seen),
+    };
+    let draft = plan(spec, &draft);
+    if let Some(old) = &old {
+        super::change::allowed(old, &draft)?;
+    }
+    refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), 0, host.free_disk_mib()));
+    refuse(&refusals)?;
     stage.done(false);
 
     let stage = Stage1::begin(events, Stage::Image);
-    let image = { let events = events.clone(); tokio::task::spawn_blocking(move || resolve::ensure_image(&events)).await.map_err(CliError::failed)?? };
+    let image = {
+        let events = events.clone();
+        tokio::task::spawn_blocking(move || resolve::ensure_image(&events)).await.map_err(CliError::failed)??
+    };
     let files = resolve::files(spec, &image);
     let resolved = match &old {
         Some(old) => resolve::kept(old),
@@ -98,30 +119,34 @@ async fn raise(
     };
     let plan = Arc::new(plan(spec, &resolved));
     stage.done(false);
-    if let Some(old) = &old {
-        super::change::allowed(old, &plan)?;
-    }
-    let mark = existing.as_ref().map(session::mark);
-    let refusals =
-        preflight::judge(&plan, &facts, &seen, mark.as_ref(), image.size_bytes >> 20, host.free_disk_mib());
-    if !refusals.is_empty() {
-        let all: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-        return Err(CliError::host(format!("this host cannot take the cluster; nothing was made\n{}", all.join("\n"))));
-    }
+    refuse(&preflight::judge(&plan, &facts, &seen, mark.as_ref(), image.size_bytes >> 20, host.free_disk_mib()))?;
 
     // From here on things are made, each written down first.
     let (mut dir, lock) = match (existing, lock) {
         (Some(dir), Some(lock)) => (dir, lock),
         _ => {
-            let dir = ClusterDir::create(parent, spec, jiff::Timestamp::now())?;
+            let dir = match ClusterDir::create(parent, spec, jiff::Timestamp::now()) {
+                // Another `up` was faster, and holds the lock.
+                Err(StoreError::Exists { .. }) => {
+                    let dir = ClusterDir::open(parent, &spec.name)?;
+                    drop(dir.lock("up")?);
+                    return Err(CliError::busy(format!("cluster {} was made meanwhile", spec.name))
+                        .hint(format!("ktcw-vm up -c {}", spec.name)));
+                }
+                made => made?,
+            };
             let lock = dir.lock("up")?;
             (dir, lock)
         }
     };
+    dir.save_libvirt(&lock, host.uri())?;
+    if old.is_some() {
+        // A drill that died has left a fault, and steps would be made on top of it.
+        Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
+    }
     dir.save_spec(&lock, spec)?;
     dir.save_plan(&lock, &plan)?;
-    let (journal, _) = dir.journal(&lock, uuid::Uuid::new_v4(), "up")?;
-    let journal = Arc::new(Mutex::new(journal));
+    let (journal, history) = dir.journal(&lock, crate::store::draw_id(), "up")?;
 
     let stage = Stage1::begin(events, Stage::Keys);
     let (ssh, made_ssh) = ensure_ssh(&dir, &lock, &plan)?;
@@ -132,33 +157,52 @@ async fn raise(
     let world = Arc::new(World {
         host: host.clone() as Arc<dyn Host>,
         guest: guests.clone() as Arc<dyn Guest>,
-        api: session::api(&keyring)?,
+        api: Arc::new(session::api(&keyring)?),
         keyring,
         ssh,
         mark: session::mark(&dir),
+        clock: jiff::Timestamp::now,
         base: files.base,
         kernel: files.kernel,
         initrd: files.initrd,
     });
-    let inventory = apply::observe(&plan, &world).await?;
+    let stop = signals::interrupted();
+    events.send(Event::Note { text: "looking at what is there".to_owned() });
+    let inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
     let steps = apply::steps(&plan, &inventory);
+    apply::settle(&journal, &history, &steps).map_err(CliError::failed)?;
+    let journal = Arc::new(Mutex::new(journal));
     if steps.is_empty() {
         events.send(Event::Note { text: format!("cluster {} is as planned; nothing to do", plan.cluster) });
     }
-    let stop = signals::interrupted();
-    let applied = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop)
+    let applied = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop.clone())
         .await
         .map_err(|error| explain(&plan, error))?;
     let report = if up.no_verify {
         None
     } else {
         let stage = Stage1::begin(events, Stage::Verify);
-        let report = super::verify::checked(&plan, &*guests, events).await?;
+        let looking = async {
+            match applied.changed {
+                0 => super::verify::checked(&plan, &*guests, events).await,
+                _ => super::verify::settled(&plan, &*guests, events).await,
+            }
+        };
+        let report = or_stop(&plan, stop, looking).await??;
         stage.done(false);
         Some(report)
     };
     drop(lock);
     Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report })
+}
+
+/// All reasons at once; an empty list is none.
+fn refuse(refusals: &[preflight::Refusal]) -> Result<(), CliError> {
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    Err(CliError::host(format!("this host cannot take the cluster; nothing was made\n{}", all.join("\n"))))
 }
 
 fn ensure_ssh(dir: &ClusterDir, lock: &Lock, plan: &Plan) -> Result<(SshKeys, usize), CliError> {
@@ -176,9 +220,23 @@ fn ensure_keys(dir: &ClusterDir, plan: &Plan) -> Result<(Keyring, usize), CliErr
     let findings: Vec<String> =
         keyring.check(&plan.certs, now).iter().filter(|f| !f.problem.is_warning()).map(ToString::to_string).collect();
     if !findings.is_empty() {
-        return Err(CliError::failed(format!("certificates are not as planned:\n{}", findings.join("\n"))).hint("ktcw-vm certs list"));
+        return Err(
+            CliError::failed(format!("certificates are not as planned:\n{}", findings.join("\n"))).hint("ktcw-vm certs list")
+        );
     }
     Ok((keyring, ensured.made.len()))
+}
+
+/// What only looks is cut off by Ctrl-C; the steps, which change things, have their own way to stop.
+async fn or_stop<T>(
+    plan: &Plan,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+    looking: impl Future<Output = T>,
+) -> Result<T, CliError> {
+    tokio::select! {
+        seen = looking => Ok(seen),
+        _ = stop.wait_for(|stop| *stop) => Err(explain(plan, ApplyError::Interrupted { done: 0, left: 0 })),
+    }
 }
 
 /// What failed, what is there now, what to type.
@@ -188,8 +246,11 @@ fn explain(plan: &Plan, error: ApplyError) -> CliError {
     match &error {
         ApplyError::Failed { failures, done, left } => {
             let node = failures.iter().find_map(|failure| failure.node.clone());
-            let look = node.map_or_else(String::new, |node| format!("ktcw-vm logs {node} -c {name} (or: console {node}) shows why; "));
-            CliError::failed(&error).left(format!("{done} steps done, {left} not")).hint(format!("{look}{again}"))
+            let why =
+                failures.iter().find_map(|failure| failure.error.hint()).map_or_else(String::new, |hint| format!("{hint}; "));
+            let look =
+                node.map_or_else(String::new, |node| format!("ktcw-vm logs {node} -c {name} (or: console {node}) shows why; "));
+            CliError::failed(&error).left(format!("{done} steps done, {left} not")).hint(format!("{why}{look}{again}"))
         }
         ApplyError::Interrupted { done, left } => {
             let mut said = CliError::new(exit::INTERRUPTED, "interrupted").left(format!("{done} steps done, {left} not"));
@@ -234,12 +295,4 @@ impl Stage1 {
     fn done(self, changed: bool) {
         self.events.send(Event::StageFinished { stage: self.stage, elapsed: self.begin.elapsed(), changed });
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    host: &Arc<crate::host::libvirt::LibvirtHost>,
-    ask: impl FnOnce(&dyn Host) -> Result<T, crate::host::HostError> + Send + 'static,
-) -> Result<T, CliError> {
-    let host = host.clone();
-    Ok(tokio::task::spawn_blocking(move || ask(&*host)).await.map_err(CliError::failed)??)
 }

@@ -64,6 +64,8 @@ pub enum RunError {
     NotHealed(String),
 }
 
+/// File in the drill's directory that a snapshot is kept in while it may be needed.
+pub const SNAPSHOT: &str = "snapshot.db";
 /// How long the load runs on after the cluster has settled.
 const AFTERWARDS: Duration = Duration::from_millis(1200);
 /// A claim is looked at again and again for so long before it counts as not shown.
@@ -88,7 +90,7 @@ pub async fn run(
     }
     let before = view(site, options).await?;
     let chosen = choose(drill, &before, options.seed)?;
-    let snapshot = options.directory.join("snapshot.db").display().to_string();
+    let snapshot = options.directory.join(SNAPSHOT).display().to_string();
     let script = script(&drill.fault, &chosen.nodes, &site.nodes(), &site.environment.timing, &snapshot);
     say(&format!("{}: {} ({})", drill.name, names(&chosen), chosen.why));
 

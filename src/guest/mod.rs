@@ -2,6 +2,7 @@
 //! `apply`, `verify`, drills and the `ssh`/`logs` verbs call the `Guest` trait; `ssh` is the only user of `russh`, `fake` follows a script.
 //! It knows nothing of Kubernetes or etcd: it runs text and returns what came back.
 
+pub mod clock;
 pub mod fake;
 mod put;
 pub mod ssh;

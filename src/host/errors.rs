@@ -18,6 +18,9 @@ pub enum HostError {
     Differs { kind: &'static str, name: String, what: String },
     #[error("libvirt could not {action} {kind} {name}: {reason}")]
     Libvirt { action: &'static str, kind: &'static str, name: String, reason: String },
+    /// A file is not what its digest says; nothing of it was kept.
+    #[error("{path} is damaged: its content is not that of {volume}")]
+    Damaged { path: String, volume: String },
     #[error("{path}: {source}")]
     File { path: String, source: io::Error },
 }
@@ -34,6 +37,9 @@ impl HostError {
                 Some("give the old value again, or run `down` first: that deletes the cluster's disks".to_owned())
             }
             HostError::Libvirt { reason, .. } => libvirt_hint(reason).map(str::to_owned),
+            HostError::Damaged { .. } => {
+                Some("ktcw-vm image build --force, or the right file for --kernel and --initrd".to_owned())
+            }
             HostError::Missing { .. } | HostError::File { .. } => None,
         }
     }

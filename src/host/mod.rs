@@ -193,6 +193,16 @@ pub trait Host: Send + Sync {
 /// Hears how far an upload is: bytes done, bytes in all.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
 
+/// Runs a blocking call to libvirt off the runtime; a panic there becomes an error here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, HostError> + Send + 'static) -> Result<T, HostError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(HostError::Libvirt { action: "finish", kind: "call", name: "to libvirt".to_owned(), reason: error.to_string() })
+        }
+    }
+}
+
 /// An open serial console, blocking: one thread reads while another writes.
 pub trait Console: Send + Sync {
     /// Bytes read into `buffer`; 0 when the machine or the connection ended.

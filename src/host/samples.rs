@@ -23,7 +23,7 @@ pub fn storage() -> StoragePlan {
     StoragePlan {
         pool: "ktcw-lab".into(),
         pool_uuid: Uuid::from_u128(1),
-        image_pool: "ktcw-images".into(),
+        image_pool: "ktcw.images".into(),
         image_pool_uuid: identity::shared_uuid("images"),
         base_volume: "base-0123.qcow2".into(),
         kernel_volume: "kernel-4567".into(),

@@ -67,6 +67,9 @@ struct Disk<'a> {
 /// Everything on bus 0, without root ports: nothing is hot-plugged here, ports cost boot time, and qboot sets up bus 0 alone.
 const FIRST_DISK_SLOT: usize = 8;
 
+/// QEMU would take up to a gigabyte a machine, more than the guest itself.
+const TRANSLATIONS_MIB: u32 = 320;
+
 #[derive(Template)]
 #[template(path = "domain.xml")]
 struct DomainTemplate<'a> {
@@ -82,6 +85,8 @@ struct DomainTemplate<'a> {
     initrd: Option<String>,
     cmdline: String,
     cpu: Cpu,
+    /// TCG: room for translated code.
+    translations_mib: Option<u32>,
     disks: Vec<Disk<'a>>,
     console_log: String,
 }
@@ -154,6 +159,7 @@ pub fn domain_xml(
             initrd: storage.initrd_volume.as_ref().map(|volume| format!("{}/{volume}", layout.image_dir)),
             cmdline: one_line(&plan.cmdline),
             cpu,
+            translations_mib: (plan.accel == Accel::Tcg).then_some(TRANSLATIONS_MIB),
             disks: plan.disks.iter().enumerate().map(|(i, disk)| Disk::new(i, disk, layout)).collect(),
             console_log: layout.console_log(&plan.name),
         }

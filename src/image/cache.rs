@@ -220,6 +220,10 @@ impl Cache {
             if started.elapsed() < Duration::from_millis(1) {
                 on(ImageEvent::Waiting { cache: root.to_owned() });
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a file lock cannot be polled together with a deadline; called off the runtime"
+            )]
             std::thread::sleep(Duration::from_millis(500).min(deadline));
         };
         let cache = Self { root: root.to_owned(), _lock: lock };

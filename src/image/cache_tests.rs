@@ -230,3 +230,63 @@ fn two_builds_do_not_run_in_one_cache() {
     drop(first);
     open(directory.path());
 }
+
+/// With the image there a build is a look: no tool is started, nothing is locked or written, also on a read-only cache.
+#[test]
+fn a_second_build_does_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let cache = open(directory.path());
+    store_image(&cache, &keys.image, "disk");
+    let first = load(&cache.image_dir(&keys.image)).unwrap().unwrap();
+    drop(cache);
+    for gone in ["lock", "tmp", "stages", "logs"] {
+        let path = directory.path().join(gone);
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+    for _ in 0..2 {
+        let mut events = Vec::new();
+        let built = crate::image::build(&crate::image::BuildOptions::new(directory.path()), &mut |event| events.push(event));
+        assert_eq!(built.unwrap(), first);
+        assert_eq!(events, [ImageEvent::Present { key: keys.image.clone() }]);
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["images"], "not even a lock");
+    }
+}
+
+/// Cut off after any number of stages, the next build makes the rest and none a second time; half of one is never found.
+#[test]
+fn an_interrupted_build_is_gone_on_with_where_it_stopped() {
+    let names = ["hyperkube", "etcd", "guest-os", "container-os"];
+    for cut_off in 0..names.len() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut made: Vec<&str> = Vec::new();
+        for attempt in 0..2 {
+            let cache = open(directory.path());
+            assert_eq!(directories(&directory.path().join("tmp")).unwrap(), Vec::<PathBuf>::new(), "swept");
+            for (index, name) in names.into_iter().enumerate() {
+                if cache.stage(name, "k1").is_some() {
+                    continue;
+                }
+                let result = cache.make_stage(name, "k1", |fresh| {
+                    fs::write(fresh.join("half"), "half").unwrap();
+                    if attempt == 0 && index == cut_off {
+                        return Err(failure());
+                    }
+                    fs::write(fresh.join("whole"), "whole").unwrap();
+                    made.push(name);
+                    Ok(())
+                });
+                if result.is_err() {
+                    break;
+                }
+            }
+            assert_eq!(cache.stage(names[cut_off], "k1").is_some(), attempt == 1, "{cut_off}");
+            assert!(list(directory.path()).unwrap().is_empty(), "stages are no image");
+        }
+        assert_eq!(made, names, "each once");
+        for name in names {
+            assert!(open(directory.path()).stage_dir(name, "k1").join("whole").exists());
+        }
+    }
+}

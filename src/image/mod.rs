@@ -215,9 +215,9 @@ impl ImageError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::MissingTools { missing } => Some(preflight::install_hint(missing)),
-            Self::Namespaces { root: true, .. } => Some(
-                "run it where root may mount (not in an unprivileged container)".to_owned(),
-            ),
+            Self::Namespaces { root: true, .. } => {
+                Some("run it where root may mount (not in an unprivileged container)".to_owned())
+            }
             Self::Namespaces { root: false, .. } => Some(
                 "either run `sudo ktcw-vm image build`, or allow user namespaces: /etc/subuid and \
                  /etc/subgid need a line `USER:100000:65536`, and `sysctl kernel.unprivileged_userns_clone=1` \
@@ -227,13 +227,9 @@ impl ImageError {
             Self::NoMirror | Self::BadMirror { .. } => {
                 Some("name one: ktcw-vm image build --mirror http://ARCHIVE/debian".to_owned())
             }
-            Self::NoRoom { .. } => Some(
-                "free some, `ktcw-vm image prune`, or set KTCW_CACHE_DIR to a larger disk".to_owned(),
-            ),
+            Self::NoRoom { .. } => Some("free some, `ktcw-vm image prune`, or set KTCW_CACHE_DIR to a larger disk".to_owned()),
             Self::Damaged { .. } => Some("build it again: ktcw-vm image build --force".to_owned()),
-            Self::Busy { .. } => {
-                Some("wait for it to end, or see which process holds the file `lock` in there".to_owned())
-            }
+            Self::Busy { .. } => Some("wait for it to end, or see which process holds the file `lock` in there".to_owned()),
             Self::Tool { .. } | Self::Io { .. } => None,
         }
     }

@@ -36,6 +36,7 @@ struct Apiserver<'a> {
     ip: Ipv4Addr,
     etcd_servers: String,
     service_cidr: Ipv4Net,
+    timers: &'a Timers,
     versions: &'a Versions,
 }
 
@@ -204,7 +205,13 @@ fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool,
         text(
             &format!("{QUADLETS}/kube-apiserver.container"),
             0o644,
-            Apiserver { ip, etcd_servers: endpoints, service_cidr: network.service_cidr, versions: facts.versions },
+            Apiserver {
+                ip,
+                etcd_servers: endpoints,
+                service_cidr: network.service_cidr,
+                timers: facts.timers,
+                versions: facts.versions,
+            },
         ),
         text(
             &format!("{QUADLETS}/kube-controller-manager.container"),
@@ -240,11 +247,7 @@ fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool,
 fn worker(facts: &Facts, node: &NodeName, ip: Ipv4Addr, files: &mut Vec<FilePlan>) {
     let pod_cidr = facts.spec.network.pod_cidr;
     files.extend([
-        text(
-            &format!("{QUADLETS}/kubelet.container"),
-            0o644,
-            Kubelet { name: node, ip, versions: facts.versions },
-        ),
+        text(&format!("{QUADLETS}/kubelet.container"), 0o644, Kubelet { name: node, ip, versions: facts.versions }),
         text("/etc/kubernetes/kubelet.yaml", 0o644, KubeletConfig { dns_service: facts.addresses.dns_service() }),
         text(&format!("{QUADLETS}/kube-proxy.container"), 0o644, KubeProxy { name: node, versions: facts.versions }),
         text("/etc/kubernetes/kube-proxy.yaml", 0o644, KubeProxyConfig { pod_cidr }),

@@ -6,13 +6,17 @@ mod addresses;
 pub mod certs;
 mod files;
 pub mod identity;
-mod units;
 pub mod render;
+#[cfg(test)]
+#[path = "../../tests/fixtures/sample_image.rs"]
+pub(crate) mod samples;
+mod units;
 pub mod user_data;
 
 pub use addresses::AddressPlan;
-pub use files::QUADLETS;
 pub use certs::{Ca, CertPlan, KubeconfigPlan, Usage};
+pub use files::QUADLETS;
+pub use units::{ELECTIONS, lease_holder};
 
 use crate::spec::{ClusterName, ClusterSpec, NodeName, Role};
 use serde::{Deserialize, Serialize};
@@ -108,10 +112,14 @@ pub struct Timers {
     pub lease_duration_s: u32,
     pub renew_deadline_s: u32,
     pub retry_period_s: u32,
+    /// API server: seconds that etcd may take to answer before `/livez` and `/readyz` fail. 2 is Kubernetes' default.
+    pub etcd_check_s: u32,
     /// keepalived: seconds between advertisements; a silent holder is replaced after three.
     pub vip_interval_s: u32,
     /// keepalived: seconds between looks at the node's own API server; two failed ones give the address away.
     pub vip_check_s: u32,
+    /// keepalived: seconds after which a look without an answer counts as failed; a dead server refuses at once.
+    pub vip_timeout_s: u32,
     /// Deadlines of the waits of `up`, whole seconds.
     pub boot_deadline_s: u32,
     pub etcd_deadline_s: u32,
@@ -155,6 +163,21 @@ pub struct StoragePlan {
     pub base_volume: String,
     pub kernel_volume: String,
     pub initrd_volume: Option<String>,
+}
+
+impl StoragePlan {
+    /// The part that all clusters share, for when the last of them goes: it names no volume and no cluster's own pool.
+    pub fn shared() -> StoragePlan {
+        StoragePlan {
+            pool: String::new(),
+            pool_uuid: Uuid::nil(),
+            image_pool: IMAGE_POOL.to_owned(),
+            image_pool_uuid: identity::shared_uuid("images"),
+            base_volume: String::new(),
+            kernel_volume: String::new(),
+            initrd_volume: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,9 +246,13 @@ pub struct FilePlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Content {
-    Text { text: String },
+    Text {
+        text: String,
+    },
     /// Made by `pki`, looked up by `apply`, never in the plan.
-    Pki { item: PkiItem },
+    Pki {
+        item: PkiItem,
+    },
 }
 
 /// One thing the key store can render.
@@ -233,12 +260,20 @@ pub enum Content {
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum PkiItem {
     /// A CA's certificate (its key never leaves the host).
-    CaCert { ca: Ca },
+    CaCert {
+        ca: Ca,
+    },
     /// Certificate of a `CertPlan`, by its id.
-    Cert { id: String },
-    Key { id: String },
+    Cert {
+        id: String,
+    },
+    Key {
+        id: String,
+    },
     /// A kubeconfig with its client certificate embedded, by its id.
-    Kubeconfig { id: String },
+    Kubeconfig {
+        id: String,
+    },
     ServiceAccountKey,
     ServiceAccountPublicKey,
     /// The API's EncryptionConfiguration for Secrets at rest.
@@ -248,10 +283,7 @@ pub enum PkiItem {
 impl PkiItem {
     /// Whether it must be readable by its owner alone.
     pub fn is_secret(&self) -> bool {
-        matches!(
-            self,
-            PkiItem::Key { .. } | PkiItem::Kubeconfig { .. } | PkiItem::ServiceAccountKey | PkiItem::EncryptionConfig
-        )
+        matches!(self, PkiItem::Key { .. } | PkiItem::Kubeconfig { .. } | PkiItem::ServiceAccountKey | PkiItem::EncryptionConfig)
     }
 }
 
@@ -338,6 +370,12 @@ fn network(spec: &ClusterSpec, addresses: &AddressPlan) -> NetworkPlan {
     }
 }
 
+/// Every cluster's own pool is called this and its name.
+pub const POOL_PREFIX: &str = "ktcw-";
+
+/// Pool of the images that all clusters of a libvirt share. No cluster can be called so: names have no dot.
+pub const IMAGE_POOL: &str = "ktcw.images";
+
 fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
     let image = &resolved.image;
     let short = |digest: &str| digest.chars().take(16).collect::<String>();
@@ -346,13 +384,12 @@ fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
         None => (&image.kernel_sha256, Some(&image.initrd_sha256)),
     };
     StoragePlan {
-        pool: format!("ktcw-{}", spec.name),
+        pool: format!("{POOL_PREFIX}{}", spec.name),
         pool_uuid: identity::uuid(&spec.name, "pool"),
-        image_pool: "ktcw.images".to_owned(),
-        image_pool_uuid: identity::shared_uuid("images"),
         base_volume: format!("base-{}.qcow2", short(&image.disk_sha256)),
         kernel_volume: format!("kernel-{}", short(kernel)),
         initrd_volume: initrd.map(|digest| format!("initrd-{}", short(digest))),
+        ..StoragePlan::shared()
     }
 }
 

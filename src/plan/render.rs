@@ -17,7 +17,11 @@ pub fn text(plan: &Plan, steps: &[Step]) -> String {
 
 fn write(plan: &Plan, steps: &[Step], out: &mut String) -> std::fmt::Result {
     let (spec, versions, network) = (&plan.spec, &plan.resolved.image.versions, &plan.network);
-    writeln!(out, "cluster {}: {} etcd, {} control planes, {} workers", plan.cluster, spec.etcd, spec.control_planes, spec.workers)?;
+    writeln!(
+        out,
+        "cluster {}: {} etcd, {} control planes, {} workers",
+        plan.cluster, spec.etcd, spec.control_planes, spec.workers
+    )?;
     writeln!(
         out,
         "  versions  Kubernetes {}, etcd {}, containerd {}, CoreDNS {}, Debian {}",
@@ -35,7 +39,11 @@ fn write(plan: &Plan, steps: &[Step], out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "  timers    etcd heartbeat {} ms, election {} ms; leases {}/{}/{} s",
-        timers.etcd_heartbeat_ms, timers.etcd_election_ms, timers.lease_duration_s, timers.renew_deadline_s, timers.retry_period_s
+        timers.etcd_heartbeat_ms,
+        timers.etcd_election_ms,
+        timers.lease_duration_s,
+        timers.renew_deadline_s,
+        timers.retry_period_s
     )?;
     let way_out = if network.isolated { "isolated" } else { "NAT" };
     writeln!(out, "\nnetwork {} (bridge {}, {way_out})", network.name, network.bridge)?;
@@ -47,7 +55,16 @@ fn write(plan: &Plan, steps: &[Step], out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nmachines")?;
     for node in &plan.nodes {
         let domain = &node.domain;
-        writeln!(out, "  {:<13} {:<15} {} {} CPU {} MiB  {}", node.name, node.ip, node.mac, domain.cpus, domain.memory_mib, roles(node))?;
+        writeln!(
+            out,
+            "  {:<13} {:<15} {} {} CPU {} MiB  {}",
+            node.name,
+            node.ip,
+            node.mac,
+            domain.cpus,
+            domain.memory_mib,
+            roles(node)
+        )?;
         for disk in &domain.disks {
             let kind = match disk.kind {
                 DiskKind::Root { size_gib } => format!("overlay on the image, {size_gib} GiB"),
@@ -62,9 +79,17 @@ fn write(plan: &Plan, steps: &[Step], out: &mut String) -> std::fmt::Result {
     for cert in &plan.certs {
         let usages: Vec<_> = cert.usages.iter().map(|usage| format!("{usage:?}").to_lowercase()).collect();
         let sans: Vec<_> = cert.dns_names.iter().cloned().chain(cert.ips.iter().map(ToString::to_string)).collect();
-        let organizations = if cert.organizations.is_empty() { String::new() } else { format!(" O={}", cert.organizations.join(",")) };
+        let organizations =
+            if cert.organizations.is_empty() { String::new() } else { format!(" O={}", cert.organizations.join(",")) };
         let sans = if sans.is_empty() { String::new() } else { format!(" for {}", sans.join(" ")) };
-        writeln!(out, "  {:<38} {:<15} {:<13} CN={}{organizations}{sans}", cert.id, cert.ca.common_name(), usages.join("+"), cert.common_name)?;
+        writeln!(
+            out,
+            "  {:<38} {:<15} {:<13} CN={}{organizations}{sans}",
+            cert.id,
+            cert.ca.common_name(),
+            usages.join("+"),
+            cert.common_name
+        )?;
     }
 
     writeln!(out, "\nfiles and units (show one: ktcw-vm plan --show NODE:PATH)")?;

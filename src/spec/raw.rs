@@ -2,7 +2,7 @@
 //! `cli` fills it from clap and from TOML and merges the two; `validate` judges it.
 //! It decides nothing and holds no default.
 
-use super::AccelChoice;
+use super::{AccelChoice, ClusterSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 /// All that `up` and `plan` can be told. Each field is the flag of the same name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(title = "ktcw-vm cluster file")]
 pub struct RawSpec {
     /// Cluster name: `[a-z][a-z0-9-]{0,30}`. Default `ktcw`.
     pub cluster: Option<String>,
@@ -72,6 +73,32 @@ impl RawSpec {
     }
 }
 
+/// The words that give this spec: what an existing cluster was made with, for the flags that were not given again.
+impl From<&ClusterSpec> for RawSpec {
+    fn from(spec: &ClusterSpec) -> RawSpec {
+        let ClusterSpec { name, etcd, control_planes, workers, network, machines, accel, kernel } = spec;
+        RawSpec {
+            cluster: Some(name.to_string()),
+            etcd: Some((*etcd).into()),
+            control_planes: Some((*control_planes).into()),
+            workers: Some((*workers).into()),
+            subnet: network.subnet.map(|subnet| subnet.to_string()),
+            isolated: Some(network.isolated),
+            pod_cidr: Some(network.pod_cidr.to_string()),
+            service_cidr: Some(network.service_cidr.to_string()),
+            controller_mem: Some(machines.controller_mem_mib.into()),
+            worker_mem: Some(machines.worker_mem_mib.into()),
+            cpus: Some(machines.cpus.into()),
+            etcd_disk: Some(machines.etcd_disk_gib.into()),
+            root_disk: Some(machines.root_disk_gib.into()),
+            accel: Some(*accel),
+            kernel: kernel.as_ref().map(|kernel| kernel.path.clone()),
+            initrd: kernel.as_ref().and_then(|kernel| kernel.initrd.clone()),
+            kernel_args: kernel.as_ref().and_then(|kernel| kernel.args.clone()),
+        }
+    }
+}
+
 /// A `--config` file that cannot be read as one: the message names the line.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}: {message}")]
@@ -85,7 +112,8 @@ pub struct ConfigError {
 pub fn parse_config(text: &str) -> Result<RawSpec, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        ConfigError { line, message: error.message().to_owned() }
+        // The library's word for what has no sign and no point.
+        ConfigError { line, message: error.message().replace("expected u64", "expected a whole number, as in 3") }
     })
 }
 
@@ -109,6 +137,18 @@ mod tests {
     fn a_wrong_type_names_its_line() {
         let error = parse_config("etcd = 3\naccel = \"fast\"\n").expect_err("wrong value");
         assert_eq!(error.line, 2, "{error}");
+    }
+
+    #[test]
+    fn a_spec_in_words_is_the_same_spec() {
+        for text in [
+            "",
+            "etcd = 5\ncontrol-planes = 2\nworkers = 1\nsubnet = \"192.168.9.0/24\"\nisolated = true",
+            "accel = \"tcg\"\nkernel = \"/k\"\ninitrd = \"/i\"\nkernel-args = \"a=b\"\ncpus = 2\netcd-disk = 4\nroot-disk = 20",
+        ] {
+            let spec = crate::spec::validate(&parse_config(text).expect("a file")).expect("a spec");
+            assert_eq!(crate::spec::validate(&RawSpec::from(&spec)), Ok(spec), "{text}");
+        }
     }
 
     #[test]

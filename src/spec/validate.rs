@@ -28,17 +28,21 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
         .map_err(|message| problems.push(Problem { field: "cluster", message }))
         .ok();
     let etcd = raw.etcd.unwrap_or(3);
-    if etcd == 0 || etcd % 2 == 0 || etcd > u64::from(MAX_ETCD) {
+    if etcd.is_multiple_of(2) || etcd > u64::from(MAX_ETCD) {
         problems.push(Problem {
             field: "etcd",
-            message: format!("{etcd} members cannot be had; accepted: 1, 3, 5 or 7 (an even number tolerates no more failures than one fewer)"),
+            message: format!(
+                "{etcd} members cannot be had; accepted: 1, 3, 5 or 7 (an even number tolerates no more failures than one fewer)"
+            ),
         });
     }
-    let control_planes = raw.control_planes.unwrap_or(etcd);
-    if control_planes == 0 || control_planes > etcd {
+    // Judged against --etcd only where that is a number one could have: one mistake, one complaint.
+    let possible = etcd.clamp(1, u64::from(MAX_ETCD));
+    let control_planes = raw.control_planes.unwrap_or(possible);
+    if control_planes == 0 || control_planes > possible {
         problems.push(Problem {
             field: "control-planes",
-            message: format!("{control_planes} with {etcd} controllers; accepted: 1 to {etcd} (the control plane runs on the first of the etcd machines)"),
+            message: format!("{control_planes} of {possible} controllers; accepted: 1 to {possible} (the control plane runs on the first of the etcd machines)"),
         });
     }
     let mut within = |field: &'static str, value: Option<u64>, default: u64, low: u64, high: u64, unit: &str| {
@@ -64,17 +68,24 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
             if let (Some(a), Some(b)) = (a, b)
                 && (a.contains(b) || b.contains(a))
             {
-                problems.push(Problem { field, message: format!("{a} overlaps --{other} {b}; accepted: ranges that share no address") });
+                problems.push(Problem {
+                    field,
+                    message: format!("{a} overlaps --{other} {b}; accepted: ranges that share no address"),
+                });
             }
         }
     }
     if raw.kernel.is_none() && raw.initrd.is_some() {
-        problems.push(Problem { field: "initrd", message: "needs --kernel; the image's own kernel has its own initrd".to_owned() });
+        problems
+            .push(Problem { field: "initrd", message: "needs --kernel; the image's own kernel has its own initrd".to_owned() });
     }
     if let Some(args) = &raw.kernel_args
         && (args.len() > 1024 || args.chars().any(|c| c.is_control() || !c.is_ascii()))
     {
-        problems.push(Problem { field: "kernel-args", message: "accepted: up to 1024 printable ASCII characters on one line".to_owned() });
+        problems.push(Problem {
+            field: "kernel-args",
+            message: "accepted: up to 1024 printable ASCII characters on one line".to_owned(),
+        });
     }
 
     let (Some(name), Some(pod_cidr), Some(service_cidr), true) = (name, pod_cidr, service_cidr, problems.is_empty()) else {
@@ -169,6 +180,9 @@ mod tests {
     fn all_problems_come_at_once() {
         let raw = RawSpec { etcd: Some(4), workers: Some(99), cpus: Some(0), cluster: Some("Ä".into()), ..RawSpec::default() };
         assert_eq!(fields(&raw), ["cluster", "etcd", "workers", "cpus"]);
+        for etcd in [0, 2, 8, u64::MAX] {
+            assert_eq!(fields(&RawSpec { etcd: Some(etcd), ..RawSpec::default() }), ["etcd"], "one mistake, one complaint");
+        }
     }
 
     #[test]

@@ -39,6 +39,9 @@ struct About {
     instance: Uuid,
     created: Timestamp,
     spec: ClusterSpec,
+    /// URI of the libvirt that it lives in, as libvirt resolved it.
+    #[serde(default)]
+    libvirt: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,7 +106,14 @@ impl ClusterDir {
             return Err(exists());
         }
         finish_removals(parent)?;
-        let about = About { format: FORMAT, name: spec.name.clone(), instance: Uuid::new_v4(), created: now, spec: spec.clone() };
+        let about = About {
+            format: FORMAT,
+            name: spec.name.clone(),
+            instance: super::draw_id(),
+            created: now,
+            spec: spec.clone(),
+            libvirt: None,
+        };
         let staged = parent.join(format!("{CREATING}{}-{}", about.name, about.instance.simple()));
         files::ensure_dir(&staged)?;
         for dir in ["pki", "ssh", "reports"] {
@@ -160,6 +170,10 @@ impl ClusterDir {
     pub fn created(&self) -> Timestamp {
         self.about.created
     }
+    /// The libvirt that it was made in; `None` before anything was.
+    pub fn libvirt(&self) -> Option<&str> {
+        self.about.libvirt.as_deref()
+    }
     /// What was asked for, as last saved.
     pub fn spec(&self) -> &ClusterSpec {
         &self.about.spec
@@ -192,6 +206,20 @@ impl ClusterDir {
         Ok(lock)
     }
 
+    /// Where what `up` makes will be, so that `down` looks there.
+    pub fn save_libvirt(&mut self, lock: &Lock, uri: &str) -> Result<(), StoreError> {
+        self.guarded(lock)?;
+        self.save_about(About { libvirt: Some(uri.to_owned()), ..self.about.clone() })
+    }
+
+    fn save_about(&mut self, about: About) -> Result<(), StoreError> {
+        if about != self.about {
+            write_json(&self.path.join(ABOUT), &about)?;
+            self.about = about;
+        }
+        Ok(())
+    }
+
     /// Writes a changed specification (the name stays).
     pub fn save_spec(&mut self, lock: &Lock, spec: &ClusterSpec) -> Result<(), StoreError> {
         self.guarded(lock)?;
@@ -199,12 +227,7 @@ impl ClusterDir {
             let what = format!("it is of {} and not of {}", self.about.name, spec.name);
             return Err(StoreError::Damaged { path: self.path.join(ABOUT), what });
         }
-        let about = About { spec: spec.clone(), ..self.about.clone() };
-        if about != self.about {
-            write_json(&self.path.join(ABOUT), &about)?;
-            self.about = about;
-        }
-        Ok(())
+        self.save_about(About { spec: spec.clone(), ..self.about.clone() })
     }
 
     pub fn save_plan(&self, lock: &Lock, plan: &Plan) -> Result<(), StoreError> {
@@ -215,6 +238,11 @@ impl ClusterDir {
     /// The plan as last saved; `None` when none was.
     pub fn load_plan(&self) -> Result<Option<Plan>, StoreError> {
         Ok(read_json::<PlanFile<Plan>>(&self.path.join(PLAN))?.map(|file| file.plan))
+    }
+
+    /// Where the journal is, for who reads it while it is open.
+    pub fn journal_path(&self) -> PathBuf {
+        self.path.join(JOURNAL)
     }
 
     /// Opens the journal for a run of `verb`; the history is what it said before.

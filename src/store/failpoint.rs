@@ -19,6 +19,13 @@ pub fn at(_: Class, _: &str) {}
 #[cfg(any(test, feature = "failpoints"))]
 pub use armed::at;
 
+/// In a test: the `number`th journal point that this thread passes unwinds instead of ending the process, so that fakes in
+/// memory outlive the run that was cut off. 0 takes it back. Returns how many points the thread has passed since the last call.
+#[cfg(test)]
+pub(crate) fn unwind_at(number: u64) -> u64 {
+    armed::UNWIND.with(|cell| cell.replace((number, 0)).1)
+}
+
 #[cfg(any(test, feature = "failpoints"))]
 mod armed {
     use super::Class;
@@ -51,8 +58,23 @@ mod armed {
         }
     }
 
+    #[cfg(test)]
+    thread_local! {
+        /// Where this thread unwinds, and the journal points it has passed.
+        pub(super) static UNWIND: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
+    }
+
     /// Passes a point, or ends the process there.
     pub fn at(class: Class, name: &str) {
+        #[cfg(test)]
+        if class == Class::Journal {
+            let (target, passed) = UNWIND.with(std::cell::Cell::get);
+            UNWIND.with(|cell| cell.set((target, passed + 1)));
+            if target == passed + 1 {
+                // Without the panic hook: nobody wants to read about it.
+                std::panic::resume_unwind(Box::new(format!("killed at {name}")));
+            }
+        }
         static ARMED: OnceLock<Armed> = OnceLock::new();
         let armed = ARMED.get_or_init(|| Armed {
             target: std::env::var("KTCW_FAIL_AT").ok().as_deref().and_then(parse),

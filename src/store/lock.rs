@@ -41,7 +41,7 @@ pub struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} ({}) since {}", self.pid, self.command, self.since)
+        write!(f, "process {} ({}) since {}", self.pid, self.command, self.since.strftime("%Y-%m-%d %H:%M:%S UTC"))
     }
 }
 

@@ -21,6 +21,12 @@ use files::FileError;
 use journal::JournalError;
 use std::path::PathBuf;
 
+/// An id nobody has: of a cluster at its making, or of one run in the journal. Everything else is derived from names.
+#[expect(clippy::disallowed_methods, reason = "the one place that draws")]
+pub fn draw_id() -> uuid::Uuid {
+    uuid::Uuid::new_v4()
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(transparent)]

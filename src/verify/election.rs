@@ -3,10 +3,10 @@
 //! Live means: renewed within the lease's own duration, by the clock of the node that was asked.
 
 use super::curl;
+use super::hint;
 use super::observe::Observed;
 use super::report::{Check, Finding, Group, list};
-use super::{hint, script};
-use crate::plan::Plan;
+use crate::plan::{ELECTIONS, Plan, lease_holder};
 use crate::spec::NodeName;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -63,7 +63,7 @@ fn lease(seen: &Observed, via: &NodeName, name: &str) -> Result<LeaseSeen, Strin
 
 pub fn judge(plan: &Plan, seen: &Observed) -> Vec<Check> {
     let one = |name: &&'static str| one(plan, seen, name).file(Group::LeaderElection, format!("lease.{name}"), None);
-    script::ELECTIONS.iter().map(one).collect()
+    ELECTIONS.iter().map(one).collect()
 }
 
 fn one(plan: &Plan, seen: &Observed, name: &'static str) -> Finding {
@@ -100,7 +100,7 @@ fn one(plan: &Plan, seen: &Observed, name: &'static str) -> Finding {
     let Some(LeaseSeen { spec, age_s, via }) = newest else { return nobody().seen(facts).hint(look) };
     let duration = spec.lease_duration_seconds;
     // `<hostname>_<uuid>`
-    let host = spec.holder_identity.split('_').next().unwrap_or_default();
+    let host = lease_holder(&spec.holder_identity);
     let ours = plan.control_planes().any(|node| node.name.to_string() == host);
     let finding = if spec.holder_identity.is_empty() {
         Finding::fail("nobody holds it")

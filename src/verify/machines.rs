@@ -3,9 +3,10 @@
 //! It knows units and files by the plan alone, and etcd or Kubernetes not at all.
 
 use super::hint;
-use super::observe::{ClockSeen, Link, NodeSeen, Observed};
+use super::observe::{Link, NodeSeen, Observed};
 use super::report::{Check, Finding, Group, list, one_line};
 use super::sections::Sections;
+use crate::guest::clock::ClockSeen;
 use crate::plan::{NodePlan, Plan};
 use std::collections::BTreeMap;
 

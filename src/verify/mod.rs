@@ -17,7 +17,8 @@ pub mod sections;
 mod tests;
 mod workers;
 
-pub use observe::{Clock, Observed, observe};
+pub use crate::guest::clock::Clock;
+pub use observe::{Observed, observe};
 pub use report::{Check, Group, Report};
 
 use crate::event::{Event, Events, Verdict};

@@ -5,19 +5,17 @@
 use super::script::{self, Deadlines};
 use super::sections::Sections;
 use super::{etcd, workers};
+use crate::guest::clock::{self, Clock, ClockSeen};
 use crate::guest::{Cmd, Guest, GuestError};
 use crate::plan::{NodePlan, Plan};
 use crate::spec::NodeName;
 use futures::future::join_all;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A script's answer, or why there is none.
 pub type Answer = Result<Sections, String>;
-/// The host's clock, passed in.
-pub type Clock<'a> = &'a (dyn Fn() -> Timestamp + Send + Sync);
 
 /// Bytes kept of one answer.
 const MOST_BYTES: usize = 4 << 20;
@@ -37,14 +35,6 @@ pub enum Link {
         pinned: String,
     },
     Down(String),
-}
-
-/// A guest's clock against the host's, in seconds: positive when the guest is ahead.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClockSeen {
-    pub ahead_s: f64,
-    /// Half the round trip: the truth is within `ahead_s ± uncertain_s`.
-    pub uncertain_s: f64,
 }
 
 /// What one node said.
@@ -136,52 +126,17 @@ async fn node_seen(
 }
 
 /// The first question is the clock, alone: it needs a short round trip, and tells whether there is a way in.
-/// Asked again when the trip was long; the shortest trip counts.
 pub(super) async fn clock_seen(
     plan: &Plan,
     node: &NodePlan,
     guest: &dyn Guest,
-    clock: Clock<'_>,
+    now: Clock<'_>,
 ) -> (Link, Result<ClockSeen, String>) {
-    let mut best: Result<ClockSeen, String> = Err("it was not read".to_owned());
-    for _ in 0..3 {
-        let before = clock();
-        let cmd = Cmd { limit: 4096, ..Cmd::new(script::CLOCK, Deadlines::of(plan).script) };
-        let output = match guest.run(&node.name, cmd).await {
-            Ok(output) => output,
-            Err(_) if best.is_ok() => break,
-            Err(GuestError::HostKey { addr, seen, pinned, .. }) => {
-                return (Link::HostKey { addr, seen, pinned }, Err("no SSH".to_owned()));
-            }
-            Err(error) => return (Link::Down(error.to_string()), Err("no SSH".to_owned())),
-        };
-        let seen = compare(before, &output.stdout_text(), clock());
-        let better = match (&best, &seen) {
-            (Ok(best), Ok(seen)) => seen.uncertain_s < best.uncertain_s,
-            (Ok(_), Err(_)) => false,
-            (Err(_), _) => true,
-        };
-        if better {
-            best = seen;
-        }
-        if best.as_ref().is_ok_and(|best| best.uncertain_s < 0.25) {
-            break;
-        }
+    match clock::read(guest, &node.name, now, Deadlines::of(plan).script).await {
+        Ok(seen) => (Link::Up, seen),
+        Err(GuestError::HostKey { addr, seen, pinned, .. }) => (Link::HostKey { addr, seen, pinned }, Err("no SSH".to_owned())),
+        Err(error) => (Link::Down(error.to_string()), Err("no SSH".to_owned())),
     }
-    (Link::Up, best)
-}
-
-/// A guest's time, read between two looks at the host's clock.
-pub(super) fn compare(before: Timestamp, said: &str, after: Timestamp) -> Result<ClockSeen, String> {
-    let wrong = || format!("date said {:?}", super::report::one_line(said));
-    let (seconds, nanos) = said.trim().split_once('.').ok_or_else(wrong)?;
-    let seconds: i128 = seconds.parse().map_err(|_| wrong())?;
-    let nanos: i128 = Some(nanos).filter(|nanos| nanos.len() == 9).and_then(|nanos| nanos.parse().ok()).ok_or_else(wrong)?;
-    let guest = seconds * 1_000_000_000 + nanos;
-    let (before, after) = (before.as_nanosecond(), after.as_nanosecond());
-    #[expect(clippy::cast_precision_loss, reason = "a difference of two clocks, shown with milliseconds")]
-    let seconds = |nanos: i128| nanos as f64 / 1e9;
-    Ok(ClockSeen { ahead_s: seconds(2 * guest - before - after) / 2.0, uncertain_s: seconds(after - before).max(0.0) / 2.0 })
 }
 
 /// A script that takes too long is ended on the node, a little before we would give up: what it printed until then still counts.
@@ -257,6 +212,7 @@ async fn rounds(
         if settled || rounds.len() == ROUNDS {
             break;
         }
+        #[expect(clippy::disallowed_methods, reason = "the space between two rounds of one measurement, not a wait")]
         tokio::time::sleep(pause).await;
     }
     rounds

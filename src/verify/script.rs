@@ -4,20 +4,16 @@
 
 use super::curl::{self, Order, Patience, Request, Tls};
 use crate::guest::quote;
-use crate::plan::{Ca, Content, FilePlan, NodePlan, PkiItem, Plan};
+use crate::plan::{Ca, Content, ELECTIONS, FilePlan, NodePlan, PkiItem, Plan};
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Prints the node's clock: seconds and nanoseconds since the epoch.
-pub const CLOCK: &str = "date +%s.%N";
 /// Where the witness pods run, and the Service in front of them.
 pub const NAMESPACE: &str = "ktcw-system";
 pub const WITNESS: &str = "witness";
 /// The witness Service's name, as a pod resolves it.
 pub const WITNESS_NAME: &str = "witness.ktcw-system.svc.cluster.local";
-/// The leases of the components that elect a leader.
-pub const ELECTIONS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 /// systemd properties asked of every unit.
 const UNIT_PROPERTIES: &str = "Id,LoadState,Type,ActiveState,SubState,Result,NRestarts,ActiveEnterTimestampMonotonic";
 

@@ -47,6 +47,34 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     taken.exits(69).says("somebody-elses");
     assert_ne!(foreign.code, 0, "the other network was still there, untouched");
 
+    step("a stranger's machine of our name, and a cluster of that name in another state directory, stay as they are");
+    for (name, says, metadata) in [
+        ("taken-controller-0", "not of this program", String::new()),
+        (
+            "shared-controller-0",
+            "/home/ann/clusters/shared",
+            "<metadata><ktcw:cluster xmlns:ktcw='https://ktcw-vm.invalid/ns/1' name='shared' node='controller-0' \
+             instance='00000000-0000-0000-0000-000000000007' state-dir='/home/ann/clusters/shared' plan='0'/></metadata>"
+                .to_owned(),
+        ),
+    ] {
+        let path = std::env::temp_dir().join(format!("ktcw-domain-{}.xml", std::process::id()));
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name>{metadata}<memory unit='MiB'>64</memory>\
+             <os><type arch='x86_64'>hvm</type></os></domain>"
+        );
+        std::fs::write(&path, xml).expect("write");
+        virsh(&["define", &path.display().to_string()]).exits(0);
+        let defined = virsh(&["dumpxml", name]).out;
+        let cluster = name.trim_end_matches("-controller-0");
+        let refused = ran(&["up", "-c", cluster, "--etcd", "1", "--workers", "0"]);
+        let after = virsh(&["dumpxml", name]).out;
+        virsh(&["undefine", name]).exits(0);
+        std::fs::remove_file(&path).expect("remove");
+        refused.exits(69).says(name).says(says);
+        assert_eq!(after, defined, "{name} was not touched");
+    }
+
     assert!(!state.exists(), "a refusal makes no directory");
     assert_eq!(libvirt_names(), before);
 }

@@ -1,11 +1,12 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
 use crate::rig::{Remove, Rig, artefacts, command, eventually, libvirt_names, step, virsh};
+use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NODES: [&str; 5] = ["controller-0", "controller-1", "controller-2", "worker-0", "worker-1"];
 
@@ -19,6 +20,9 @@ fn three_controllers_and_two_workers() {
     let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
     step(&up.out);
     step(&format!("up took {:.1} s", up.took.as_secs_f64()));
+    // Ten seconds are promised on a machine that raises the cluster in a minute; one that needs longer for that gets more.
+    let patience = Duration::from_secs(10).mul_f64((up.took.as_secs_f64() / 60.0).max(1.0));
+    step(&format!("the API has {:.0} s to come back after a failure", patience.as_secs_f64()));
     verify_is_green_and_quick(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);
@@ -26,16 +30,14 @@ fn three_controllers_and_two_workers() {
     secrets_are_where_they_belong(&rig);
     a_stopped_unit_is_named(&rig);
     a_wrong_host_key_is_named(&rig);
-    any_controller_may_lose_power(&rig);
+    a_dead_apiserver_gives_the_address_away(&rig, patience);
+    any_controller_may_lose_power(&rig, patience);
     a_removed_member_is_named(&rig);
 
     step("down leaves nothing");
     rig.run(&["down", "--yes"]).exits(0);
-    let after: Vec<String> = libvirt_names().into_iter().filter(|name| name != "pool ktcw.images").collect();
-    assert_eq!(after, before);
+    assert_eq!(libvirt_names(), before);
     assert!(!rig.dir().exists());
-    let volumes = virsh(&["vol-list", "ktcw.images"]).exits(0).out;
-    assert!(!volumes.contains("controller-") && !volumes.contains("worker-"), "{volumes}");
     rig.run(&["down", "--yes"]).exits(0).says("nothing to do");
 }
 
@@ -43,7 +45,7 @@ fn verify_is_green_and_quick(rig: &Rig) {
     let ran = rig.run(&["verify", "--format", "json"]).exits(0);
     step(&format!("verify took {:.1} s: {} checks", ran.took.as_secs_f64(), ran.json()["checks"].as_array().map_or(0, Vec::len)));
     rig.verifies();
-    rig.run(&["verify"]).exits(0).says("controller-2");
+    rig.run(&["verify"]).exits(0).says("controller-0…2");
 }
 
 /// Boot ids, serials and the term say whether anything was touched.
@@ -77,13 +79,19 @@ fn a_second_up_changes_nothing(rig: &Rig) {
     assert_eq!(identity(rig), first);
     step("another shape is refused, and nothing happens");
     rig.up(&["--etcd", "5", "--workers", "2"]).exits(2).says("cannot be changed in place");
+    rig.run(&["up", "--isolated", "--kernel-args", "quiet"]).exits(2).says("--isolated").says("--kernel-args");
+    step("another libvirt has nothing of it, and is not asked to remove it");
+    rig.run(&["down", "--yes", "--connect", "test:///default"]).exits(2).says("lives in the libvirt at");
+    step("without flags it is what it was made as");
+    rig.run(&["up", "--no-verify"]).exits(0).says("nothing to do");
     assert_eq!(identity(rig), first);
 }
 
 fn the_tools_work(rig: &Rig) {
     step("kubectl, etcdctl, logs, status, list, certs, kubeconfig, ssh, plan, proxy, cloud-init schema");
     let nodes = rig.run(&["kubectl", "get", "nodes", "-o", "json"]).exits(0).json();
-    let names: Vec<&str> = nodes["items"].as_array().expect("items").iter().filter_map(|n| n["metadata"]["name"].as_str()).collect();
+    let names: Vec<&str> =
+        nodes["items"].as_array().expect("items").iter().filter_map(|n| n["metadata"]["name"].as_str()).collect();
     assert_eq!(names, ["worker-0", "worker-1"]);
     let members = rig.run(&["etcdctl", "member", "list", "-w", "json"]).exits(0).json();
     assert_eq!(members["members"].as_array().map(Vec::len), Some(3));
@@ -134,18 +142,26 @@ fn the_tools_work(rig: &Rig) {
     assert_eq!((&answer["code"], &answer["reason"]), (&403.into(), &"Forbidden".into()), "{said}");
 }
 
-/// Every `ktcw-vm …` line in the README's tour runs as it stands and exits 0.
+/// The README's tour, typed line by line into one shell: every line exits 0, and the request without a name is refused.
 fn the_readme_tells_the_truth(rig: &Rig) {
     let readme = include_str!("../../README.md");
     let tour = readme.split("<!-- tour -->").nth(1).expect("README.md has a part between two <!-- tour --> marks");
     let commands: Vec<&str> = tour.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
-    assert!(commands.len() >= 8, "the tour is a tour: {commands:?}");
+    assert!(commands.len() >= 15, "the tour is a tour: {commands:?}");
     let bin = std::path::Path::new(env!("CARGO_BIN_EXE_ktcw-vm")).parent().expect("a directory").display().to_string();
-    for line in commands {
-        step(&format!("README: {line}"));
-        let script = format!("set -eo pipefail; export KTCW_CLUSTER={} PATH={bin}:$PATH; {line}", rig.cluster);
-        command("timeout", &["120", "bash", "-c", &script]).exits(0);
+    let place = tempfile::tempdir().expect("a directory");
+    let mut script = format!("set -em\nexport KTCW_CLUSTER={} PATH={bin}:$PATH\ncd {}\n", rig.cluster, place.path().display());
+    for line in &commands {
+        script.push_str(&format!("echo {}\n{line}\n", quote(&format!("### {line}"))));
     }
+    let ran = command("timeout", &["300", "bash", "-c", &script]).exits(0);
+    step(&format!("the README's tour: {} commands in {:.1} s", commands.len(), ran.took.as_secs_f64()));
+    for part in
+        ["| controller-2 |", "/registry/", "\"kind\":\"APIService\"", "\"code\": 403", "\"APIVersions\"", "--leader-elect"]
+    {
+        assert!(ran.out.contains(part), "{part} is not in\n{}", ran.out);
+    }
+    std::fs::write(artefacts().join("tour.txt"), &ran.out).expect("kept");
 }
 
 fn secrets_are_where_they_belong(rig: &Rig) {
@@ -187,26 +203,48 @@ fn a_wrong_host_key_is_named(rig: &Rig) {
     rig.verifies();
 }
 
-/// Pulls each controller's plug in turn and asks for the API through the virtual address, as a client would.
-fn any_controller_may_lose_power(rig: &Rig) {
+/// Asks for the API through the virtual address, as a client would, until it answers three times in a row on new connections:
+/// one answer may come from the last breath of the dead.
+fn answers_again(rig: &Rig, patience: Duration) -> Duration {
     let ca = rig.dir().join("ca.pem").display().to_string();
     let url = format!("https://{}:6443/readyz", rig.vip());
+    let mut row = 0;
+    eventually("the API answers through the virtual address", patience, || {
+        let answer = command("curl", &["--silent", "--max-time", "1", "--cacert", &ca, &url]);
+        row = if answer.out == "ok" { row + 1 } else { 0 };
+        row == 3
+    })
+}
+
+fn vip_holder(rig: &Rig) -> String {
+    let status = rig.run(&["status", "-o", "json"]).exits(0).json();
+    status["vip_holder"].as_str().expect("somebody holds the address").to_owned()
+}
+
+fn a_dead_apiserver_gives_the_address_away(rig: &Rig, patience: Duration) {
+    step("the API server on the holder of the virtual address stops");
+    let holder = vip_holder(rig);
+    rig.on(&holder, "systemctl stop kube-apiserver");
+    let outage = answers_again(rig, patience);
+    let now = vip_holder(rig);
+    step(&format!("the address went from {holder} to {now}, the API answers after {:.1} s", outage.as_secs_f64()));
+    assert_ne!(now, holder);
+    rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
+}
+
+/// Pulls each controller's plug in turn.
+fn any_controller_may_lose_power(rig: &Rig, patience: Duration) {
     let mut outages = BTreeMap::new();
     for node in &NODES[..3] {
-        let holder = rig.run(&["status", "-o", "json"]).exits(0).json()["vip_holder"].clone();
+        let holder = vip_holder(rig);
         virsh(&["destroy", &format!("ha3-{node}")]).exits(0);
-        let begin = Instant::now();
-        // Three answers in a row, on new connections: one may have come from the last breath of the dead.
-        let mut row = 0;
-        eventually("the API answers through the virtual address", Duration::from_secs(10), || {
-            let answer = command("curl", &["--silent", "--max-time", "1", "--cacert", &ca, &url]);
-            row = if answer.out == "ok" { row + 1 } else { 0 };
-            row == 3
-        });
-        let outage = begin.elapsed();
-        step(&format!("{node} off (VIP was on {holder}): the API answers after {:.1} s", outage.as_secs_f64()));
+        let outage = answers_again(rig, patience);
+        step(&format!("{node} off (the address was on {holder}): the API answers after {:.1} s", outage.as_secs_f64()));
         outages.insert((*node).to_owned(), outage.as_millis() as u64);
-        let back = rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
+        let back = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0);
+        step(back.out.split("machines\n  pass").next().unwrap_or_default());
+        let cycles = rig.on(node, "journalctl -b -q --grep 'ordering cycle' || true");
+        assert_eq!(cycles, "", "{node}: systemd drops jobs of such a boot");
         step(&format!("{node} is back and verified after {:.1} s", back.took.as_secs_f64()));
     }
     let json = serde_json::to_string_pretty(&outages).expect("JSON");

@@ -1,9 +1,19 @@
 //! The VM suite: the real program, real machines. `setup/e2e.sh` starts it in a namespace with a libvirt of its own.
 //!
-//! `smoke` runs in `make test`; the rest in `make e2e`; tests that take hours belong to `make e2e-full` and say so
-//! when they are passed over. One cluster serves many checks, because booting it is what costs.
+//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes` and `drills` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
+//! chooses by name. One cluster serves many checks, because booting it is what costs.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test may fail loudly, says what it does, and waits for real machines"
+)]
 
 mod bad_input;
+mod bench;
+mod drills;
 mod ha3;
 mod rig;
 mod sizes;

@@ -43,10 +43,6 @@ pub fn mode() -> String {
     std::env::var("KTCW_E2E_MODE").expect("started by setup/e2e.sh")
 }
 
-pub fn suite() -> String {
-    std::env::var("KTCW_E2E").expect("started by setup/e2e.sh")
-}
-
 /// Where reports of a run go that are worth keeping.
 pub fn artefacts() -> PathBuf {
     PathBuf::from(std::env::var_os("KTCW_E2E_ARTEFACTS").expect("started by setup/e2e.sh"))
@@ -77,6 +73,10 @@ impl Rig {
         let mut all = vec![*verb, "-c", self.cluster];
         all.extend(rest);
         program(&all)
+    }
+
+    pub fn accel(&self) -> &[String] {
+        &self.accel
     }
 
     pub fn up(&self, flags: &[&str]) -> Ran {
@@ -165,7 +165,11 @@ pub fn virsh(words: &[&str]) -> Ran {
 /// All domains, networks, pools that libvirt knows, one a line.
 pub fn libvirt_names() -> Vec<String> {
     let mut names = Vec::new();
-    for (kind, words) in [("domain", ["list", "--all", "--name"]), ("network", ["net-list", "--all", "--name"]), ("pool", ["pool-list", "--all", "--name"])] {
+    for (kind, words) in [
+        ("domain", ["list", "--all", "--name"]),
+        ("network", ["net-list", "--all", "--name"]),
+        ("pool", ["pool-list", "--all", "--name"]),
+    ] {
         names.extend(virsh(&words).exits(0).out.split_whitespace().map(|name| format!("{kind} {name}")));
     }
     names

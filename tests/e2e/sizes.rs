@@ -1,6 +1,6 @@
-//! Other sizes and accelerations, for `make e2e-full` (an hour and more).
+//! Other sizes and accelerations: `make e2e-full`.
 
-use crate::rig::{Remove, Rig, step, suite};
+use crate::rig::{Remove, Rig, step};
 
 fn comes_up(rig: &Rig, flags: &[&str]) {
     let _guard = Remove(rig);
@@ -11,32 +11,17 @@ fn comes_up(rig: &Rig, flags: &[&str]) {
     rig.run(&["down", "--yes"]).exits(0);
 }
 
-/// `true` in the full suite; elsewhere says what is not being tested.
-fn full(what: &str) -> bool {
-    let full = suite() == "full";
-    if !full {
-        step(&format!("left to make e2e-full: {what}"));
-    }
-    full
-}
-
 #[test]
 fn five_controllers_and_three_workers() {
-    if full("--etcd 5 --workers 3") {
-        comes_up(&Rig::native("ha5"), &["--etcd", "5", "--workers", "3", "--controller-mem", "1152"]);
-    }
+    comes_up(&Rig::native("ha5"), &["--etcd", "5", "--workers", "3", "--controller-mem", "1152"]);
 }
 
 #[test]
 fn one_control_plane_on_three_etcd_members() {
-    if full("--control-planes 1") {
-        comes_up(&Rig::native("cp1"), &["--etcd", "3", "--control-planes", "1", "--workers", "1"]);
-    }
+    comes_up(&Rig::native("cp1"), &["--etcd", "3", "--control-planes", "1", "--workers", "1"]);
 }
 
 #[test]
 fn three_and_two_under_emulation_start_one_after_the_other() {
-    if full("--etcd 3 --workers 2 under TCG") {
-        comes_up(&Rig::emulated("ha3-tcg"), &["--etcd", "3", "--workers", "2"]);
-    }
+    comes_up(&Rig::emulated("ha3-tcg"), &["--etcd", "3", "--workers", "2"]);
 }

@@ -15,5 +15,8 @@ fn a_small_cluster_comes_up_under_emulation_with_the_images_own_kernel() {
     assert_eq!(plan["timers"]["staged"], true);
     let verify = rig.run(&["verify", "--format", "json"]).exits(0);
     step(&format!("verify under TCG took {:.1} s", verify.took.as_secs_f64()));
+    step("a drill whose target is not there is refused");
+    rig.run(&["drill", "run", "leader-kill"]).exits(2).says("nothing was injected").says("needs 3 etcd members");
+    rig.run(&["drill", "run", "kubelet-stop"]).exits(2).says("nothing was injected").says("needs 1 workers");
     rig.run(&["down", "--yes"]).exits(0);
 }

@@ -5,7 +5,7 @@
 use super::connection::{is_absent, pause, present, refused, unreadable};
 use super::{transfer, volumes};
 use crate::host::{Done, HostError, Mark, PoolSeen, guard, whose, xml};
-use crate::plan::StoragePlan;
+use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan};
 use crate::spec::ClusterName;
 use nix::sys::statfs;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,6 @@ pub const KIND: &str = "storage pool";
 /// Holds the whole mark as JSON, for messages and for people who look into the directory. Ownership itself is in the
 /// pool's path, which is there from the moment the pool is defined, and also while it is inactive.
 const MARK_VOLUME: &str = "ktcw-mark.json";
-
-/// Prefix of our pools' names (`StoragePlan`).
-const PREFIX: &str = "ktcw-";
 
 /// A pool refuses to be refreshed or stopped while volumes are made in it; that is waited for.
 const BUSY: Duration = Duration::from_secs(120);
@@ -57,7 +54,8 @@ pub fn observe(conn: &Connect) -> Result<Vec<PoolSeen>, HostError> {
     for pool in all {
         let Some(found) = describe(&pool)? else { continue };
         let active = present(pool.is_active(), KIND, &found.name)?.unwrap_or(false);
-        let of_ours = found.name.starts_with(PREFIX);
+        let images = found.name == IMAGE_POOL;
+        let of_ours = images || found.name.starts_with(POOL_PREFIX);
         let mut one = PoolSeen {
             name: found.name.clone(),
             uuid: found.uuid,
@@ -71,6 +69,9 @@ pub fn observe(conn: &Connect) -> Result<Vec<PoolSeen>, HostError> {
                 // Sizes are those of the last refresh. A pool that is busy keeps its old ones.
                 let _ = pool.refresh(0);
                 one.volumes = volumes::observe(&pool)?;
+                if images {
+                    one.volumes = volumes::complete(one.volumes);
+                }
                 one.mark = one.mark.map(|mark| full_mark(&pool, mark));
             }
             one.available = present(pool.info(), KIND, &found.name)?.map(|info| info.available);
@@ -113,9 +114,11 @@ pub fn remove_empty_images(conn: &Connect, plan: &StoragePlan) -> Result<Done, H
     };
     if active(&pool, name)? || pool.create(0).is_ok() {
         when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
-        if !volumes::observe(&pool)?.is_empty() {
+        if !volumes::complete(volumes::observe(&pool)?).is_empty() {
             return Ok(Done::Unchanged);
         }
+        // What an upload that broke off left behind.
+        volumes::remove_all(&pool, "")?;
     }
     dismantle(&pool, name)
 }
@@ -227,7 +230,7 @@ fn owner(found: &xml::PoolXml) -> Option<Mark> {
     let (cluster, instance) = Path::new(found.path.as_deref()?).file_name()?.to_str()?.split_once('.')?;
     let cluster = ClusterName::parse(cluster).ok()?;
     let instance = Uuid::parse_str(instance).ok()?;
-    (found.name == format!("{PREFIX}{cluster}")).then_some(Mark { cluster, instance, state_dir: String::new() })
+    (found.name == format!("{POOL_PREFIX}{cluster}")).then_some(Mark { cluster, instance, state_dir: String::new() })
 }
 
 /// The mark with its state directory, when the volume that holds it can be read and agrees.
@@ -281,7 +284,7 @@ mod tests {
             ("ktcw-lab", format!("/x/other.{instance}")),
             ("lab", format!("/x/lab.{instance}")),
             ("ktcw-lab", "/x/lab".to_owned()),
-            ("ktcw-images", "/x/images".to_owned()),
+            ("ktcw.images", "/x/images".to_owned()),
             ("ktcw-lab", "/x/lab.not-a-uuid".to_owned()),
         ] {
             assert_eq!(owner(&pool(name, &path)), None, "{name} {path}");

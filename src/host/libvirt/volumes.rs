@@ -8,7 +8,9 @@ use super::transfer::{self, Broken};
 use crate::host::xml::{self, NewVolume};
 use crate::host::{Done, HostError, Mark, Progress, VolumeFormat, VolumeSeen};
 use crate::plan::StoragePlan;
+use sha2::{Digest, Sha256};
 use std::fs::{File, TryLockError};
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use virt::connect::Connect;
@@ -43,6 +45,12 @@ pub fn observe(pool: &StoragePool) -> Result<Vec<VolumeSeen>, HostError> {
     Ok(seen)
 }
 
+/// Of an image pool's volumes those whose upload was finished, without the marks that say so.
+pub fn complete(all: Vec<VolumeSeen>) -> Vec<VolumeSeen> {
+    let names: std::collections::BTreeSet<String> = all.iter().map(|volume| volume.name.clone()).collect();
+    all.into_iter().filter(|volume| names.contains(&complete_mark(&volume.name))).collect()
+}
+
 /// Uploads `file` into the image pool. One program at a time does it: they take turns on the file itself, with a lock
 /// that the kernel releases when its holder dies.
 pub fn ensure_image(
@@ -54,7 +62,7 @@ pub fn ensure_image(
     progress: &mut Progress<'_>,
 ) -> Result<Done, HostError> {
     let unread = |source| HostError::File { path: file.display().to_string(), source };
-    let mut source = File::open(file).map_err(unread)?;
+    let source = File::open(file).map_err(unread)?;
     let length = source.metadata().map_err(unread)?.len();
     let pool = pools::images(conn, plan)?;
     if is_complete(&pool, name, length)? {
@@ -70,7 +78,14 @@ pub fn ensure_image(
     // Bytes go in as they are. libvirt finds out the format by itself when it looks at the pool again.
     let raw = NewVolume { name, capacity: length, format: VolumeFormat::Raw, backing: None, public: true };
     let volume = create_anew(&pool, &raw)?;
+    let mut source = Digesting { source, sha256: Sha256::new() };
     transfer::upload(&pool, &volume, &mut source, length, progress).map_err(|broken| unsent(name, file, broken))?;
+    if let Some(wanted) = digest_in(name)
+        && !source.hex().starts_with(wanted)
+    {
+        delete(&pool, name)?;
+        return Err(HostError::Damaged { path: file.display().to_string(), volume: name.to_owned() });
+    }
     if format == VolumeFormat::Qcow2 {
         // Overlays need its virtual size, which libvirt reads at a refresh.
         pools::when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", pools::KIND, &plan.image_pool, &error))?;
@@ -84,6 +99,32 @@ pub fn ensure_image(
     let mark = complete_mark(name);
     create(&pool, &NewVolume { name: &mark, capacity: 0, format: VolumeFormat::Raw, backing: None, public: true })?;
     Ok(Done::Changed)
+}
+
+/// The digest that is part of an image volume's name (`StoragePlan`): `base-<16 hex digits>.qcow2`.
+fn digest_in(name: &str) -> Option<&str> {
+    let digest = name.rsplit_once('-')?.1.split('.').next()?;
+    (digest.len() == 16 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digest)
+}
+
+/// What is uploaded is digested on its way, so that a file that went bad on this disk does not become every node's.
+struct Digesting {
+    source: File,
+    sha256: Sha256,
+}
+
+impl Digesting {
+    fn hex(&self) -> String {
+        self.sha256.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Read for Digesting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.source.read(buffer)?;
+        self.sha256.update(buffer.get(..got).unwrap_or_default());
+        Ok(got)
+    }
 }
 
 /// The mark of completeness goes first: an image that is half removed is no image.

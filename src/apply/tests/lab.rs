@@ -1,0 +1,380 @@
+//! A cluster without machines: `FakeHost` for libvirt, and nodes and API servers that follow from what runs on it.
+//! The tests of `apply` bring it up, break it and take it away; state outlives a run, as real machines do.
+//! It knows the rules that `up` relies on (who needs whom), so steps in a wrong order fail here as they would there.
+
+use crate::api::{ApiError, ApiServers};
+use crate::apply::World;
+use crate::guest::fake::{FakeGuests, Reply};
+use crate::guest::{Cmd, Guest, GuestError, keys};
+use crate::host::fake::{FakeHost, Strike};
+use crate::host::{DomainState, Host, HostSeen, Mark};
+use crate::pki::{Keyring, Lifetimes};
+use crate::plan::{Accel, CpuModel, NodePlan, Plan, Resolved, plan, samples};
+use crate::spec::{NodeName, RawSpec, validate};
+use crate::store::{SshKey, SshKeys};
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Stands for every file that is uploaded.
+const FILE: &str = "Cargo.toml";
+
+pub fn sample(name: &str, etcd: u64, workers: u64) -> Arc<Plan> {
+    let raw = RawSpec { cluster: Some(name.into()), etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() };
+    let third = if name == "other" { 78 } else { 77 };
+    let subnet = ipnet::Ipv4Net::new(Ipv4Addr::new(192, 168, third, 0), 24).expect("a /24");
+    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
+    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None }))
+}
+
+fn mark(plan: &Plan) -> Mark {
+    Mark { cluster: plan.cluster.clone(), instance: Uuid::from_u128(7), state_dir: format!("/state/{}", plan.cluster) }
+}
+
+fn noon() -> Timestamp {
+    Timestamp::from_second(1_795_000_000).expect("a time")
+}
+
+/// What a machine remembers.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Machine {
+    asked: bool,
+    booted: bool,
+    ahead_s: f64,
+    units: BTreeSet<String>,
+}
+
+/// All that can be compared about a cluster after a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    host: HostSeen,
+    machines: BTreeMap<NodeName, Machine>,
+    manifests: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Leaves only what carries this mark, and the images.
+    pub fn of(mut self, mark: &Mark) -> Snapshot {
+        let ours = |other: &Option<Mark>| other.as_ref() == Some(mark);
+        self.host.domains.retain(|domain| ours(&domain.mark));
+        self.host.networks.retain(|network| ours(&network.mark));
+        self.host.pools.retain(|pool| ours(&pool.mark));
+        self
+    }
+}
+
+#[derive(Default)]
+struct Inside {
+    machines: BTreeMap<NodeName, Machine>,
+    manifests: BTreeSet<String>,
+    /// Changes inside nodes and at the API so far.
+    effects: Vec<String>,
+    strike: Option<(usize, Strike)>,
+    /// Id of a step that cannot succeed.
+    broken: Option<String>,
+}
+
+pub struct Lab {
+    pub host: Arc<FakeHost>,
+    pub plan: Arc<Plan>,
+    pub mark: Mark,
+    inside: Mutex<Inside>,
+}
+
+impl Lab {
+    /// Nothing of ours on the host, but strangers' things and a cluster of another state directory.
+    pub fn new(plan: &Arc<Plan>) -> Arc<Lab> {
+        let host = FakeHost::new();
+        host.add_foreign_domain("somebody-elses", Uuid::from_u128(99));
+        host.add_foreign_network("default", Uuid::from_u128(98), "192.168.122.0/24".parse().expect("net"));
+        host.add_foreign_pool("default", Uuid::from_u128(97));
+        let other = sample("other", 1, 0);
+        let theirs = Mark { instance: Uuid::from_u128(8), ..mark(&other) };
+        host.ensure_network(&other.network, &theirs).expect("made");
+        host.ensure_pools(&other.storage, &theirs).expect("made");
+        host.ensure_domain(&other.nodes[0].domain, &other.storage, &other.nodes[0].name, &theirs).expect("made");
+        let machines = plan.nodes.iter().map(|node| (node.name.clone(), Machine { ahead_s: -0.7, ..Machine::default() }));
+        let inside = Inside { machines: machines.collect(), ..Inside::default() };
+        Arc::new(Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside: Mutex::new(inside) })
+    }
+
+    /// The edges of one run over this lab; `lost`: the command of that number, counted from 0, loses its connection.
+    pub fn world(self: &Arc<Self>, lost: Option<usize>) -> (Arc<World>, Arc<FakeGuests>) {
+        let lab = self.clone();
+        let mut guests = FakeGuests::new().with("", move |node, cmd| lab.answer(node, cmd));
+        if let Some(at) = lost {
+            let (node, reason) = (NodeName::controller(0), "Keepalive timeout".to_owned());
+            guests = guests.fail_at(at, GuestError::Lost { node, command: "any".to_owned(), reason });
+        }
+        let guests = Arc::new(guests);
+        let (keyring, ssh) = credentials(&self.plan);
+        let world = World {
+            host: self.host.clone(),
+            guest: guests.clone() as Arc<dyn Guest>,
+            api: Arc::new(Servers(self.clone())),
+            keyring,
+            ssh,
+            mark: self.mark.clone(),
+            clock: noon,
+            base: FILE.into(),
+            kernel: FILE.into(),
+            initrd: Some(FILE.into()),
+        };
+        (Arc::new(world), guests)
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let inside = self.lock();
+        Snapshot {
+            host: self.host.observe().expect("observed"),
+            machines: inside.machines.clone(),
+            manifests: inside.manifests.clone(),
+        }
+    }
+
+    /// What libvirt shows but the images that all clusters share.
+    pub fn host_seen(&self) -> HostSeen {
+        let mut seen = self.host.observe().expect("observed");
+        seen.pools.retain(|pool| pool.name != self.plan.storage.image_pool);
+        seen
+    }
+
+    /// The step of that id cannot succeed until it is `None` again.
+    pub fn break_step(&self, id: Option<&str>) {
+        self.lock().broken = id.map(str::to_owned);
+    }
+
+    /// The `k`-th change inside a node or at the API from now on is cut off.
+    pub fn fail_inside(&self, k: usize, strike: Strike) {
+        let mut inside = self.lock();
+        inside.strike = Some((inside.effects.len() + k, strike));
+    }
+
+    pub fn effects(&self) -> Vec<String> {
+        self.lock().effects.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn broken(&self, id: &str) -> bool {
+        self.lock().broken.as_deref() == Some(id)
+    }
+
+    fn running(&self, node: &NodePlan) -> bool {
+        let seen = self.host.observe().expect("observed");
+        seen.domains.iter().any(|domain| domain.name == node.domain.name && domain.state == DomainState::Running)
+    }
+
+    fn active(&self, node: &NodePlan, unit: &str) -> bool {
+        self.running(node) && self.lock().machines[&node.name].units.contains(unit)
+    }
+
+    fn quorum(&self) -> bool {
+        let members = self.plan.controllers().filter(|node| self.active(node, "etcd.service")).count();
+        members > self.plan.controllers().count() / 2
+    }
+
+    fn serves(&self, node: &NodePlan) -> bool {
+        self.quorum() && self.active(node, "kube-apiserver.service") && !self.broken(&format!("apiserver ready {}", node.name))
+    }
+
+    fn vip_answers(&self) -> bool {
+        let mut holders = self.plan.control_planes().filter(|node| self.active(node, "keepalived.service"));
+        holders.any(|node| self.serves(node)) && !self.broken("virtual address")
+    }
+
+    /// Makes a change inside, or cuts it off when its turn has come. `false`: the caller does not learn how it went.
+    fn change(&self, what: String, effect: impl FnOnce(&mut Inside)) -> bool {
+        let mut inside = self.lock();
+        inside.effects.push(what);
+        let turn = inside.effects.len();
+        let strike = inside.strike.filter(|(at, _)| *at == turn).map(|(_, strike)| strike);
+        if strike != Some(Strike::Before) {
+            effect(&mut inside);
+        }
+        strike.is_none()
+    }
+
+    fn answer(&self, name: &NodeName, cmd: &Cmd) -> Reply {
+        let Some(node) = self.plan.node(name).filter(|node| self.running(node)) else { return Reply::unreachable(name) };
+        let script = cmd.stdin.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+        if self.broken(&format!("ssh {name}")) || !self.machine(name, |machine| std::mem::replace(&mut machine.asked, true)) {
+            return Reply::unreachable(name);
+        }
+        match cmd.line.as_str() {
+            "true" => Reply::ok(""),
+            crate::guest::clock::DATE => self.date(name),
+            "cat /run/cloud-init/result.json" => Reply::ok(self.report(name)),
+            line if line.starts_with("python3 ") => self.shift(name, cmd),
+            _ if script.contains("boot_id") => self.inspection(node, &script),
+            _ if script.contains("systemctl daemon-reload") => self.start(node, cmd, &script),
+            line => Reply::exit(127, "", format!("{name}: no rule for {line:?} {script}")),
+        }
+    }
+
+    fn machine<T>(&self, name: &NodeName, look: impl FnOnce(&mut Machine) -> T) -> T {
+        look(self.lock().machines.get_mut(name).expect("a node"))
+    }
+
+    fn date(&self, name: &NodeName) -> Reply {
+        if self.broken(&format!("clock {name}")) {
+            return Reply::ok("no idea\n");
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a second")]
+        let ahead = (self.machine(name, |machine| machine.ahead_s) * 1e9) as i128;
+        let now = noon().as_nanosecond() + ahead;
+        Reply::ok(format!("{}.{:09}\n", now / 1_000_000_000, now % 1_000_000_000))
+    }
+
+    fn shift(&self, name: &NodeName, cmd: &Cmd) -> Reply {
+        let by: f64 =
+            cmd.line.rsplit("+ (").next().and_then(|t| t.split(')').next()).and_then(|t| t.parse().ok()).expect("a shift");
+        let told = self.change(format!("clock {name}"), |inside| {
+            let machine = inside.machines.get_mut(name).expect("a node");
+            machine.ahead_s = ((machine.ahead_s + by) * 1000.0).round() / 1000.0;
+        });
+        if told { Reply::ok("") } else { Reply::lost(name, cmd) }
+    }
+
+    fn report(&self, name: &NodeName) -> &'static str {
+        if self.broken(&format!("boot {name}")) {
+            r#"{"v1": {"errors": ["write_files failed"]}}"#
+        } else {
+            r#"{"v1": {"errors": []}}"#
+        }
+    }
+
+    /// cloud-init is still running when it is looked at first.
+    fn inspection(&self, node: &NodePlan, script: &str) -> Reply {
+        let booted = self.machine(&node.name, |machine| std::mem::replace(&mut machine.booted, true));
+        let mut text = format!("boot-of-{}\n{}\n", node.name, if booted { "finished" } else { "running" });
+        if let Some(units) = script.split("systemctl is-active ").nth(1).and_then(|rest| rest.split(" |").next()) {
+            let active = self.machine(&node.name, |machine| machine.units.clone());
+            let state = |unit| if active.contains(unit) { "active" } else { "inactive" };
+            text.push_str(&units.split_whitespace().map(state).collect::<Vec<_>>().join(" "));
+            text.push_str(&format!("\n{}", if booted { self.report(&node.name) } else { "" }));
+        }
+        Reply::ok(text)
+    }
+
+    /// What systemd would say when something that a unit needs is not there.
+    fn refusal(&self, node: &NodePlan, unit: &str) -> Option<&'static str> {
+        match unit {
+            _ if !node.units.iter().any(|known| known == unit) => Some("Unit not found"),
+            _ if self.machine(&node.name, |machine| machine.ahead_s.abs() > 0.05) => Some("certificate is not yet valid"),
+            "kube-apiserver.service" if !self.quorum() => Some("etcd has no leader"),
+            "kube-controller-manager.service" | "kube-scheduler.service" | "keepalived.service" if !self.serves(node) => {
+                Some("no API server here")
+            }
+            "kubelet.service" if !self.active(node, "containerd.service") => Some("no container runtime"),
+            "kubelet.service" | "kube-proxy.service" if !self.vip_answers() => Some("no API"),
+            _ => None,
+        }
+    }
+
+    fn start(&self, node: &NodePlan, cmd: &Cmd, script: &str) -> Reply {
+        let starts = |line: &&str| line.starts_with("systemctl enable") || line.starts_with("systemctl start");
+        let words = script.lines().filter(starts).flat_map(str::split_whitespace);
+        let units: Vec<String> = words.filter(|word| word.ends_with(".service")).map(str::to_owned).collect();
+        let what = format!("units {}: {}", node.name, units.join(" "));
+        let verb = self.lock().broken.clone().unwrap_or_default();
+        let broken = units.iter().any(|unit| match verb.strip_suffix(&format!(" {}", node.name)).unwrap_or_default() {
+            "etcd" => unit.contains("etcd"),
+            "apiserver" => unit.contains("apiserver"),
+            "control plane" => unit.contains("keepalived"),
+            "runtime" => unit.contains("containerd"),
+            "kubelet" => unit.contains("kubelet"),
+            _ => false,
+        });
+        if broken {
+            return Reply::exit(1, "", format!("Job for {} failed", units[0]));
+        }
+        if let Some(why) = units.iter().find_map(|unit| self.refusal(node, unit)) {
+            return Reply::exit(1, "", format!("{what}: {why}"));
+        }
+        let told = self.change(what, |inside| inside.machines.get_mut(&node.name).expect("a node").units.extend(units));
+        if told { Reply::ok("") } else { Reply::lost(&node.name, cmd) }
+    }
+}
+
+/// The lab's API servers.
+struct Servers(Arc<Lab>);
+
+impl Servers {
+    fn when(&self, holds: bool, what: &str) -> BoxFuture<'_, Result<(), ApiError>> {
+        ready(if holds { Ok(()) } else { Err(ApiError::NotYet { what: format!("not yet: {what}") }) }).boxed()
+    }
+
+    /// A controller by its address; every other address is the virtual one.
+    fn answers(&self, address: Ipv4Addr) -> bool {
+        match self.0.plan.control_planes().find(|node| node.ip == address) {
+            Some(node) => self.0.serves(node),
+            None => address == self.0.plan.network.vip && self.0.vip_answers(),
+        }
+    }
+
+    fn present(&self) -> bool {
+        let inside = self.0.lock();
+        self.0.plan.addons.iter().all(|(_, manifest)| inside.manifests.contains(manifest))
+    }
+
+    fn joined(&self, node: &NodePlan) -> bool {
+        self.0.active(node, "kubelet.service") && !self.0.broken(&format!("ready {}", node.name))
+    }
+}
+
+impl ApiServers for Servers {
+    fn ready(&self, address: Ipv4Addr, _: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+        self.when(self.answers(address), "an API server")
+    }
+    fn node_ready<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<(), ApiError>> {
+        let joined = self.0.plan.node(node).is_some_and(|node| self.joined(node));
+        self.when(self.answers(address) && joined, "the node")
+    }
+    fn leaders_elected(&self, address: Ipv4Addr, _: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+        let somewhere = |unit: &str| self.0.plan.control_planes().any(|node| self.0.active(node, unit));
+        let elected = somewhere("kube-controller-manager.service") && somewhere("kube-scheduler.service");
+        self.when(self.answers(address) && elected && !self.0.broken("leaders"), "leaders")
+    }
+    fn workloads_ready(&self, address: Ipv4Addr, workers: u32, _: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+        let all = self.0.plan.workers().filter(|node| self.joined(node)).count() == workers as usize;
+        self.when(self.answers(address) && self.present() && all && !self.0.broken("workloads"), "workloads")
+    }
+    fn addons_present<'a>(&'a self, address: Ipv4Addr, _: &'a Plan, _: Duration) -> BoxFuture<'a, bool> {
+        ready(self.answers(address) && self.present()).boxed()
+    }
+    fn apply<'a>(&'a self, address: Ipv4Addr, manifest: &'a str, _: Duration) -> BoxFuture<'a, Result<(), ApiError>> {
+        if !self.answers(address) || self.0.broken("addons") {
+            return self.when(false, "the namespace");
+        }
+        let told = self.0.change("manifest".to_owned(), |inside| {
+            inside.manifests.insert(manifest.to_owned());
+        });
+        self.when(told, "an answer")
+    }
+}
+
+/// Keys are made once for all tests: they are not what is tested here.
+fn credentials(plan: &Plan) -> (Keyring, SshKeys) {
+    static MADE: OnceLock<Mutex<BTreeMap<String, (Keyring, SshKeys)>>> = OnceLock::new();
+    let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let make = || {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("pki");
+        let keyring = Keyring::ensure(&path, &plan.certs, &plan.kubeconfigs, noon(), Lifetimes::default()).expect("keys").0;
+        let pair = |comment: &str| {
+            let (private, public) = keys::generate(comment).expect("a pair");
+            SshKey { private, public }
+        };
+        let hosts = plan.nodes.iter().map(|node| (node.name.clone(), pair(&node.name.to_string()))).collect();
+        (keyring, SshKeys { client: pair("client"), hosts })
+    };
+    made.entry(format!("{} + {}", plan.spec.etcd, plan.spec.workers)).or_insert_with(make).clone()
+}

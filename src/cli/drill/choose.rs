@@ -1,0 +1,104 @@
+//! Which drills a command line means: by name, number, file or all, with other gates or targets where it says so.
+//! `drill run` and `drill list` call it before a cluster is looked at.
+//! It refuses with what would be accepted.
+
+use crate::cli::error::CliError;
+use crate::drill::catalogue::{CatalogueError, Drill, Target, built_in, find, problems};
+use serde_json::Value;
+
+impl From<CatalogueError> for CliError {
+    fn from(error: CatalogueError) -> CliError {
+        let hint = match &error {
+            CatalogueError::Unknown { .. } => "ktcw-vm drill list",
+            _ => "ktcw-vm drill list --schema; an example: ktcw-vm drill list leader-kill --format json",
+        };
+        CliError::usage(error.to_string()).hint(hint)
+    }
+}
+
+pub fn drills(name: &str) -> Result<Vec<Drill>, CliError> {
+    if name == "all" { Ok(built_in()?) } else { Ok(vec![find(name)?]) }
+}
+
+/// The drill with `key=value` gates and another target rule.
+pub fn adjusted(mut drill: Drill, gates: &[String], target: Option<&str>) -> Result<Drill, CliError> {
+    for gate in gates {
+        gated(&mut drill, gate)?;
+    }
+    if let Some(rule) = target {
+        drill.target =
+            serde_json::from_value::<Target>(rule.into()).map_err(|error| CliError::usage(format!("--target: {error}")))?;
+        let wrong = problems(&drill);
+        if !wrong.is_empty() {
+            return Err(CliError::usage(format!("--target {rule}: {}", wrong.join("; "))));
+        }
+    }
+    Ok(drill)
+}
+
+fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
+    let wrong = |why: String| CliError::usage(format!("--gate {gate}: {why}")).hint(format!("ktcw-vm drill list {}", drill.name));
+    let (key, text) = gate.split_once('=').ok_or_else(|| wrong("accepted: KEY=VALUE".to_owned()))?;
+    let mut expect = serde_json::to_value(&drill.expect).map_err(CliError::failed)?;
+    let keys = expect.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let Some(place) = expect.get_mut(key.trim()) else {
+        return Err(wrong(format!("no such gate; there are {}", keys.join(", "))));
+    };
+    let text = text.trim().trim_matches('"');
+    // A number or a list is what JSON says it is; everything else is a word or a bound. `none` takes a gate away.
+    *place = match serde_json::from_str::<Value>(text) {
+        _ if text == "none" && key.trim() != "waive" => Value::Null,
+        Ok(value @ (Value::Number(_) | Value::Array(_))) => value,
+        _ => Value::from(text),
+    };
+    drill.expect = serde_json::from_value(expect).map_err(|error| wrong(error.to_string()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::catalogue::{LeaderFate, NoAcks};
+
+    fn gated_kill(gate: &str) -> Result<Drill, String> {
+        adjusted(find("leader-kill").expect("there"), &[gate.to_owned()], None).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn gates_are_replaced_added_and_taken_away() {
+        assert_eq!(gated_kill("write_gap=2 s").expect("fits").expect.write_gap.expect("there").to_string(), "2 s");
+        assert_eq!(gated_kill("write_gap=\"200ms\"").expect("fits").expect.write_gap.expect("there").to_string(), "200 ms");
+        assert_eq!(gated_kill("write_gap=none").expect("fits").expect.write_gap, None);
+        assert_eq!(gated_kill("leader=stays").expect("fits").expect.leader, Some(LeaderFate::Stays));
+        assert_eq!(gated_kill("no_acks=targets").expect("fits").expect.no_acks, Some(NoAcks::Targets));
+        assert_eq!(gated_kill("failed_writes=7").expect("fits").expect.failed_writes, Some(7));
+        assert_eq!(
+            gated_kill("not_ready=[\"10 s\", \"1 grace\"]").expect("fits").expect.not_ready.map(|(a, _)| a.to_string()),
+            Some("10 s".into())
+        );
+    }
+
+    #[test]
+    fn what_is_not_accepted_is_told_with_what_is() {
+        assert!(gated_kill("write_gap").expect_err("no value").contains("KEY=VALUE"));
+        assert!(gated_kill("writegap=2 s").expect_err("no key").contains("there are"));
+        assert!(gated_kill("write_gap=2 fortnights").expect_err("no unit").contains("accepted:"));
+        assert!(gated_kill("leader=dies").expect_err("no fate").contains("changes"));
+        let error = adjusted(find("kubelet-stop").expect("there"), &[], Some("leader")).expect_err("not there");
+        assert!(error.message.contains("kubelet runs on workers"), "{}", error.message);
+        assert!(
+            adjusted(find("leader-kill").expect("there"), &[], Some("someone"))
+                .expect_err("no rule")
+                .message
+                .contains("follower")
+        );
+        assert_eq!(adjusted(find("leader-kill").expect("there"), &[], Some("follower")).expect("fits").target, Target::Follower);
+    }
+
+    #[test]
+    fn all_is_all_and_a_near_miss_is_named() {
+        assert!(drills("all").expect("the catalogue").len() >= 29);
+        let error = drills("kill-leader").expect_err("no such");
+        assert!(error.message.contains("leader-kill") && error.code == crate::cli::exit::USAGE, "{}", error.message);
+    }
+}

@@ -1,0 +1,267 @@
+//! Looking at machines: whether a claim holds, and whatever faults have left, told by one script a node.
+//! `prove` and `leftovers` call it; it sees what is, not what was done.
+//! A machine that is booting is waited for: what it will start by itself is no leftover.
+
+use super::{Machines, shell};
+use crate::drill::act::{Act, Claim};
+use crate::drill::catalogue::Process;
+use crate::drill::injector::{Leftover, Proof};
+use crate::drill::packets::{TABLE, dropped};
+use crate::guest::{Cmd, clock};
+use crate::host::DomainState;
+use crate::plan::NodePlan;
+use crate::spec::{NodeName, Role};
+use crate::wait::{self, Seen};
+use futures::future::join_all;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A clock this far off is a leftover; a machine that boots takes whole seconds from its hardware clock, `verify` allows one.
+pub(super) const CLOCK_OFF_S: f64 = 0.75;
+/// A claim about a clock holds within this.
+const CLOCK_CLAIM_S: f64 = 3.0;
+
+/// Processes that drills end, where they run.
+fn processes(node: &NodePlan) -> Vec<Process> {
+    match node.role {
+        Role::Worker => vec![Process::Kubelet],
+        Role::Controller if node.control_plane => {
+            vec![Process::Etcd, Process::KubeApiserver, Process::KubeControllerManager, Process::KubeScheduler]
+        }
+        Role::Controller => vec![Process::Etcd],
+    }
+}
+
+/// Everything that a fault may have left in a guest, a line each: `word value…`.
+fn script(node: &NodePlan) -> String {
+    let mut text = format!("{}{}", shell::PROCESSES, shell::FROZEN);
+    for process in processes(node) {
+        text.push_str(&format!(
+            "echo \"unit {process} $(systemctl show -P ActiveState {process}.service) \
+             $(systemctl show -P Job {process}.service) -\"\n\
+             echo \"states {process} $(processes {process} | cut -d' ' -f2 | tr -d '\\n')\"\n"
+        ));
+    }
+    text.push_str(&format!(
+        "if nft list table {TABLE} >/dev/null 2>&1; then echo rules; fi\n\
+         if tc qdisc show dev eth0 root | grep -q netem; then echo netem; fi\n\
+         if frozen; then echo frozen; fi\n\
+         if [ -e {place} ]; then grep -qs -e --initial-cluster-state=existing {place} && echo joining || echo quota; fi\n\
+         if [ -e /etc/etcd/pki/server.pem ]; then echo \"cert $(sha256sum </etc/etcd/pki/server.pem)\"; fi\n\
+         if [ -e {skew} ]; then echo skew; fi\n\
+         echo end\n",
+        place = shell::OVERRIDE,
+        skew = shell::SKEW,
+    ));
+    text
+}
+
+/// What one node's answer comes down to. `Err`: it is not a whole answer.
+fn read(node: &NodeName, text: &str, cert: Option<&str>) -> Result<Vec<Leftover>, String> {
+    let mut all = Vec::new();
+    let mut push = |what: String, undo| all.push(Leftover { node: node.clone(), what, undo });
+    let process = |word: &str| -> Option<Process> { serde_json::from_value(word.into()).ok() };
+    let mut whole = false;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            // A unit with a job is on its way.
+            ["unit", name, "inactive" | "failed", "-" | "0"] | ["unit", name, "inactive" | "failed", "0", "-"] => {
+                let Some(process) = process(name) else { continue };
+                push(format!("a stopped {name}"), Act::Start { node: node.clone(), process });
+            }
+            ["states", name, states] if states.contains('T') => {
+                let Some(process) = process(name) else { continue };
+                push(format!("a paused {name}"), Act::Continue { node: node.clone(), process });
+            }
+            ["rules"] => push("packet rules".to_owned(), Act::Uncut { node: node.clone() }),
+            ["netem"] => push("a delay of packets".to_owned(), Act::Unslow { node: node.clone() }),
+            ["frozen"] => push("a frozen disk".to_owned(), Act::UnstallDisk { node: node.clone() }),
+            ["quota"] => push("a small quota".to_owned(), Act::Quota { node: node.clone(), mib: None }),
+            ["joining"] => {
+                push("a joiner's definition of etcd".to_owned(), Act::Start { node: node.clone(), process: Process::Etcd });
+            }
+            ["cert", sum, ..] if cert.is_some_and(|cert| cert != *sum) => {
+                push("another etcd certificate than its own".to_owned(), Act::RenewCert { node: node.clone() });
+            }
+            ["skew"] => push("a clock that was moved".to_owned(), Act::SetClock { node: node.clone() }),
+            ["end"] => whole = true,
+            _ => (),
+        }
+    }
+    if whole {
+        Ok(all)
+    } else {
+        Err(format!("{node}: the answer was cut off after {:?}", text.lines().last().unwrap_or_default()))
+    }
+}
+
+impl Machines {
+    /// Machines first: nothing can be asked of one that is off.
+    pub(super) async fn all_leftovers(&self) -> Result<Vec<Leftover>, String> {
+        let states = self.states().await?;
+        let mut all = Vec::new();
+        let mut asked = Vec::new();
+        for node in &self.plan.nodes {
+            let name = node.name.clone();
+            match states.get(&name) {
+                None => return Err(format!("{name} has no machine any more")),
+                Some(DomainState::Running) => asked.push(node),
+                Some(DomainState::Paused | DomainState::PausedIoError) => {
+                    all.push(Leftover {
+                        node: name.clone(),
+                        what: "a suspended machine".to_owned(),
+                        undo: Act::Resume { node: name },
+                    });
+                }
+                Some(_) => {
+                    let undo = Act::PowerOn { node: name.clone() };
+                    all.push(Leftover { node: name, what: "a machine without power".to_owned(), undo });
+                }
+            }
+        }
+        for answer in join_all(asked.into_iter().map(|node| self.leftovers_of(node))).await {
+            all.extend(answer?);
+        }
+        Ok(all)
+    }
+
+    async fn leftovers_of(&self, node: &NodePlan) -> Result<Vec<Leftover>, String> {
+        let boot = Duration::from_secs(u64::from(self.plan.timers.boot_deadline_s));
+        let ask = || async {
+            // A short deadline: a connection from before a boot is silent, and a new one must be tried.
+            match self.guest.run(&node.name, Cmd::script(script(node), self.deadline() / 2)).await {
+                Ok(output) => Seen::Ready(output.stdout_text()),
+                Err(error) => {
+                    self.guest.forget(&node.name).await;
+                    Seen::NotYet(error.to_string())
+                }
+            }
+        };
+        let asked = wait::until(format!("an answer of {}", node.name), boot, Duration::from_millis(500), |_| (), ask).await;
+        let text = asked.map_err(|error| error.to_string())?;
+        let mut all = read(&node.name, &text, self.server_cert_sum(&node.name).as_deref())?;
+        let seen = self.clock_of(&node.name).await?;
+        let undo = Act::SetClock { node: node.name.clone() };
+        let limit = if self.switched_on().contains(&node.name) { clock::RIGHT_S } else { CLOCK_OFF_S };
+        if seen.ahead_s.abs() - seen.uncertain_s > limit && !all.iter().any(|left| left.undo == undo) {
+            all.push(Leftover { node: node.name.clone(), what: format!("a clock that is {:+.1} s off", seen.ahead_s), undo });
+        }
+        Ok(all)
+    }
+
+    pub(super) async fn look(&self, claim: &Claim) -> Result<Proof, String> {
+        let text = async |node: &NodeName, script: String| {
+            let output = self.guest.run(node, Cmd::script(script, self.deadline())).await.map_err(|error| error.to_string())?;
+            Ok::<String, String>(output.stdout_text())
+        };
+        Ok(match claim {
+            Claim::Down { node, process } => {
+                let seen =
+                    text(node, format!("{}systemctl show -P ActiveState {process}\nprocesses {process}\n", shell::PROCESSES))
+                        .await?;
+                let (unit, running) = seen.split_once('\n').unwrap_or((&seen, ""));
+                let count = running.lines().count();
+                let held = ["inactive", "failed"].contains(&unit) && count == 0;
+                Proof { held, evidence: format!("unit {unit}, {count} processes") }
+            }
+            Claim::Paused { node, process } => {
+                let seen = text(node, format!("{}processes {process}\n", shell::PROCESSES)).await?;
+                let states: Vec<&str> = seen.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+                Proof {
+                    held: !states.is_empty() && states.iter().all(|state| *state == "T"),
+                    evidence: told(&seen, "no process"),
+                }
+            }
+            Claim::Dropping { node } => {
+                let packets = dropped(&text(node, format!("nft list table {TABLE} 2>/dev/null\n")).await?);
+                Proof { held: packets > 0, evidence: format!("{packets} packets dropped") }
+            }
+            Claim::Slowed { node } => {
+                let seen = text(node, "tc -s qdisc show dev eth0 root\n".to_owned()).await?;
+                Proof { held: seen.contains("netem"), evidence: told(&seen, "no queue discipline") }
+            }
+            Claim::DiskStalled { node } => {
+                let seen = text(node, format!("{}if frozen; then echo frozen; fi\n", shell::FROZEN)).await?;
+                let held = seen.trim() == "frozen";
+                Proof {
+                    held,
+                    evidence: if held { "a write waits for more than a second" } else { "a write returned" }.to_owned(),
+                }
+            }
+            Claim::Suspended { node } => self.state(node, DomainState::Paused).await?,
+            Claim::PoweredOff { node } => self.state(node, DomainState::ShutOff).await?,
+            Claim::ClockOff { node, seconds } => {
+                let seen = self.clock_of(node).await?;
+                let off = (seen.ahead_s - f64::from(*seconds)).abs();
+                Proof {
+                    held: off < CLOCK_CLAIM_S + seen.uncertain_s,
+                    evidence: format!("{:+.2} s against this computer", seen.ahead_s),
+                }
+            }
+            Claim::CertExpired { node } => {
+                let (plan, stem) = self.server_cert(node)?;
+                let pem = text(node, format!("cat {stem}.pem\n")).await?;
+                let findings = self.keyring.judge(plan, &pem, (self.clock)());
+                let expired =
+                    findings.iter().find(|finding| matches!(finding.problem, crate::pki::check::Problem::Expired { .. }));
+                Proof { held: expired.is_some(), evidence: expired.map_or("it is valid".to_owned(), ToString::to_string) }
+            }
+            Claim::Wiped { node } => {
+                let seen = text(node, format!("if [ -e {} ]; then echo data; else echo none; fi\n", shell::DATA)).await?;
+                Proof { held: seen.trim() == "none", evidence: format!("{}: {}", shell::DATA, seen.trim()) }
+            }
+            other => return Err(format!("{other}: that is seen from outside")),
+        })
+    }
+
+    async fn state(&self, node: &NodeName, wanted: DomainState) -> Result<Proof, String> {
+        let states: BTreeMap<NodeName, DomainState> = self.states().await?;
+        let state = states.get(node);
+        let evidence = state.map_or("no machine".to_owned(), |state| format!("libvirt says {state:?}"));
+        Ok(Proof { held: state == Some(&wanted), evidence })
+    }
+}
+
+/// Lines on one, or what it means that there are none.
+fn told(text: &str, none: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.is_empty() { none.to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leftovers(text: &str) -> Vec<String> {
+        let all = read(&NodeName::controller(1), &format!("{text}\nend\n"), Some("abc")).expect("whole");
+        all.iter().map(|left| format!("{} → {}", left.what, left.undo)).collect()
+    }
+
+    #[test]
+    fn each_thing_left_is_told_with_what_undoes_it() {
+        let quiet = "unit etcd active 0 -\nstates etcd S\nunit kube-apiserver activating 0 -\nstates kube-apiserver \ncert abc -";
+        assert_eq!(leftovers(quiet), Vec::<String>::new());
+        for (line, expected) in [
+            ("unit etcd inactive 0 -", "a stopped etcd → start etcd on controller-1"),
+            ("unit kube-scheduler failed -", "a stopped kube-scheduler → start kube-scheduler on controller-1"),
+            ("states etcd T", "a paused etcd → continue etcd on controller-1"),
+            ("rules", "packet rules → remove packet rules on controller-1"),
+            ("netem", "a delay of packets → remove the delay on controller-1"),
+            ("frozen", "a frozen disk → thaw etcd's disk on controller-1"),
+            ("quota", "a small quota → restart etcd on controller-1 with its own quota"),
+            ("joining", "a joiner's definition of etcd → start etcd on controller-1"),
+            ("cert def -", "another etcd certificate than its own → give controller-1 its etcd certificate back"),
+            ("skew", "a clock that was moved → set the clock of controller-1 right"),
+        ] {
+            assert_eq!(leftovers(line), [expected], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_boot_will_start_is_no_leftover_and_half_an_answer_is_none() {
+        assert_eq!(leftovers("unit etcd inactive 57 -"), Vec::<String>::new());
+        let error = read(&NodeName::controller(1), "unit etcd active 0 -\n", None).expect_err("cut off");
+        assert!(error.contains("controller-1"), "{error}");
+    }
+}

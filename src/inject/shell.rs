@@ -1,0 +1,272 @@
+//! Acts in words of a guest's shell: what breaks, what undoes it, and the timers that undo it when nobody else does.
+//! `Machines` sends the text as scripts on standard input; every one may run twice.
+//! It is pure: names and numbers in, text out.
+
+use crate::drill::act::Act;
+use crate::drill::catalogue::Process;
+use crate::drill::packets::TABLE;
+use crate::guest::quote;
+use crate::spec::NodeName;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// What drills keep on a node, gone with its next boot.
+pub const PLACE: &str = "/run/ktcw-drill";
+/// etcd's directory; frozen as a whole.
+pub const DISK: &str = "/var/lib/etcd";
+/// The member's data. Without it, etcd would make a new and empty store.
+pub const DATA: &str = "/var/lib/etcd/data";
+/// quadlet prefers a definition here, and it does not outlive a boot.
+pub const OVERRIDE: &str = "/run/containers/systemd/etcd.container";
+const DEFINITION: &str = "/etc/containers/systemd/etcd.container";
+/// Where the server's certificate is kept while a short-lived one is in its place.
+pub const KEPT_CERT: &str = "/run/ktcw-drill/pki";
+/// Undoes a skewed clock, relative to itself.
+pub const SKEW: &str = "/run/ktcw-drill/skew";
+
+/// Processes of a unit, without the supervisor that podman puts beside them, as `pid state`.
+pub const PROCESSES: &str = r#"processes() {
+  find "/sys/fs/cgroup/system.slice/$1.service" -name cgroup.procs -exec cat {} + 2>/dev/null | while read -r pid; do
+    sed -nE 's/^([0-9]+) \((.*)\) (.) .*/\1 \3 \2/p' "/proc/$pid/stat" 2>/dev/null
+  done | grep -vE ' (conmon|catatonit|crun|podman)$' || true
+}
+"#;
+
+/// Whether writes to etcd's disk return. Touching a file takes no disk, only leave to write: what waits is a freeze.
+/// The one that waits ends with the thaw.
+pub const FROZEN: &str = r#"frozen() {
+  mountpoint -q /var/lib/etcd || return 1
+  touch /var/lib/etcd/.ktcw-drill </dev/null >/dev/null 2>&1 &
+  local toucher=$!
+  for _ in 1 2 3 4 5 6 7 8 9 10 11 12; do
+    if ! kill -0 "$toucher" 2>/dev/null; then rm -f /var/lib/etcd/.ktcw-drill; return 1; fi
+    sleep 0.1
+  done
+}
+"#;
+
+pub fn down(process: Process, graceful: bool) -> String {
+    // The stop after the kill keeps systemd, which would restart it in a second, from doing so.
+    let kill = if graceful { String::new() } else { format!("systemctl kill --signal=KILL {process}.service || true\n") };
+    format!("{kill}systemctl stop {process}.service\n")
+}
+
+pub fn pause(process: Process) -> String {
+    format!("systemctl kill --signal=STOP {process}.service\n")
+}
+
+pub fn resume(process: Process) -> String {
+    format!("systemctl kill --signal=CONT {process}.service\n")
+}
+
+/// Starts a unit and does not wait: etcd says that it is ready when it has found a quorum, which may take the next start.
+/// A member without data is not started as itself: it would take part in making a new, empty cluster.
+pub fn start(process: Process) -> String {
+    let unit =
+        format!("systemctl reset-failed {process}.service 2>/dev/null || true\nsystemctl start --no-block {process}.service\n");
+    if process != Process::Etcd {
+        return unit;
+    }
+    format!(
+        "if ! mountpoint -q {DISK}; then systemctl start var-lib-etcd.mount; fi\n\
+         if [ ! -e {DATA}/member ]; then echo 'etcd has no data here, and would start as a new, empty member' >&2; exit 1; fi\n\
+         if grep -qs -e --initial-cluster-state=existing {OVERRIDE}; then rm -f {OVERRIDE}; systemctl daemon-reload; fi\n{unit}"
+    )
+}
+
+/// Puts a changed copy of etcd's definition where quadlet looks first.
+fn overridden(change: &str) -> String {
+    format!(
+        "mkdir -p /run/containers/systemd\nsed -E {} {DEFINITION} >{OVERRIDE}.new\nmv {OVERRIDE}.new {OVERRIDE}\n\
+         systemctl daemon-reload\n",
+        quote(change)
+    )
+}
+
+pub fn start_joining() -> String {
+    let existing = overridden("s/--initial-cluster-state=new/--initial-cluster-state=existing/");
+    format!("{existing}systemctl reset-failed etcd.service 2>/dev/null || true\nsystemctl start --no-block etcd.service\n")
+}
+
+pub fn quota(mib: Option<u32>) -> String {
+    let definition = match mib {
+        Some(mib) => overridden(&format!("s/--quota-backend-bytes=[0-9]+/--quota-backend-bytes={}/", u64::from(mib) << 20)),
+        None => format!("[ -e {OVERRIDE} ] || exit 0\nrm -f {OVERRIDE}\nsystemctl daemon-reload\n"),
+    };
+    format!("{definition}systemctl stop etcd.service\nsystemctl start --no-block etcd.service\n")
+}
+
+pub fn wipe() -> String {
+    format!("if systemctl is-active --quiet etcd.service; then echo 'etcd is running' >&2; exit 1; fi\nrm -rf {DATA}\n")
+}
+
+/// `-f -` with the ruleset, which replaces the table.
+pub fn cut(ruleset: &str) -> String {
+    format!("nft -f - <<'RULES'\n{ruleset}RULES\n")
+}
+
+pub fn uncut() -> String {
+    cut(&format!("table {TABLE}\ndelete table {TABLE}\n"))
+}
+
+pub fn slow(delay_ms: u32, jitter_ms: u32, loss_percent: u8) -> String {
+    // The queue must hold what is under way: 1000 packets, netem's own limit, are few for seconds of delay.
+    format!("tc qdisc replace dev eth0 root netem limit 20000 delay {delay_ms}ms {jitter_ms}ms loss {loss_percent}%\n")
+}
+
+pub fn unslow() -> String {
+    "if tc qdisc show dev eth0 root | grep -q netem; then tc qdisc del dev eth0 root; fi\n".to_owned()
+}
+
+pub fn stall_disk() -> String {
+    format!("{FROZEN}if ! frozen; then fsfreeze --freeze {DISK}; fi\n")
+}
+
+/// A file system that is not frozen refuses to be thawed: what counts is that writes return afterwards.
+pub fn unstall_disk() -> String {
+    format!("{FROZEN}fsfreeze --unfreeze {DISK} 2>/dev/null || true\nif frozen; then echo 'writes still wait' >&2; exit 1; fi\n")
+}
+
+/// Puts the clock back by what it was moved, for the timer: it cannot ask this computer.
+fn unskew() -> String {
+    format!("if [ -e {SKEW} ]; then . {SKEW}; rm -f {SKEW}; fi\n")
+}
+
+/// Puts the kept certificate back.
+fn restore_cert(stem: &str) -> String {
+    let stem = quote(stem);
+    format!(
+        "if [ -e {KEPT_CERT}/cert.pem ]; then cp {KEPT_CERT}/key.pem {stem}-key.pem; cp {KEPT_CERT}/cert.pem {stem}.pem; \
+         rm -rf {KEPT_CERT}; fi\n"
+    )
+}
+
+/// What a timer in the guest can do about an act of the heal by itself, if it is this node's.
+pub fn alone(act: &Act, node: &NodeName) -> Option<String> {
+    match act {
+        Act::Start { node: of, process } if of == node => Some(start(*process)),
+        Act::Continue { node: of, process } if of == node => Some(resume(*process)),
+        Act::Uncut { node: of } if of == node => Some(uncut()),
+        Act::Unslow { node: of } if of == node => Some(unslow()),
+        Act::UnstallDisk { node: of } if of == node => Some(unstall_disk()),
+        Act::SetClock { node: of } if of == node => Some(unskew()),
+        Act::RenewCert { node: of } if of == node => Some(restore_cert("/etc/etcd/pki/server")),
+        _ => None,
+    }
+}
+
+/// Sets a timer for each act that this guest can do alone; `None`: there is none. Timers of earlier runs go first.
+pub fn arm(undo: &[Act], node: &NodeName, after: Duration) -> Option<String> {
+    let alone: Vec<String> = undo.iter().filter_map(|act| alone(act, node)).collect();
+    if alone.is_empty() {
+        return None;
+    }
+    let mut script = format!("set -e\n{}mkdir -p -m 0700 {PLACE}\n", disarm());
+    for (i, undo) in alone.iter().enumerate() {
+        // The timer counts by the monotonic clock: a drill that moves the other one does not move it.
+        let _ = writeln!(
+            script,
+            "systemd-run --quiet --collect --unit=ktcw-drill-heal-{i} --on-active={}ms --timer-property=AccuracySec=100ms \
+             /bin/bash -c {}",
+            after.as_millis(),
+            quote(undo)
+        );
+    }
+    Some(script)
+}
+
+pub fn disarm() -> String {
+    "systemctl stop 'ktcw-drill-heal-*.timer'\n".to_owned()
+}
+
+/// Which etcd runs: this boot's, and of it this start's.
+pub fn incarnation() -> String {
+    "cat /proc/sys/kernel/random/boot_id\nsystemctl show -P InvocationID etcd.service\n".to_owned()
+}
+
+/// Lines of etcd's journal that no healthy member writes, at most twenty.
+pub fn alarming_logs(since: i64) -> String {
+    format!(
+        "journalctl --quiet --no-pager --output=cat --unit=etcd.service --since=@{since} | \
+         grep -E '\"level\":\"(panic|fatal)\"|^panic: ' | head -n 20 | cut -c 1-400 || true\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::bound::Timing;
+    use crate::drill::catalogue::{Fault, built_in};
+    use crate::drill::script::script;
+
+    fn checked(script: &str) {
+        let output = std::process::Command::new("bash").args(["-n", "-c", script]).output().expect("bash");
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn every_script_is_shell() {
+        let texts = [
+            down(Process::Etcd, true),
+            down(Process::Kubelet, false),
+            start(Process::Etcd),
+            start_joining(),
+            quota(Some(16)),
+            quota(None),
+            wipe(),
+            cut("table inet x {\n}\n"),
+            uncut(),
+            slow(200, 20, 0),
+            unslow(),
+            stall_disk(),
+            unstall_disk(),
+            restore_cert("/etc/etcd/pki/server"),
+            unskew(),
+            incarnation(),
+            alarming_logs(1),
+            PROCESSES.to_owned(),
+        ];
+        texts.iter().for_each(|text| checked(text));
+    }
+
+    /// Whatever a drill does inside a guest that would outlast a lost connection must have a timer there.
+    #[test]
+    fn every_fault_inside_a_guest_is_undone_by_a_timer_in_that_guest() {
+        let members: Vec<NodeName> = (0..3).map(NodeName::controller).collect();
+        for drill in built_in().expect("parses") {
+            let hit = &members[..1];
+            let script = script(&drill.fault, hit, &members, &Timing::native(), "/snapshot");
+            let armed = arm(&script.heal, &hit[0], Duration::from_secs(40));
+            let by_others = matches!(
+                drill.fault,
+                // Done by libvirt, or by etcd itself, or not to be undone without knowing more than one node does.
+                Fault::PowerOff | Fault::MoveLeader | Fault::FillQuota { .. } | Fault::ReplaceMember
+            );
+            assert_eq!(armed.is_none(), by_others, "{}", drill.name);
+            let Some(armed) = armed else { continue };
+            checked(&armed);
+            assert!(armed.contains("--on-active=40000ms"), "{armed}");
+            assert!(arm(&script.heal, &NodeName::worker(3), Duration::from_secs(1)).is_none(), "{}", drill.name);
+        }
+    }
+
+    #[test]
+    fn a_member_without_data_is_never_started_as_itself_not_even_by_its_timer() {
+        let node = NodeName::controller(0);
+        let timer = alone(&Act::Start { node: node.clone(), process: Process::Etcd }, &node).expect("a timer");
+        let (guard, begin) =
+            (timer.find("/var/lib/etcd/data/member").expect("guard"), timer.find("systemctl start --no-block").expect("start"));
+        assert!(guard < begin && timer[guard..begin].contains("exit 1"), "{timer}");
+        assert!(!start(Process::Kubelet).contains("/var/lib/etcd"));
+    }
+
+    #[test]
+    fn overrides_change_the_one_flag_they_are_about() {
+        let definition = include_str!("../../cloud-init/etcd.container");
+        for flag in ["--initial-cluster-state=new", "--quota-backend-bytes="] {
+            assert_eq!(definition.matches(flag).count(), 1, "{flag}");
+        }
+        assert!(quota(Some(16)).contains("--quota-backend-bytes=16777216"));
+        assert!(quota(None).starts_with("[ -e /run/containers/systemd/etcd.container ] || exit 0"));
+    }
+}

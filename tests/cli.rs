@@ -1,0 +1,155 @@
+//! What a user types and what comes back, word for word: `tests/cli/**/*.trycmd`, run by the real program.
+//! No machine, network or libvirt daemon is needed: directories that are not there, a cache with an image of a few bytes, and
+//! libvirt's own test driver stand in. After a wanted change: `TRYCMD=overwrite cargo test --test cli`, then read the diff.
+
+#![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
+
+use ktcw_vm::guest::keys;
+use ktcw_vm::image::{FileRecord, Image, Inputs, Suite, Versions};
+use ktcw_vm::pki::{Keyring, Lifetimes};
+use ktcw_vm::plan::{Accel, ImageRef, Resolved, plan};
+use ktcw_vm::spec::{RawSpec, validate};
+use ktcw_vm::store::{ClusterDir, SshKey};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use trycmd::TestCases;
+
+/// Transcripts that see nothing of this machine: neither its tools nor its images, clusters and libvirt.
+fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
+    // A glob that finds nothing would pass.
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(glob).with_file_name("");
+    let mut entries = dir.read_dir().expect("a directory of transcripts").map(|entry| entry.expect("an entry").path());
+    assert!(entries.any(|path| path.extension().is_some_and(|ext| ext == "trycmd")), "no transcript in {}", dir.display());
+    let cases = TestCases::new();
+    cases.case(glob);
+    for (name, value) in [
+        ("HOME", "/nonexistent"),
+        ("XDG_STATE_HOME", "/nonexistent/state"),
+        ("XDG_CACHE_HOME", "/nonexistent/cache"),
+        ("KTCW_STATE_DIR", "/nonexistent/clusters"),
+        ("KTCW_CLUSTER", "ktcw"),
+        ("KTCW_LOG", "warn"),
+        ("KTCW_CACHE_DIR", &cache.display().to_string()),
+        ("KTCW_CONNECT", connect),
+        ("PATH", "/nonexistent/bin"),
+        ("COLUMNS", "100"),
+        ("NO_COLOR", "1"),
+    ] {
+        cases.env(name, value);
+    }
+    cases.insert_var("[CACHE]", cache.display().to_string()).expect("a variable");
+    cases
+}
+
+/// A cache with an image of this program's sources, as far as the program can tell without reading gigabytes.
+fn cache_with_image(disk: &str) -> TempDir {
+    let cache = tempfile::tempdir().expect("a directory");
+    // Without a toolchain on PATH, its version is not part of the key.
+    let keys = Inputs::embedded("", Suite::default()).keys();
+    let dir = cache.path().join("images").join(&keys.image);
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let mut files = BTreeMap::new();
+    for name in ["base.qcow2", "vmlinuz", "initrd.img"] {
+        std::fs::write(dir.join(name), name).expect("written");
+        files.insert(name.to_owned(), FileRecord { bytes: name.len() as u64, sha256: "0".repeat(64) });
+    }
+    let text = |text: &str| text.to_owned();
+    let image = Image {
+        key: keys.image,
+        sources_key: keys.sources,
+        dir: PathBuf::new(),
+        disk: "base.qcow2".into(),
+        disk_sha256: "0".repeat(64),
+        kernel: "vmlinuz".into(),
+        initrd: "initrd.img".into(),
+        bin: "bin".into(),
+        virtual_size: 10 << 30,
+        size_bytes: 700 << 20,
+        versions: Versions { kubernetes: text("v1.36.0"), etcd: text("v3.6.0"), debian: text("13.1"), ..Versions::default() },
+        containers: Vec::new(),
+        files,
+        built_at: "2026-01-02T03:04:05Z".parse().expect("a time"),
+    };
+    std::fs::write(dir.join("image.json"), serde_json::to_string(&image).expect("JSON")).expect("written");
+    std::fs::write(dir.join("base.qcow2"), disk).expect("written");
+    cache
+}
+
+/// Neither libvirt nor an image: what can be said without, is; what cannot says what is missing.
+#[test]
+fn on_a_machine_with_nothing() {
+    cases("tests/cli/*.trycmd", "qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+}
+
+/// An image whose disk was cut short is called that by every verb that wants it, with the command that makes it good.
+#[test]
+fn with_a_broken_image() {
+    let cache = cache_with_image("base");
+    cases("tests/cli/broken-image/*.trycmd", "test:///default", cache.path()).run();
+}
+
+/// A libvirt where a stranger has a machine of our name, another state directory the network, and a range is taken.
+#[test]
+fn on_a_host_that_is_taken() {
+    let cache = cache_with_image("base.qcow2");
+    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/taken-host/host.xml");
+    cases("tests/cli/taken-host/*.trycmd", &format!("test://{}", host.display()), cache.path()).run();
+}
+
+/// A cluster's directory as `up` leaves it before it makes a machine.
+fn kept_cluster(parent: &Path) -> ClusterDir {
+    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+    let digest = || "0".repeat(64);
+    let (text, now) = (|| "v1".to_owned(), jiff::Timestamp::now());
+    let versions = ktcw_vm::plan::Versions {
+        kubernetes: text(),
+        etcd: text(),
+        containerd: text(),
+        coredns: text(),
+        pause: text(),
+        debian: text(),
+    };
+    let image = ImageRef { key: digest(), disk_sha256: digest(), kernel_sha256: digest(), initrd_sha256: digest(), versions };
+    let subnet = "192.168.237.0/24".parse().expect("net");
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None });
+    let dir = ClusterDir::create(parent, &spec, now).expect("made");
+    let lock = dir.lock("up").expect("free");
+    dir.save_plan(&lock, &plan).expect("saved");
+    Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys");
+    let names: Vec<_> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+    let pair = |comment: &str| {
+        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
+        Ok(SshKey { private, public })
+    };
+    dir.ensure_ssh(&lock, &names, pair).expect("keys");
+    dir
+}
+
+fn cases_with_cluster(glob: &str, parent: &Path) -> TestCases {
+    let cases = cases(glob, "qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+    cases.env("KTCW_STATE_DIR", parent.display().to_string());
+    cases.insert_var("[STATE]", parent.display().to_string()).expect("a variable");
+    cases
+}
+
+/// What can be asked of a cluster and refused without its machines; what cannot be done leaves its directory as it was.
+#[test]
+fn with_a_cluster_whose_libvirt_is_away() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    let plan = dir.load_plan().expect("readable");
+    cases_with_cluster("tests/cli/cluster/*.trycmd", parent.path()).run();
+    assert_eq!(dir.load_plan().expect("readable"), plan);
+    assert_eq!(ClusterDir::open(parent.path(), dir.name()).expect("there"), dir);
+}
+
+/// Another process works on the cluster: who changes things is told whom to wait for, who reads is not held up.
+#[test]
+fn with_a_cluster_that_is_busy() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    let lock = dir.lock("up --workers 2").expect("free");
+    cases_with_cluster("tests/cli/busy/*.trycmd", parent.path()).run();
+    drop(lock);
+}
