@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 # The cluster that `make up` makes, and what else to tell ktcw-vm: make up SIZE="--etcd 1 --workers 0" ARGS="--accel tcg"
 SIZE ?= --etcd 3 --workers 2
 ARGS ?=
+# A Debian archive, where apt has none of Debian's configured (Ubuntu): make up MIRROR=http://ARCHIVE/debian
+MIRROR ?=
 
 ktcw := bin/ktcw-vm
 scripts := $(wildcard setup/*.sh images/*/*.sh) .ci/run bin/ktcw-vm
@@ -54,7 +56,7 @@ build: ## the program, optimised: bin/ktcw-vm
 
 .PHONY: images
 images: build ## what the machines run, from source; nothing to do when it is there
-	@$(program) image build
+	@$(program) image build $(if $(MIRROR),--mirror "$(MIRROR)")
 
 ##@ Checks
 

@@ -2,6 +2,7 @@
 //! `cli up` observes and calls `judge`; all problems come at once, with the numbers.
 //! Pure: it looks at values that others observed.
 
+use crate::host::xml::translations_mib;
 use crate::host::{DomainSeen, DomainState, HostFacts, HostSeen, Mark, PoolSeen};
 use crate::plan::{Accel, DiskKind, Plan};
 use std::fmt;
@@ -27,6 +28,11 @@ const ROOT_GROWTH_MIB: u64 = 1024;
 /// Kept free on the host, so that a full disk does not pause every machine.
 const DISK_RESERVE_MIB: u64 = 1024;
 
+/// What a machine that runs like this takes beyond its memory; emulation keeps the code it has translated.
+pub fn overhead_mib(accel: &Accel) -> u64 {
+    QEMU_OVERHEAD_MIB + translations_mib(accel).map_or(0, u64::from)
+}
+
 /// All refusals. Machines that already run are not counted twice; `base_mib` is what the base image will take if not uploaded yet.
 pub fn judge(
     plan: &Plan,
@@ -48,7 +54,7 @@ fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) 
     let ours = |domain: &DomainSeen| mark.is_some_and(|mark| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs)));
     let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && d.state == DomainState::Running && ours(d));
     let new: Vec<_> = plan.nodes.iter().filter(|node| !runs(&node.domain.name)).collect();
-    let need: u64 = new.iter().map(|node| u64::from(node.domain.memory_mib) + QEMU_OVERHEAD_MIB).sum();
+    let need: u64 = new.iter().map(|node| u64::from(node.domain.memory_mib) + overhead_mib(&node.domain.accel)).sum();
     (need > facts.free_memory_mib).then(|| Refusal {
         about: "memory",
         message: format!(
@@ -100,7 +106,10 @@ fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
                     "{kind} {name} belongs to the cluster {} of another state directory, {}",
                     theirs.cluster, theirs.state_dir
                 ),
-                format!("use that one (--state-dir), or another name: -c {}-2", plan.cluster),
+                format!(
+                    "use that one (--state-dir), or another name: -c {0}-2; if that directory is gone: ktcw-vm down -c {0}",
+                    plan.cluster
+                ),
             ),
             None => (
                 format!("{kind} {name} exists and is not of this program"),

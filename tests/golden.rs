@@ -3,6 +3,9 @@
 #![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
 
 use ktcw_vm::apply::{Inventory, steps};
+use ktcw_vm::host::Mark;
+use ktcw_vm::host::xml::{Layout, domain_xml};
+use ktcw_vm::plan::user_data::preview;
 use ktcw_vm::plan::{Accel, Content, CpuModel, ImageRef, Plan, Resolved, Versions, plan, render};
 use ktcw_vm::spec::{NodeName, RawSpec, validate};
 use std::collections::BTreeSet;
@@ -45,6 +48,42 @@ fn every_text_file_of_a_controller_and_a_worker() {
         }
         insta::assert_snapshot!(format!("files-{name}"), all);
     }
+}
+
+#[test]
+fn what_cloud_init_and_libvirt_are_told() {
+    let (ha3, solo) = (sample(3, 2, kvm()), sample(1, 0, Accel::Tcg));
+    let layout = Layout {
+        pool_dir: "/pools/ktcw".to_owned(),
+        image_dir: "/pools/images".to_owned(),
+        firmware: Some("/usr/share/qemu/qboot.rom".to_owned()),
+        direct_io: true,
+    };
+    for (of, plan, name) in
+        [("ha3", &ha3, NodeName::controller(0)), ("ha3", &ha3, NodeName::worker(1)), ("solo", &solo, NodeName::controller(0))]
+    {
+        let node = plan.node(&name).expect("planned");
+        let seed = preview(node, &plan.network, &plan.pod_routes()).expect("made");
+        // The files are in `files-*` already: of the user-data, what is around them.
+        let (told, _) = seed.user_data.expose().split_once("write_files:").expect("there are files");
+        let instance = uuid::Uuid::from_u128(7);
+        let mark = Mark { cluster: plan.cluster.clone(), instance, state_dir: "/state/ktcw".to_owned() };
+        let xml = domain_xml(&node.domain, &plan.storage, &layout, &name, &mark).expect("renders");
+        let all = format!("{}=== user-data\n{told}=== network-config\n{}=== domain\n{xml}", seed.meta_data, seed.network_config);
+        insta::assert_snapshot!(format!("machine-{of}-{name}"), all);
+    }
+}
+
+#[test]
+fn a_root_disk_larger_than_the_images_is_grown_at_boot() {
+    let told = |root_disk| {
+        let spec = validate(&RawSpec { root_disk, ..RawSpec::default() }).expect("valid");
+        let resolved =
+            Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel: kvm(), image: samples::image(), kernel: None };
+        let plan = plan(&spec, &resolved);
+        preview(&plan.nodes[0], &plan.network, &[]).expect("made").user_data.expose().contains("resize2fs")
+    };
+    assert!(told(Some(20)) && !told(Some(10)) && !told(None));
 }
 
 #[test]

@@ -297,8 +297,14 @@ async fn start_units(plan: &Plan, node: &NodePlan, units: &[String], world: &Wor
     if output.ok() {
         return Ok(true);
     }
-    let unit = units.first().cloned().unwrap_or_default();
-    Err(StepError::Unit { node: node.name.clone(), unit, said: output.stderr_text().trim().to_owned() })
+    let said = output.stderr_text().trim().to_owned();
+    let unit = failed_unit(&said).map_or_else(|| units.join(", "), str::to_owned);
+    Err(StepError::Unit { node: node.name.clone(), unit, said })
+}
+
+/// The unit that systemctl complains of: `Job for etcd.service failed because …`.
+fn failed_unit(said: &str) -> Option<&str> {
+    said.split("Job for ").nth(1)?.split_whitespace().next()
 }
 
 fn is_generated(node: &NodePlan, unit: &str) -> bool {

@@ -4,7 +4,7 @@
 
 use crate::spec::{AccelChoice, NodeName, RawSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Kubernetes the container way, on real machines.
 ///
@@ -139,8 +139,8 @@ pub struct SpecArgs {
     #[arg(long, value_name = "CIDR")]
     pub subnet: Option<String>,
     /// No way out of the network, not even NAT
-    #[arg(long)]
-    pub isolated: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub isolated: Option<bool>,
     /// Pod addresses, a /16 [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -181,6 +181,11 @@ fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "accepted: a whole number, as in 3".to_owned())
 }
 
+/// A path as it is from anywhere: it is recorded with the cluster.
+fn from_here(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 impl SpecArgs {
     pub fn raw(&self, cluster: Option<String>) -> RawSpec {
         RawSpec {
@@ -189,7 +194,7 @@ impl SpecArgs {
             control_planes: self.control_planes,
             workers: self.workers,
             subnet: self.subnet.clone(),
-            isolated: self.isolated.then_some(true),
+            isolated: self.isolated,
             pod_cidr: self.pod_cidr.clone(),
             service_cidr: self.service_cidr.clone(),
             controller_mem: self.controller_mem,
@@ -198,8 +203,8 @@ impl SpecArgs {
             etcd_disk: self.etcd_disk,
             root_disk: self.root_disk,
             accel: self.accel,
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
+            kernel: self.kernel.as_deref().map(from_here),
+            initrd: self.initrd.as_deref().map(from_here),
             kernel_args: self.kernel_args.clone(),
         }
     }
@@ -372,6 +377,6 @@ pub enum ImageWhat {
         #[arg(long)]
         sbom: bool,
     },
-    /// Remove images that this version does not use
+    /// Remove images that neither this version nor a cluster kept here uses
     Prune,
 }

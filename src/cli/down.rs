@@ -6,8 +6,10 @@ use super::args::Global;
 use super::error::CliError;
 use super::{exit, render, session};
 use crate::apply;
-use crate::host::Host;
+use crate::host::{Host, Mark, blocking};
+use crate::spec::ClusterName;
 use crate::store::ClusterDir;
+use std::path::Path;
 use std::sync::Arc;
 
 pub async fn run(global: &Global) -> Result<u8, CliError> {
@@ -16,8 +18,7 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     // A removal that was cut off may still hold keys.
     crate::store::finish_removals(&parent)?;
     if !ClusterDir::exists(&parent, &name) {
-        render::print_line(&format!("there is no cluster {name} in {}; nothing to do", parent.display()));
-        return Ok(exit::OK);
+        return orphans(global, &name, &parent).await;
     }
     let dir = ClusterDir::open(&parent, &name)?;
     let lock = dir.lock("down")?;
@@ -34,11 +35,50 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     })?;
     journal.done("remove", None).map_err(CliError::failed)?;
     dir.remove(lock)?;
+    said(&name, &removed);
+    Ok(exit::OK)
+}
+
+fn said(name: &ClusterName, removed: &apply::Removed) {
     render::print_line(&format!(
         "cluster {name} removed: {} machines, {} volumes, {} network",
         removed.domains.len(),
         removed.volumes,
         removed.networks.len()
     ));
+}
+
+/// Without a directory: what libvirt still has of a cluster of this name whose directory was the one that is gone.
+async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u8, CliError> {
+    let nothing = format!("there is no cluster {name} in {}; nothing to do", parent.display());
+    let host: Arc<dyn Host> = match session::connect(global) {
+        Ok(host) => host,
+        Err(error) => {
+            render::print_line(&nothing);
+            render::status(&format!("libvirt was not asked for machines without a directory: {}", error.message));
+            return Ok(exit::OK);
+        }
+    };
+    let observer = host.clone();
+    let seen = blocking(move || observer.observe()).await?;
+    let directory = parent.join(name.as_str()).display().to_string();
+    let marks = (seen.domains.iter().map(|d| &d.mark))
+        .chain(seen.networks.iter().map(|n| &n.mark))
+        .chain(seen.pools.iter().map(|p| &p.mark));
+    let mut orphans: Vec<&Mark> = marks.flatten().filter(|mark| mark.cluster == *name && mark.state_dir == directory).collect();
+    orphans.sort_by_key(|mark| mark.instance);
+    orphans.dedup();
+    if orphans.is_empty() {
+        render::print_line(&nothing);
+        return Ok(exit::OK);
+    }
+    let question = format!("{directory} is gone, with its keys; remove what libvirt still has of cluster {name}?");
+    if !global.yes && !render::confirm(&question)? {
+        return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
+    }
+    for mark in orphans {
+        let removed = apply::remove(host.clone(), mark, render::status).await?;
+        said(name, &removed);
+    }
     Ok(exit::OK)
 }

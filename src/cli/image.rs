@@ -24,11 +24,19 @@ pub fn run(global: &Global, what: &ImageWhat) -> Result<u8, CliError> {
         }
         ImageWhat::List { sbom } => list(global, &cache, *sbom)?,
         ImageWhat::Prune => {
-            let pruned = image::prune(&cache, true)?;
+            let in_use = in_use(global)?;
+            let pruned = image::prune(&cache, true, &in_use)?;
             render::print_line(&format!("{} directories removed, {} MiB freed", pruned.directories.len(), pruned.bytes >> 20));
         }
     }
     Ok(exit::OK)
+}
+
+/// Keys of the images that the clusters kept here were made with: their kubectl and etcdctl are in there.
+fn in_use(global: &Global) -> Result<Vec<String>, CliError> {
+    let found = crate::store::list(&super::session::parent(global)?)?;
+    let plans = found.into_iter().filter_map(|listed| listed.opened.ok()?.load_plan().ok().flatten());
+    Ok(plans.map(|plan| plan.resolved.image.key).collect())
 }
 
 /// An event of a build as a line.
@@ -53,7 +61,14 @@ pub fn line(event: &ImageEvent) -> String {
 
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
-        let said = CliError::host(render::chain(&error));
+        let code = match &error {
+            ImageError::BadMirror { .. } => exit::USAGE,
+            ImageError::Busy { .. } => exit::BUSY,
+            ImageError::Tool { .. } | ImageError::Io { .. } => exit::FAILED,
+            // Tools, namespaces, an archive, room, a whole image: what this host lacks.
+            _ => exit::HOST,
+        };
+        let said = CliError::new(code, render::chain(&error));
         match error.hint() {
             Some(hint) => said.hint(hint),
             None => said,

@@ -25,9 +25,11 @@ mod tools;
 mod up;
 mod verify;
 
+use crate::spec::RawSpec;
 use args::{Cli, Global, SpecArgs, Verb};
 use clap::{CommandFactory, Parser};
 use error::CliError;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Parses, runs, prints what went wrong.
@@ -94,15 +96,13 @@ fn log(verbose: u8) {
 /// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
 fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec, CliError> {
     let mut raw = args.raw(global.cluster.clone());
+    let mut problems = Vec::new();
     if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| CliError::usage(format!("--config: {}: {error}; accepted: a TOML file", path.display())))
-            .map_err(|error| error.hint("ktcw-vm plan --config-schema says what is in it"))?;
-        let file = crate::spec::parse_config(&text).map_err(|error| {
-            CliError::usage(format!("--config: {}: {error}", path.display())).hint("ktcw-vm plan --config-schema")
-        })?;
+        let (file, wrong) = config(path);
+        problems.extend(wrong);
         raw = raw.over(file);
     }
+    problems.extend(resolve::kernel_problems(raw.kernel.as_deref(), raw.initrd.as_deref()));
     // A name that is none is said by `validate`, with all else.
     if let Ok(name) = crate::spec::ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
         let parent = session::parent(global)?;
@@ -111,8 +111,30 @@ fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec,
             raw = raw.over(crate::spec::RawSpec::from(dir.spec()));
         }
     }
-    crate::spec::validate(&raw).map_err(|problems| {
-        let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        CliError::usage(all.join("\n       ")).hint("ktcw-vm up --help; nothing was made")
-    })
+    let spec = crate::spec::validate(&raw);
+    problems.extend(spec.as_ref().err().into_iter().flatten().map(ToString::to_string));
+    match spec {
+        Ok(spec) if problems.is_empty() => Ok(spec),
+        _ => {
+            let look = if args.config.is_some() { "ktcw-vm plan --config-schema" } else { "ktcw-vm up --help" };
+            Err(CliError::usage(problems.join("\n       ")).hint(format!("{look}; nothing was made")))
+        }
+    }
+}
+
+/// What a `--config` file says, and all that is wrong with it. Files that it names are beside it.
+fn config(path: &Path) -> (RawSpec, Vec<String>) {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            return (RawSpec::default(), vec![format!("--config: {}: {error}; accepted: a TOML file", path.display())]);
+        }
+    };
+    let (mut file, errors) = crate::spec::parse_config(&text);
+    let beside =
+        path.parent().and_then(|parent| std::path::absolute(if parent == Path::new("") { Path::new(".") } else { parent }).ok());
+    for named in [&mut file.kernel, &mut file.initrd].into_iter().flatten() {
+        *named = beside.as_ref().map_or_else(|| named.clone(), |beside| beside.join(&*named));
+    }
+    (file, errors.iter().map(|error| format!("--config: {}: {error}", path.display())).collect())
 }

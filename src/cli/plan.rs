@@ -1,13 +1,13 @@
 //! `ktcw-vm plan`: everything `up` would make, printed; nothing is touched.
 //! An existing cluster keeps what is recorded with it, as in `up`; for a new one, guesses are marked as such.
-//! `--show NODE:PATH` prints one file as the node would get it, secrets by name only.
+//! `--show NODE:PATH` prints one file as the node would get it, `NODE:user-data` what cloud-init reads; secrets by name only.
 
 use super::args::{Format, Global, PlanArgs};
 use super::error::CliError;
 use super::{change, exit, render, resolve, session, spec_of};
 use crate::apply::{Inventory, steps};
 use crate::host::Host;
-use crate::plan::{Content, Plan, plan, render as plan_render};
+use crate::plan::{Content, NodePlan, Plan, plan, render as plan_render, user_data};
 use crate::spec::NodeName;
 use crate::store::ClusterDir;
 
@@ -61,12 +61,32 @@ fn show(plan: &Plan, what: &str) -> Result<String, CliError> {
         let all: Vec<String> = plan.nodes.iter().map(|node| node.name.to_string()).collect();
         return Err(CliError::usage(format!("--show: no node {name}; accepted: {}", all.join(", "))));
     };
+    if let Some(text) = document(plan, node, path)? {
+        return Ok(text);
+    }
     match node.files.iter().find(|file| file.path == path).map(|file| &file.content) {
         Some(Content::Text { text }) => Ok(text.clone()),
         Some(Content::Pki { item }) => Ok(format!("<{item}: made by `up`, kept in the cluster's pki directory>\n")),
         None => {
             let all: Vec<&str> = node.files.iter().map(|file| file.path.as_str()).collect();
-            Err(CliError::usage(format!("--show: {name} has no file {path}; it has\n  {}", all.join("\n  "))))
+            let all = [&DOCUMENTS[..], &all].concat().join("\n  ");
+            Err(CliError::usage(format!("--show: {name} has no file {path}; it has\n  {all}")))
         }
     }
+}
+
+/// What cloud-init reads, beside the files that it writes.
+const DOCUMENTS: [&str; 3] = ["meta-data", "user-data", "network-config"];
+
+/// One of `DOCUMENTS`, with names where secrets would be; `None` for any other word.
+fn document(plan: &Plan, node: &NodePlan, name: &str) -> Result<Option<String>, CliError> {
+    if !DOCUMENTS.contains(&name) {
+        return Ok(None);
+    }
+    let seed = user_data::preview(node, &plan.network, &plan.pod_routes()).map_err(CliError::failed)?;
+    Ok(Some(match name {
+        "meta-data" => seed.meta_data,
+        "network-config" => seed.network_config,
+        _ => seed.user_data.expose().to_owned(),
+    }))
 }

@@ -5,7 +5,6 @@
 use super::error::CliError;
 use crate::accel;
 use crate::event::{Event, Events, Stage};
-use crate::host::libvirt::LibvirtHost;
 use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
 use crate::image::{self, Image};
 use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, Versions};
@@ -37,6 +36,30 @@ pub fn ensure_image(events: &Events) -> Result<Image, CliError> {
     Ok(image::build(&image::BuildOptions::new(cache), &mut told)?)
 }
 
+/// The image that an existing cluster was made with. `None`: it is not on this computer, and libvirt has all of it that is needed.
+pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option<Image>, CliError> {
+    let (cache, key) = (image::cache_dir(), &old.resolved.image.key);
+    if let Some(image) = image::find_key(&cache, key)? {
+        return Ok(Some(image));
+    }
+    let storage = &old.storage;
+    let there = |volume: &str| {
+        let pool = seen.pools.iter().find(|pool| pool.name == storage.image_pool);
+        pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == volume))
+    };
+    let needed = [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
+    if needed.into_iter().flatten().all(|volume| there(volume)) {
+        return Ok(None);
+    }
+    let image = ensure_image(events)?;
+    if image.key == *key {
+        return Ok(Some(image));
+    }
+    let (was, is) = (image::short(key), image::short(&image.key));
+    Err(CliError::host(format!("cluster {} was made with image {was}, which is gone; this program makes {is}", old.cluster))
+        .hint(format!("ktcw-vm down -c {0}, then ktcw-vm up -c {0}", old.cluster)))
+}
+
 /// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.
 pub fn image_ref(image: &Image) -> Result<ImageRef, CliError> {
     let recorded = |name: &str| {
@@ -59,35 +82,52 @@ pub fn image_ref(image: &Image) -> Result<ImageRef, CliError> {
     })
 }
 
-/// The user's kernel, with digests; a missing or unreadable file is the flag's error.
+/// The user's kernel, with digests.
 pub fn kernel_ref(spec: &ClusterSpec) -> Result<Option<KernelRef>, CliError> {
-    check_kernel(spec)?;
     let Some(kernel) = &spec.kernel else { return Ok(None) };
     let initrd_sha256 = kernel.initrd.as_deref().map(file_digest).transpose()?;
     Ok(Some(KernelRef { sha256: file_digest(&kernel.path)?, initrd_sha256, args: kernel.args.clone() }))
 }
 
-/// Whether the files that `--kernel` and `--initrd` name can be booted, by their first bytes. All that is wrong at once.
-pub fn check_kernel(spec: &ClusterSpec) -> Result<(), CliError> {
-    let Some(kernel) = &spec.kernel else { return Ok(()) };
+/// What is wrong with the files that `--kernel` and `--initrd` name, by their first bytes; all of it.
+pub fn kernel_problems(kernel: Option<&Path>, initrd: Option<&Path>) -> Vec<String> {
     let mut problems = Vec::new();
-    let mut head = Vec::new();
-    let mut readable = |flag: &str, path: &Path, into: &mut Vec<u8>| {
-        let read = std::fs::File::open(path).and_then(|file| file.take(0x206).read_to_end(into));
+    let mut read = |flag: &str, path: &Path| {
+        let mut head = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(0x206).read_to_end(&mut head));
         if let Err(error) = &read {
             problems.push(format!("--{flag}: {}: {error}; accepted: a readable file", path.display()));
         }
-        read.is_ok()
+        read.is_ok().then_some(head)
     };
-    let there = readable("kernel", &kernel.path, &mut head);
-    if let Some(initrd) = &kernel.initrd {
-        readable("initrd", initrd, &mut Vec::new());
+    let head = kernel.and_then(|path| Some((path, read("kernel", path)?)));
+    if let Some(path) = initrd {
+        read("initrd", path);
     }
-    if there && !head.starts_with(b"\x7fELF") && !is_bzimage(&head) {
+    if let Some((path, head)) = head
+        && !head.starts_with(b"\x7fELF")
+        && !is_bzimage(&head)
+    {
         let said = "is neither an ELF vmlinux nor a bzImage (is it still compressed?)";
-        problems.push(format!("--kernel: {} {said}; accepted: either of them", kernel.path.display()));
+        problems.push(format!("--kernel: {} {said}; accepted: either of them", path.display()));
     }
-    if problems.is_empty() { Ok(()) } else { Err(CliError::usage(problems.join("\n       ")).hint("nothing was made")) }
+    problems
+}
+
+/// A kernel that was named again must be the one that the cluster's machines boot.
+pub fn same_kernel(old: &Plan, spec: &ClusterSpec) -> Result<(), CliError> {
+    let (Some(was), Some(kernel)) = (&old.resolved.kernel, &spec.kernel) else { return Ok(()) };
+    let changed = |flag: &str, path: &Path| {
+        let said = format!("--{flag}: {} is not the file that cluster {} was made with any more", path.display(), old.cluster);
+        CliError::usage(format!("{said}; accepted: that file, or none")).hint(format!("ktcw-vm down -c {} first", old.cluster))
+    };
+    if file_digest(&kernel.path)? != was.sha256 {
+        return Err(changed("kernel", &kernel.path));
+    }
+    match (&kernel.initrd, &was.initrd_sha256) {
+        (Some(initrd), Some(digest)) if file_digest(initrd)? != *digest => Err(changed("initrd", initrd)),
+        _ => Ok(()),
+    }
 }
 
 /// "HdrS" at 0x202: the Linux/x86 boot protocol.
@@ -95,8 +135,11 @@ fn is_bzimage(head: &[u8]) -> bool {
     head.get(0x202..0x206) == Some(b"HdrS")
 }
 
-/// Where the files behind the image volumes are.
-pub fn files(spec: &ClusterSpec, image: &Image) -> Files {
+/// Where the files behind the image volumes are. Without an image nothing is uploaded, so nothing is looked for.
+pub fn files(spec: &ClusterSpec, image: Option<&Image>) -> Files {
+    let Some(image) = image else {
+        return Files { base: PathBuf::new(), kernel: PathBuf::new(), initrd: None };
+    };
     match &spec.kernel {
         Some(kernel) => Files { base: image.disk.clone(), kernel: kernel.path.clone(), initrd: kernel.initrd.clone() },
         None => Files { base: image.disk.clone(), kernel: image.kernel.clone(), initrd: Some(image.initrd.clone()) },
@@ -168,15 +211,13 @@ pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen) -> (Resolve
 /// Everything for a new cluster.
 pub fn fresh(
     spec: &ClusterSpec,
-    host: &LibvirtHost,
     facts: &HostFacts,
     seen: &HostSeen,
     image: &Image,
     events: &Events,
 ) -> Result<Resolved, CliError> {
-    let _ = host;
     let kernel = kernel_ref(spec)?;
-    let files = files(spec, image);
+    let files = files(spec, Some(image));
     let subnet = subnet(spec, &seen.networks).map_err(CliError::host)?;
     let accel = accel(spec, facts, &files, events)?;
     Ok(Resolved { subnet, accel, image: image_ref(image)?, kernel })
@@ -205,7 +246,7 @@ pub fn guessed(spec: &ClusterSpec, host: Option<(&HostFacts, &HostSeen)>) -> Res
     let accel = match (spec.accel, host, &found) {
         (AccelChoice::Tcg, _, _) => Accel::Tcg,
         (_, Some((facts, _)), Some(image)) => {
-            let files = files(spec, image);
+            let files = files(spec, Some(image));
             match accel::cached(facts, &files.kernel, files.initrd.as_deref(), &image::cache_dir()) {
                 Some(accel::Verdict::Boots(cpu)) => Accel::Kvm { cpu },
                 Some(accel::Verdict::Not(_)) if spec.accel == AccelChoice::Auto => Accel::Tcg,
@@ -289,17 +330,17 @@ mod tests {
         }
         let judged = |kernel: &str, initrd: Option<&str>| {
             let path = |name: &str| dir.path().join(name);
-            check_kernel(&spec(RawSpec { kernel: Some(path(kernel)), initrd: initrd.map(path), ..RawSpec::default() }))
+            kernel_problems(Some(&path(kernel)), initrd.map(path).as_deref())
         };
         for kernel in ["vmlinux", "bzImage"] {
-            assert!(judged(kernel, None).is_ok() && judged(kernel, Some("empty")).is_ok(), "{kernel}");
+            assert!(judged(kernel, None).is_empty() && judged(kernel, Some("empty")).is_empty(), "{kernel}");
         }
         for kernel in ["vmlinux.zst", "empty", "."] {
-            let error = judged(kernel, None).expect_err(kernel);
-            assert!(error.code == super::super::exit::USAGE && error.message.contains("accepted"), "{}", error.message);
+            let problems = judged(kernel, None);
+            assert!(matches!(problems.as_slice(), [one] if one.contains("accepted")), "{kernel}: {problems:?}");
         }
-        let both = judged("nowhere", Some("nowhere-either")).expect_err("neither is there").message;
-        assert!(both.contains("--kernel: ") && both.contains("--initrd: ") && both.lines().count() == 2, "{both}");
+        let both = judged("nowhere", Some("nowhere-either"));
+        assert!(both.len() == 2 && both[0].starts_with("--kernel: ") && both[1].starts_with("--initrd: "), "{both:?}");
     }
 
     #[test]

@@ -7,10 +7,11 @@ use super::error::CliError;
 use super::session::{self, Session};
 use super::{exit, render};
 use crate::guest::{Cmd, Guest};
-use crate::host::{DomainState, Host};
+use crate::host::libvirt::LibvirtHost;
+use crate::host::{DomainSeen, DomainState, Host, HostSeen, blocking};
 use crate::plan::{ELECTIONS, NodePlan, Plan, lease_holder};
 use crate::spec::Role;
-use crate::store;
+use crate::store::{self, ClusterDir};
 use comfy_table::{Table, presets};
 use futures::future::join_all;
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let plan = &session.plan;
     let host = session::connect_to(global, &session.dir)?;
-    let seen = tokio::task::spawn_blocking(move || host.observe()).await.map_err(CliError::failed)??;
+    let seen = blocking(move || host.observe()).await?;
     let guests = session.guests()?;
     let api = session.api()?;
     let patience = PATIENCE * if plan.timers.staged { 6 } else { 1 };
@@ -83,7 +84,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let (mut nodes, leases, ready) = tokio::join!(nodes, leases, ready);
     let mut vip_holder = None;
     for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(ready) {
-        status.machine = seen.domains.iter().find(|d| d.name == node.domain.name).map(|d| d.state);
+        status.machine = machine(&seen, node);
         status.kubernetes_ready = ready;
         if *holds_vip {
             vip_holder = Some(node.name.to_string());
@@ -131,6 +132,10 @@ async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeSt
         kubernetes_ready: None,
     };
     (status, holds_vip)
+}
+
+fn machine(seen: &HostSeen, node: &NodePlan) -> Option<DomainState> {
+    seen.domains.iter().find(|domain| domain.name == node.domain.name).map(|domain| domain.state)
 }
 
 /// `etcdctl endpoint status -w json`: a list with one entry.
@@ -208,22 +213,27 @@ struct ListedCluster {
 pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
     let parent = session::parent(global)?;
     let found = store::list(&parent)?;
-    let seen = session::connect(global).ok().and_then(|host| host.observe().ok());
+    // A libvirt that several clusters live in is asked once.
+    let mut asked: BTreeMap<Option<String>, Option<HostSeen>> = BTreeMap::new();
+    let mut seen = |dir: &ClusterDir| {
+        let uri = global.connect.as_deref().or(dir.libvirt()).map(str::to_owned);
+        let ask = || LibvirtHost::connect(uri.as_deref()).ok().and_then(|host| host.observe().ok());
+        asked.entry(uri.clone()).or_insert_with(ask).clone()
+    };
     let rows: Vec<ListedCluster> = found
         .into_iter()
         .map(|listed| match listed.opened {
             Ok(dir) => {
                 let plan: Option<Plan> = dir.load_plan().ok().flatten();
-                let running = |p: &Plan| {
-                    let ours = |name: &str| p.nodes.iter().any(|node| node.domain.name == name);
-                    seen.as_ref().map(|s| s.domains.iter().filter(|d| d.state == DomainState::Running && ours(&d.name)).count())
-                };
+                let mark = session::mark(&dir);
+                let ours = |domain: &&DomainSeen| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs));
+                let running = |s: HostSeen| s.domains.iter().filter(ours).filter(|d| d.state == DomainState::Running).count();
                 ListedCluster {
                     name: listed.name.to_string(),
                     etcd: dir.spec().etcd,
                     workers: dir.spec().workers,
                     api: plan.as_ref().map(|p| format!("https://{}:6443", p.network.vip)),
-                    running: plan.as_ref().and_then(running),
+                    running: seen(&dir).map(running),
                     created: Some(dir.created().strftime("%Y-%m-%d %H:%M").to_string()),
                     problem: None,
                 }

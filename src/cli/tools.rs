@@ -18,7 +18,7 @@ use std::process::Command;
 pub fn kubectl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let kubeconfig = kept(&session, &PkiItem::Kubeconfig { id: "admin".to_owned() })?;
-    let mut command = Command::new(program("kubectl")?);
+    let mut command = Command::new(program(&session, "kubectl")?);
     command.env("KUBECONFIG", kubeconfig).args(&passed.args);
     become_it(command)
 }
@@ -26,18 +26,24 @@ pub fn kubectl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
 /// `etcdctl` of the image, with every member's endpoint and the host's own client certificate.
 pub fn etcdctl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     let session = Session::open(global)?;
-    let mut command = Command::new(program("etcdctl")?);
+    let mut command = Command::new(program(&session, "etcdctl")?);
     // etcdctl refuses a flag and its variable together.
-    if !passed.args.iter().any(|arg| arg.starts_with("--endpoints")) {
+    let given = |flag: &str| {
+        let value_follows = format!("{flag}=");
+        passed.args.iter().any(|arg| arg == flag || arg.starts_with(&value_follows))
+    };
+    if !given("--endpoints") {
         command.env("ETCDCTL_ENDPOINTS", session.plan.etcd_endpoints().join(","));
     }
     let admin = || "etcd-admin".to_owned();
-    for (variable, item) in [
-        ("ETCDCTL_CACERT", PkiItem::CaCert { ca: Ca::Etcd }),
-        ("ETCDCTL_CERT", PkiItem::Cert { id: admin() }),
-        ("ETCDCTL_KEY", PkiItem::Key { id: admin() }),
+    for (flag, variable, item) in [
+        ("--cacert", "ETCDCTL_CACERT", PkiItem::CaCert { ca: Ca::Etcd }),
+        ("--cert", "ETCDCTL_CERT", PkiItem::Cert { id: admin() }),
+        ("--key", "ETCDCTL_KEY", PkiItem::Key { id: admin() }),
     ] {
-        command.env(variable, kept(&session, &item)?);
+        if !given(flag) {
+            command.env(variable, kept(&session, &item)?);
+        }
     }
     command.args(&passed.args);
     become_it(command)
@@ -85,10 +91,15 @@ fn users_kubeconfig() -> Result<PathBuf, CliError> {
     Ok(Path::new(&home).join(".kube/config"))
 }
 
-/// A program of the image, runnable here.
-fn program(name: &str) -> Result<PathBuf, CliError> {
-    let found = image::find(&image::cache_dir())?.map(|image| image.bin.join(name));
-    found.filter(|path| path.exists()).ok_or_else(|| {
+/// A program of the cluster's own image, runnable here; one of this program's image where that is gone.
+fn program(session: &Session, name: &str) -> Result<PathBuf, CliError> {
+    let cache = image::cache_dir();
+    let own = image::find_key(&cache, &session.plan.resolved.image.key)?;
+    let found = match own {
+        Some(image) => Some(image),
+        None => image::find(&cache)?,
+    };
+    found.map(|image| image.bin.join(name)).filter(|path| path.exists()).ok_or_else(|| {
         CliError::failed(format!("{name} is not there: the guest image has not been built here")).hint("ktcw-vm image build")
     })
 }

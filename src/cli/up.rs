@@ -71,8 +71,6 @@ async fn raise(
     parent: &std::path::Path,
     events: &Events,
 ) -> Result<Outcome, CliError> {
-    // A wrong flag is said at once, not after the minutes that an image takes.
-    resolve::check_kernel(spec)?;
     let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
     let host = match &existing {
         Some(dir) => session::connect_to(global, dir)?,
@@ -96,30 +94,32 @@ async fn raise(
     let draft = plan(spec, &draft);
     if let Some(old) = &old {
         super::change::allowed(old, &draft)?;
+        if up.spec.kernel.is_some() {
+            resolve::same_kernel(old, spec)?;
+        }
     }
     refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), 0, host.free_disk_mib()));
     refuse(&refusals)?;
     stage.done(false);
 
     let stage = Stage1::begin(events, Stage::Image);
-    let image = {
-        let events = events.clone();
-        tokio::task::spawn_blocking(move || resolve::ensure_image(&events)).await.map_err(CliError::failed)??
+    let (image, resolved) = {
+        let (spec, facts, seen, old, events) = (spec.clone(), facts.clone(), seen.clone(), old.clone(), events.clone());
+        let settle = move || match old {
+            Some(old) => Ok((resolve::kept_image(&old, &seen, &events)?, resolve::kept(&old))),
+            None => {
+                let image = resolve::ensure_image(&events)?;
+                let resolved = resolve::fresh(&spec, &facts, &seen, &image, &events)?;
+                Ok::<_, CliError>((Some(image), resolved))
+            }
+        };
+        tokio::task::spawn_blocking(settle).await.map_err(CliError::failed)??
     };
-    let files = resolve::files(spec, &image);
-    let resolved = match &old {
-        Some(old) => resolve::kept(old),
-        None => {
-            let (spec, host, facts, seen, image, events) =
-                (spec.clone(), host.clone(), facts.clone(), seen.clone(), image.clone(), events.clone());
-            tokio::task::spawn_blocking(move || resolve::fresh(&spec, &host, &facts, &seen, &image, &events))
-                .await
-                .map_err(CliError::failed)??
-        }
-    };
+    let files = resolve::files(spec, image.as_ref());
     let plan = Arc::new(plan(spec, &resolved));
     stage.done(false);
-    refuse(&preflight::judge(&plan, &facts, &seen, mark.as_ref(), image.size_bytes >> 20, host.free_disk_mib()))?;
+    let base_mib = image.map_or(0, |image| image.size_bytes >> 20);
+    refuse(&preflight::judge(&plan, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()))?;
 
     // From here on things are made, each written down first.
     let (mut dir, lock) = match (existing, lock) {
@@ -184,8 +184,8 @@ async fn raise(
         let stage = Stage1::begin(events, Stage::Verify);
         let looking = async {
             match applied.changed {
-                0 => super::verify::checked(&plan, &*guests, events).await,
-                _ => super::verify::settled(&plan, &*guests, events).await,
+                0 => Ok(super::verify::checked(&plan, &world.keyring, &*guests, events).await),
+                _ => super::verify::settled(&plan, &world.keyring, &*guests, events).await,
             }
         };
         let report = or_stop(&plan, stop, looking).await??;

@@ -7,9 +7,9 @@ use super::error::CliError;
 use super::{exit, render, session::Session};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::Guest;
-use crate::pki::check;
-use crate::plan::{CertPlan, Plan};
-use crate::verify::certs::Problem;
+use crate::pki::Keyring;
+use crate::plan::{Ca, CertPlan, Plan};
+use crate::verify::certs::{Problem, Trust};
 use crate::verify::{self, Report};
 use crate::wait::{Seen, until};
 use std::cell::RefCell;
@@ -18,47 +18,50 @@ use std::time::Duration;
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let guests = session.guests()?;
-    let report = checked(&session.plan, &*guests, &Events::nowhere()).await?;
+    let report = checked(&session.plan, &session.keyring, &*guests, &Events::nowhere()).await;
     match global.format {
         Format::Text => render::print(&verify::render::table(&report)),
-        Format::Json => render::print_line(&serde_json::to_string_pretty(&report).map_err(CliError::failed)?),
+        Format::Json => render::print(&verify::render::json(&report)),
     }
-    Ok(if report.verdict() == Verdict::Pass { exit::OK } else { exit::CHECK_FAILED })
+    Ok(exit_code(&report))
 }
 
-/// Runs the checks with this host's clock.
-pub async fn checked(plan: &Plan, guests: &dyn Guest, events: &Events) -> Result<Report, CliError> {
+pub fn exit_code(report: &Report) -> u8 {
+    if report.verdict() == Verdict::Pass { exit::OK } else { exit::CHECK_FAILED }
+}
+
+/// Runs the checks with this computer's clock and keys.
+pub async fn checked(plan: &Plan, keyring: &Keyring, guests: &dyn Guest, events: &Events) -> Report {
     let now = jiff::Timestamp::now;
-    // The CA as the node holds it is compared with ours by its own check; chains are judged with what the node trusts.
-    let certs = |cert: &CertPlan, pem: &str, ca: &str| -> Vec<Problem> {
-        let findings = check::judge(pem, ca, cert, now());
+    let judge = |cert: &CertPlan, pem: &str, _: &str| -> Vec<Problem> {
+        let findings = keyring.judge(cert, pem, now());
         let told =
             findings.iter().map(|finding| Problem { what: finding.problem.to_string(), warning: finding.problem.is_warning() });
         told.collect()
     };
-    Ok(verify::verify(plan, guests, &now, &certs, events).await)
+    let ca = |ca: Ca| keyring.ca_pem(ca).map(str::to_owned);
+    verify::verify(plan, guests, &now, Trust { judge: &judge, ca: &ca }, events).await
 }
 
 /// The same after a change, asked again until all passes: Services and their rules, DNS and leases settle a little after the
 /// pods that need them are ready. After two of the plan's probe deadlines the last report stands as it is.
-pub async fn settled(plan: &Plan, guests: &dyn Guest, events: &Events) -> Result<Report, CliError> {
+pub async fn settled(plan: &Plan, keyring: &Keyring, guests: &dyn Guest, events: &Events) -> Result<Report, CliError> {
     let patience = Duration::from_secs(u64::from(plan.timers.probe_deadline_s)) * 2;
     let last = RefCell::new(None);
     let told = |status: &str| {
         events.send(Event::Note { text: format!("not yet: {status}; looking again for up to {} s", patience.as_secs()) });
     };
     let asked = until("every check passed", patience, Duration::from_secs(2), told, || async {
-        match checked(plan, guests, events).await {
-            Ok(report) if report.verdict() != Verdict::Pass => {
-                let open = open_checks(&report);
-                last.replace(Some(report));
-                Seen::NotYet(open)
-            }
-            done => Seen::Ready(done),
+        let report = checked(plan, keyring, guests, events).await;
+        if report.verdict() == Verdict::Pass {
+            return Seen::Ready(report);
         }
+        let open = open_checks(&report);
+        last.replace(Some(report));
+        Seen::NotYet(open)
     });
     match asked.await {
-        Ok(done) => done,
+        Ok(report) => Ok(report),
         Err(timed_out) => last.into_inner().ok_or_else(|| CliError::failed(timed_out)),
     }
 }

@@ -137,7 +137,6 @@ pub trait Host: Send + Sync {
     fn remove_pool(&self, name: &str, mark: &Mark) -> Result<Done, HostError>;
 
     /// Uploads a file into the image pool under a name that contains its digest. An interrupted upload leaves no
-    /// volume that looks whole.
     /// volume that looks whole; two programs uploading the same one wait for each other. The pool is everybody's, so no mark.
     fn ensure_image_volume(
         &self,

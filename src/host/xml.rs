@@ -67,8 +67,10 @@ struct Disk<'a> {
 /// Everything on bus 0, without root ports: nothing is hot-plugged here, ports cost boot time, and qboot sets up bus 0 alone.
 const FIRST_DISK_SLOT: usize = 8;
 
-/// QEMU would take up to a gigabyte a machine, more than the guest itself.
-const TRANSLATIONS_MIB: u32 = 320;
+/// What an emulated machine may keep of translated code, MiB: QEMU would take up to a gigabyte, more than the guest itself.
+pub fn translations_mib(accel: &Accel) -> Option<u32> {
+    (*accel == Accel::Tcg).then_some(320)
+}
 
 #[derive(Template)]
 #[template(path = "domain.xml")]
@@ -159,7 +161,7 @@ pub fn domain_xml(
             initrd: storage.initrd_volume.as_ref().map(|volume| format!("{}/{volume}", layout.image_dir)),
             cmdline: one_line(&plan.cmdline),
             cpu,
-            translations_mib: (plan.accel == Accel::Tcg).then_some(TRANSLATIONS_MIB),
+            translations_mib: translations_mib(&plan.accel),
             disks: plan.disks.iter().enumerate().map(|(i, disk)| Disk::new(i, disk, layout)).collect(),
             console_log: layout.console_log(&plan.name),
         }

@@ -16,7 +16,7 @@ use super::command::{Namespaces, Tool};
 use super::container::{self, Entry, Recipe};
 use super::inputs::{DISK_SIZE, GoModule, Inputs, Keys};
 use super::preflight::{keyring, preflight};
-use super::{BuildOptions, ContainerImage, FileRecord, Image, ImageError, ImageEvent, Store, Versions};
+use super::{BuildOptions, ContainerImage, FileRecord, Image, ImageError, ImageEvent, Store, Versions, mirror};
 
 /// Room a build needs beside what Go's own cache takes, MiB.
 const ROOM_MIB: u64 = 6 * 1024;
@@ -41,7 +41,7 @@ pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Imag
         on(ImageEvent::Present { key: image.key.clone() });
         return Ok(image);
     }
-    preflight()?;
+    preflight(opts.mirror.as_deref())?;
     let go = Tool::new("go").args(["env", "GOVERSION"]).answer().map_err(|said| ImageError::Tool {
         step: "preflight".into(),
         command: "go env GOVERSION".into(),
@@ -49,7 +49,7 @@ pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Imag
         log: opts.cache.join("logs"),
         last: vec![],
     })?;
-    let mirror = mirror(opts.mirror.as_deref())?;
+    let mirror = mirror::find(opts.mirror.as_deref())?;
     let cache = Cache::open(&opts.cache, on)?;
     // Another build may have finished while we waited for its lock.
     if !opts.force
@@ -457,36 +457,6 @@ fn linked_modules(said: &str) -> BTreeMap<String, String> {
         }
     }
     found
-}
-
-/// The archive named by the user, else the one this machine's apt uses for Debian.
-fn mirror(named: Option<&str>) -> Result<String, ImageError> {
-    if let Some(name) = named {
-        let known = ["http://", "https://"].iter().any(|scheme| name.len() > scheme.len() && name.starts_with(scheme));
-        let plain = !name.contains(|c: char| c.is_whitespace() || c.is_control() || c == ']' || c == '[');
-        return if known && plain { Ok(name.to_owned()) } else { Err(ImageError::BadMirror { name: name.to_owned() }) };
-    }
-    let said = Tool::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(ORIGIN)", "Created-By: Packages"])
-        .answer()
-        .unwrap_or_default();
-    debian_archive(&said).ok_or(ImageError::NoMirror)
-}
-
-/// The main archive among apt's targets, one `URI RELEASE ORIGIN` a line: Debian's own
-/// origin when apt has seen its index, and never the security archive.
-fn debian_archive(targets: &str) -> Option<String> {
-    let archives = || {
-        targets.lines().filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (uri, release) = (words.next()?, words.next()?);
-            let main = !release.contains('-') && !uri.trim_end_matches('/').ends_with("-security");
-            main.then(|| (uri.trim_end_matches('/').to_owned(), words.next()))
-        })
-    };
-    let ours = archives().find(|(_, origin)| *origin == Some("Debian"));
-    let named = || archives().find(|(uri, origin)| origin.is_none() && uri.ends_with("/debian"));
-    ours.or_else(named).map(|(uri, _)| uri)
 }
 
 fn room(cache: &Path) -> Result<(), ImageError> {

@@ -63,6 +63,12 @@ pub fn find(cache: &Path) -> Result<Option<Image>, ImageError> {
     Ok(same_sources.pop())
 }
 
+/// The image of this key, whichever program built it. Errors as [`find`].
+pub fn find_key(cache: &Path, key: &str) -> Result<Option<Image>, ImageError> {
+    let plain = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if plain { load(&cache.join("images").join(key)) } else { Ok(None) }
+}
+
 /// The toolchain's version (`go1.26.8`), when there is one.
 pub(super) fn go_version() -> Option<String> {
     Tool::new("go").args(["env", "GOVERSION"]).answer().ok().filter(|version| !version.is_empty())
@@ -125,18 +131,18 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
-/// Removes images, and the stages they were made of; with `keep_current` all but the
+/// Removes images, and the stages they were made of; those of the keys `in_use` stay, and with `keep_current` also the
 /// image and stages of the sources embedded in this program. Disks already copied
 /// to a libvirt volume are not touched.
 ///
 /// # Errors
 /// [`ImageError::Io`] for what could not be removed.
-pub fn prune(cache: &Path, keep_current: bool) -> Result<Pruned, ImageError> {
+pub fn prune(cache: &Path, keep_current: bool, in_use: &[String]) -> Result<Pruned, ImageError> {
     if !cache.exists() {
         return Ok(Pruned::default());
     }
     let cache = Cache::open(cache, &mut |_| {})?;
-    let mut keep = Vec::new();
+    let mut keep = in_use.to_vec();
     if keep_current {
         let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
         keep.push(keys.image);

@@ -193,16 +193,16 @@ fn pruning_keeps_the_current_image_and_its_stages() {
     cache.make_stage("guest-os", "old", write).unwrap();
     drop(cache);
 
-    let pruned = prune(directory.path(), true).unwrap();
+    let pruned = prune(directory.path(), true, &[]).unwrap();
     let names: Vec<_> = pruned.directories.iter().map(|dir| dir.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["old", "guest-os-old"]);
     assert!(pruned.bytes > 0);
     let left = list(directory.path()).unwrap();
     assert_eq!(left.len(), 1);
     assert!(left[0].current);
-    assert_eq!(prune(directory.path(), true).unwrap(), Pruned::default());
+    assert_eq!(prune(directory.path(), true, &[]).unwrap(), Pruned::default());
 
-    prune(directory.path(), false).unwrap();
+    prune(directory.path(), false, &[]).unwrap();
     assert!(list(directory.path()).unwrap().is_empty());
     assert_eq!(directories(&directory.path().join("stages")).unwrap(), Vec::<PathBuf>::new());
 }
@@ -212,7 +212,7 @@ fn a_cache_that_is_not_there_is_empty() {
     let directory = tempfile::tempdir().unwrap();
     let absent = directory.path().join("absent");
     assert!(list(&absent).unwrap().is_empty());
-    assert_eq!(prune(&absent, false).unwrap(), Pruned::default());
+    assert_eq!(prune(&absent, false, &[]).unwrap(), Pruned::default());
     assert!(find(&absent).unwrap().is_none());
     assert!(!absent.exists(), "reading creates nothing");
 }

@@ -17,7 +17,7 @@ pub const IMAGE_PREFIX: &str = "localhost/ktcw";
 pub const PAUSE_VERSION: &str = "1.0";
 
 /// Virtual size of a node's root disk, bytes. Sparse: it costs what is written.
-pub const DISK_SIZE: u64 = 10 * 1024 * 1024 * 1024;
+pub const DISK_SIZE: u64 = crate::spec::BASE_DISK_GIB << 30;
 
 /// One embedded source file: its path below `images/`, and its text.
 #[derive(Clone, Copy)]

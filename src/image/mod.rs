@@ -13,6 +13,7 @@ mod cache;
 mod command;
 mod container;
 mod inputs;
+mod mirror;
 mod preflight;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
-pub use cache::{CachedImage, Pruned, cache_dir, find, list, prune, verify_image};
+pub use cache::{CachedImage, Pruned, cache_dir, find, find_key, list, prune, verify_image};
+pub use command::installed;
 pub use inputs::{ImageNames, Inputs};
 pub use preflight::{MissingTool, preflight};
 
@@ -224,9 +226,9 @@ impl ImageError {
                  (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
                     .to_owned(),
             ),
-            Self::NoMirror | Self::BadMirror { .. } => {
-                Some("name one: ktcw-vm image build --mirror http://ARCHIVE/debian".to_owned())
-            }
+            Self::NoMirror | Self::BadMirror { .. } => Some(
+                "name one: ktcw-vm image build --mirror http://ARCHIVE/debian (make up MIRROR=http://ARCHIVE/debian)".to_owned(),
+            ),
             Self::NoRoom { .. } => Some("free some, `ktcw-vm image prune`, or set KTCW_CACHE_DIR to a larger disk".to_owned()),
             Self::Damaged { .. } => Some("build it again: ktcw-vm image build --force".to_owned()),
             Self::Busy { .. } => Some("wait for it to end, or see which process holds the file `lock` in there".to_owned()),

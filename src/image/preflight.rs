@@ -5,8 +5,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::ImageError;
 use super::command::{self, Namespaces};
+use super::{ImageError, mirror};
 
 /// A program that is not there, and the Debian package that has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,17 +40,22 @@ const TOOLS_WITHOUT_ROOT: &[(&str, &str)] = &[("newuidmap", "uidmap")];
 /// The archive keyring that Debian's packages are checked with, as a file.
 const KEYRINGS: &[&str] = &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
 
-/// Checks tools, keyring and namespaces.
+/// Checks tools, keyring, namespaces, and that there is a Debian archive to take packages from: the one `named`, or apt's.
 ///
 /// # Errors
-/// [`ImageError::MissingTools`] with all that is missing, else [`ImageError::Namespaces`].
-pub fn preflight() -> Result<(), ImageError> {
+/// [`ImageError::BadMirror`] for a name that is none, [`ImageError::MissingTools`] with all that is missing, then
+/// [`ImageError::Namespaces`], then [`ImageError::NoMirror`].
+pub fn preflight(named: Option<&str>) -> Result<(), ImageError> {
+    if let Some(name) = named {
+        mirror::check(name)?;
+    }
     let namespaces = Namespaces::of_this_user();
     let missing = missing(namespaces == Namespaces::Root, command::installed, |path| Path::new(path).exists());
     if !missing.is_empty() {
         return Err(ImageError::MissingTools { missing });
     }
-    namespaces.check()
+    namespaces.check()?;
+    mirror::find(named).map(drop)
 }
 
 /// The keyring file, when there is one.

@@ -265,10 +265,11 @@ fn keys(facts: &Facts, node: &NodeName, control_plane: bool, files: &mut Vec<Fil
     };
     match node.role() {
         Role::Controller => put("/etc/etcd/pki/ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::Etcd }),
-        Role::Worker => put("/etc/kubernetes/pki/ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::Kubernetes }),
+        Role::Worker => {}
     }
+    // Everyone can verify the API's certificate: `verify` asks every API server from every node.
+    put("/etc/kubernetes/pki/ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::Kubernetes });
     if control_plane {
-        put("/etc/kubernetes/pki/ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::Kubernetes });
         put("/etc/kubernetes/pki/etcd-ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::Etcd });
         put("/etc/kubernetes/pki/front-proxy-ca.pem".to_owned(), PkiItem::CaCert { ca: Ca::FrontProxy });
         put("/etc/kubernetes/pki/service-account.pub".to_owned(), PkiItem::ServiceAccountPublicKey);

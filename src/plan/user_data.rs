@@ -2,9 +2,9 @@
 //! `apply` asks for a node's seed and `seed` puts it on a disk; `cli plan` shows the preview, which needs no key.
 //! It knows the modules we use and no others, and secrets only as something the caller looks up by name.
 
-use super::{Content, FilePlan, NetworkPlan, NodePlan, PkiItem};
+use super::{Content, DiskKind, DiskPlan, FilePlan, NetworkPlan, NodePlan, PkiItem};
 use crate::secret::Secret;
-use crate::spec::NodeName;
+use crate::spec::{BASE_DISK_GIB, NodeName};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::{Compression, GzBuilder};
@@ -125,9 +125,11 @@ struct UserData<'a> {
     users: [User<'a>; 1],
     ssh_deletekeys: bool,
     ssh_keys: HostKeys<'a>,
-    /// The root file system has no partition to grow; the image's resize at boot is systemd's.
+    /// The root file system has no partition to grow; where the disk is larger than the image's, `bootcmd` grows it.
     growpart: Growpart,
     resize_rootfs: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bootcmd: Vec<[&'static str; 2]>,
     write_files: Vec<WriteFile>,
 }
 
@@ -163,9 +165,16 @@ impl<'a> UserData<'a> {
             ssh_keys: HostKeys { ed25519_private: &ssh.host_private, ed25519_public: &ssh.host_public },
             growpart: Growpart { mode: "off" },
             resize_rootfs: false,
+            bootcmd: if grows(node) { vec![["resize2fs", "/dev/vda"]] } else { vec![] },
             write_files,
         }
     }
+}
+
+/// Whether the root disk is larger than the image's own.
+fn grows(node: &NodePlan) -> bool {
+    let larger = |disk: &DiskPlan| matches!(disk.kind, DiskKind::Root { size_gib } if u64::from(size_gib) > BASE_DISK_GIB);
+    node.domain.disks.iter().any(larger)
 }
 
 fn exposed<S: Serializer>(secret: &&Secret, serializer: S) -> Result<S::Ok, S::Error> {

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 pub const MAX_ETCD: u8 = 7;
 /// Most workers: the address plan reserves this many slots.
 pub const MAX_WORKERS: u8 = 50;
+/// Size of the guest image's own disk: a root disk can be no smaller.
+pub const BASE_DISK_GIB: u64 = 10;
 
 /// A valid description of a cluster. Every field is within its range; nobody checks again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

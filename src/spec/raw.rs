@@ -5,6 +5,7 @@
 use super::{AccelChoice, ClusterSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// All that `up` and `plan` can be told. Each field is the flag of the same name.
@@ -36,7 +37,7 @@ pub struct RawSpec {
     pub cpus: Option<u64>,
     /// Virtual size of the etcd disk in GiB, 1 to 64. Default 2.
     pub etcd_disk: Option<u64>,
-    /// Virtual size of the root disk in GiB, 8 to 512. Default 10.
+    /// Virtual size of the root disk in GiB, 10 (the image's own) to 512. Default 10; what is more is given to the file system at boot.
     pub root_disk: Option<u64>,
     /// `auto` (default), `kvm` or `tcg`.
     pub accel: Option<AccelChoice>,
@@ -100,7 +101,7 @@ impl From<&ClusterSpec> for RawSpec {
 }
 
 /// A `--config` file that cannot be read as one: the message names the line.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}: {message}")]
 pub struct ConfigError {
     /// 1-based; 0 when the parser gave no place.
@@ -108,13 +109,30 @@ pub struct ConfigError {
     pub message: String,
 }
 
-/// Reads `cluster.toml`. Unknown keys and wrong types are errors with their line.
-pub fn parse_config(text: &str) -> Result<RawSpec, ConfigError> {
-    toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+/// Reads `cluster.toml`: what could be read of it, and everything that could not, each with its line. Unknown keys and wrong
+/// types are errors; after one of syntax nothing more can be said.
+pub fn parse_config(text: &str) -> (RawSpec, Vec<ConfigError>) {
+    let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let of = |error: &toml::de::Error, line: usize| {
         // The library's word for what has no sign and no point.
-        ConfigError { line, message: error.message().replace("expected u64", "expected a whole number, as in 3") }
-    })
+        let message = error.message().replace("expected u64", "expected a whole number, as in 3");
+        ConfigError { line, message }
+    };
+    let table: BTreeMap<toml::Spanned<String>, toml::Value> = match toml::from_str(text) {
+        Ok(table) => table,
+        Err(error) => return (RawSpec::default(), vec![of(&error, error.span().map_or(0, |span| line(span.start)))]),
+    };
+    let mut errors = Vec::new();
+    let mut good = toml::Table::new();
+    for (key, value) in table {
+        let one = toml::Table::from_iter([(key.get_ref().clone(), value)]);
+        match one.clone().try_into::<RawSpec>() {
+            Ok(_) => good.extend(one),
+            Err(error) => errors.push(of(&error, line(key.span().start))),
+        }
+    }
+    errors.sort_by_key(|error| error.line);
+    (good.try_into().unwrap_or_default(), errors)
 }
 
 /// The JSON schema of `cluster.toml`, for editors; published by `ktcw-vm plan --config-schema`.
@@ -126,16 +144,31 @@ pub fn schema() -> schemars::Schema {
 mod tests {
     use super::*;
 
+    fn only_error(text: &str) -> ConfigError {
+        match parse_config(text) {
+            (_, errors) if errors.len() == 1 => errors[0].clone(),
+            other => panic!("one error is wanted: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn everything_wrong_in_a_file_comes_at_once_and_the_rest_is_read() {
+        let (read, errors) = parse_config("etcd = 5\n# no\nworkerz = 1\nworkers = -1\ncpus = \"two\"\naccel = \"tcg\"\n");
+        assert_eq!((read.etcd, read.workers, read.accel), (Some(5), None, Some(AccelChoice::Tcg)));
+        assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), [3, 4, 5]);
+        assert_eq!(only_error("etcd = 3\nworkers = = 2\n").line, 2);
+    }
+
     #[test]
     fn an_unknown_key_names_its_line_and_what_is_known() {
-        let error = parse_config("etcd = 3\nworkers = 2\nworkerz = 1\n").expect_err("unknown key");
+        let error = only_error("etcd = 3\nworkers = 2\nworkerz = 1\n");
         assert_eq!(error.line, 3);
         assert!(error.message.contains("workerz") && error.message.contains("control-planes"), "{}", error.message);
     }
 
     #[test]
     fn a_wrong_type_names_its_line() {
-        let error = parse_config("etcd = 3\naccel = \"fast\"\n").expect_err("wrong value");
+        let error = only_error("etcd = 3\naccel = \"fast\"\n");
         assert_eq!(error.line, 2, "{error}");
     }
 
@@ -146,14 +179,14 @@ mod tests {
             "etcd = 5\ncontrol-planes = 2\nworkers = 1\nsubnet = \"192.168.9.0/24\"\nisolated = true",
             "accel = \"tcg\"\nkernel = \"/k\"\ninitrd = \"/i\"\nkernel-args = \"a=b\"\ncpus = 2\netcd-disk = 4\nroot-disk = 20",
         ] {
-            let spec = crate::spec::validate(&parse_config(text).expect("a file")).expect("a spec");
+            let spec = crate::spec::validate(&parse_config(text).0).expect("a spec");
             assert_eq!(crate::spec::validate(&RawSpec::from(&spec)), Ok(spec), "{text}");
         }
     }
 
     #[test]
     fn flags_win_over_the_file() {
-        let file = parse_config("etcd = 5\nworkers = 1\ncontrol-planes = 2").expect("valid");
+        let file = parse_config("etcd = 5\nworkers = 1\ncontrol-planes = 2").0;
         let flags = RawSpec { workers: Some(4), ..RawSpec::default() };
         let both = flags.over(file);
         assert_eq!((both.etcd, both.workers, both.control_planes), (Some(5), Some(4), Some(2)));

@@ -2,7 +2,9 @@
 //! Called once at the door; a spec that passed is never checked again.
 //! It looks at the words only: whether the host can carry the cluster is preflight's question.
 
-use super::{AccelChoice, ClusterName, ClusterSpec, KernelSpec, MAX_ETCD, MAX_WORKERS, MachineSpec, NetworkSpec, RawSpec};
+use super::{
+    AccelChoice, BASE_DISK_GIB, ClusterName, ClusterSpec, KernelSpec, MAX_ETCD, MAX_WORKERS, MachineSpec, NetworkSpec, RawSpec,
+};
 use ipnet::Ipv4Net;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -57,7 +59,7 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
     let worker_mem = within("worker-mem", raw.worker_mem, 1024, 512, 65536, " MiB");
     let cpus = within("cpus", raw.cpus, 1, 1, 16, "");
     let etcd_disk = within("etcd-disk", raw.etcd_disk, 2, 1, 64, " GiB");
-    let root_disk = within("root-disk", raw.root_disk, 10, 8, 512, " GiB");
+    let root_disk = within("root-disk", raw.root_disk, BASE_DISK_GIB, BASE_DISK_GIB, 512, " GiB");
 
     let subnet = raw.subnet.as_deref().and_then(|text| cidr("subnet", text, 24, 24, &mut problems));
     let pod_cidr = cidr("pod-cidr", raw.pod_cidr.as_deref().unwrap_or("10.244.0.0/16"), 16, 16, &mut problems);
@@ -78,6 +80,10 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
     if raw.kernel.is_none() && raw.initrd.is_some() {
         problems
             .push(Problem { field: "initrd", message: "needs --kernel; the image's own kernel has its own initrd".to_owned() });
+    }
+    if raw.kernel.is_none() && raw.kernel_args.is_some() {
+        let message = "needs --kernel; the image's own kernel has its own command line".to_owned();
+        problems.push(Problem { field: "kernel-args", message });
     }
     if let Some(args) = &raw.kernel_args
         && (args.len() > 1024 || args.chars().any(|c| c.is_control() || !c.is_ascii()))
@@ -169,6 +175,8 @@ mod tests {
             (RawSpec { pod_cidr: Some("x'; DROP".into()), ..RawSpec::default() }, "pod-cidr"),
             (RawSpec { initrd: Some("/x".into()), ..RawSpec::default() }, "initrd"),
             (RawSpec { kernel_args: Some("a\nb".into()), ..RawSpec::default() }, "kernel-args"),
+            (RawSpec { kernel_args: Some("quiet".into()), ..RawSpec::default() }, "kernel-args"),
+            (RawSpec { root_disk: Some(9), ..RawSpec::default() }, "root-disk"),
         ] {
             let problems = validate(&raw).expect_err(field);
             assert!(problems.iter().any(|p| p.field == field), "{field}: {problems:?}");

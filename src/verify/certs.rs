@@ -17,8 +17,14 @@ pub struct Problem {
     pub warning: bool,
 }
 
-/// Problems of a certificate as found (PEM) under the CA certificate the same node trusts (PEM); none when it is good.
-pub type Judge<'a> = &'a (dyn Fn(&CertPlan, &str, &str) -> Vec<Problem> + Send + Sync);
+/// What this computer knows of certificates: the cluster's keys are here, and so is the date.
+#[derive(Clone, Copy)]
+pub struct Trust<'a> {
+    /// Problems of a certificate as found (PEM) under the CA certificate the same node trusts (PEM); none when it is good.
+    pub judge: &'a (dyn Fn(&CertPlan, &str, &str) -> Vec<Problem> + Send + Sync),
+    /// A CA's own certificate (PEM), as it is kept here.
+    pub ca: &'a (dyn Fn(Ca) -> Option<String> + Send + Sync),
+}
 
 /// The public files of one node, by path.
 struct Found<'a> {
@@ -27,18 +33,18 @@ struct Found<'a> {
     kubeconfigs: BTreeMap<&'a str, String>,
 }
 
-pub fn judge(plan: &Plan, seen: &Observed, judge: Judge<'_>) -> Vec<Check> {
+pub fn judge(plan: &Plan, seen: &Observed, trust: Trust<'_>) -> Vec<Check> {
     let found: Vec<(&NodePlan, Result<Found, String>)> = plan.nodes.iter().map(|node| (node, read(plan, node, seen))).collect();
     let mut checks = Vec::new();
     for (node, found) in &found {
         let finding = match found {
-            Ok(found) => of_node(plan, node, found, judge),
+            Ok(found) => of_node(plan, node, found, trust),
             Err(why) => Finding::unknown(why.clone()),
         };
         let look = hint(plan, "certs check");
         checks.push(finding.hint(look).file(Group::Certificates, "certs.node", Some(&node.name)));
     }
-    checks.push(authorities(&found).hint(hint(plan, "certs check")).file(Group::Certificates, "certs.ca", None));
+    checks.push(authorities(&found, trust).hint(hint(plan, "certs check")).file(Group::Certificates, "certs.ca", None));
     checks
 }
 
@@ -84,7 +90,7 @@ fn locate(plan: &Plan, node: &NodePlan, cert: &CertPlan, found: &Found) -> Optio
     }))
 }
 
-fn of_node(plan: &Plan, node: &NodePlan, found: &Found, judge: Judge<'_>) -> Finding {
+fn of_node(plan: &Plan, node: &NodePlan, found: &Found, trust: Trust<'_>) -> Finding {
     let mut wrong = Vec::new();
     let mut soon = Vec::new();
     let mut facts = Vec::new();
@@ -95,7 +101,7 @@ fn of_node(plan: &Plan, node: &NodePlan, found: &Found, judge: Judge<'_>) -> Fin
             Some(Err(why)) => wrong.push(said(&why)),
             Some(Ok((pem, ca))) => {
                 let (warnings, mut problems): (Vec<_>, Vec<_>) =
-                    judge(cert, &pem, &ca).into_iter().partition(|problem| problem.warning);
+                    (trust.judge)(cert, &pem, &ca).into_iter().partition(|problem| problem.warning);
                 let trusted = script::ca_file(node, cert.ca).and_then(|path| found.files.get(path));
                 if trusted.is_some_and(|trusted| certificate(trusted) != certificate(&ca)) {
                     let what = format!("it comes with another {} than the node has", cert.ca);
@@ -125,9 +131,10 @@ fn certificate(pem: &str) -> String {
     pem.lines().filter(|line| !line.starts_with("-----")).flat_map(str::split_whitespace).collect()
 }
 
-/// Every copy of a CA certificate on every node is the same.
-fn authorities(found: &[(&NodePlan, Result<Found, String>)]) -> Finding {
-    let mut copies: BTreeMap<Ca, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+/// Every copy of a CA certificate on every node is the one kept here.
+fn authorities(found: &[(&NodePlan, Result<Found, String>)], trust: Trust<'_>) -> Finding {
+    let mut same: BTreeMap<Ca, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
     let mut absent = Vec::new();
     for (node, found) in found {
         let files = match found {
@@ -139,27 +146,17 @@ fn authorities(found: &[(&NodePlan, Result<Found, String>)]) -> Finding {
         };
         for file in &node.files {
             let Content::Pki { item: PkiItem::CaCert { ca } } = &file.content else { continue };
-            match files.get(file.path.as_str()) {
-                Some(pem) => copies
-                    .entry(*ca)
-                    .or_default()
-                    .entry(certificate(pem))
-                    .or_default()
-                    .push(format!("{}:{}", node.name, file.path)),
-                None => absent.push(format!("{}: {} could not be read", node.name, file.path)),
+            match (files.get(file.path.as_str()), (trust.ca)(*ca)) {
+                (None, _) => absent.push(format!("{}: {} could not be read", node.name, file.path)),
+                (_, None) => absent.push(format!("{ca} is not among the keys of this computer")),
+                (Some(there), Some(here)) if certificate(there) == certificate(&here) => *same.entry(*ca).or_default() += 1,
+                _ => wrong.push(format!("{}: {} is another {ca} than the one kept here", node.name, file.path)),
             }
         }
     }
-    let wrong: Vec<String> = copies
-        .iter()
-        .filter(|(_, copies)| copies.len() > 1)
-        .map(|(ca, copies)| {
-            let odd = copies.values().min_by_key(|paths| paths.len());
-            format!("not every node has the same {ca}: {} differs", list(odd.into_iter().flatten()))
-        })
-        .collect();
     match (wrong.as_slice(), absent.as_slice()) {
-        ([], []) => Finding::pass(format!("every node trusts the same {}", list(copies.keys()))),
+        ([], []) if same.is_empty() => Finding::unknown("no copy of any was looked at"),
+        ([], []) => Finding::pass(format!("every node trusts the {} kept here", list(same.keys()))),
         ([first, ..], _) => Finding::fail(first.clone()),
         ([], [first, ..]) => Finding::unknown(format!("not all copies could be compared; {first}")),
     }

@@ -27,10 +27,10 @@ use crate::plan::Plan;
 
 /// Asks every node at once and judges. Never fails: what cannot be found out is `Unknown`.
 /// Takes at most three times the plan's probe deadline, a second or two when all is well.
-pub async fn verify(plan: &Plan, guest: &dyn Guest, clock: Clock<'_>, certs: certs::Judge<'_>, on: &Events) -> Report {
+pub async fn verify(plan: &Plan, guest: &dyn Guest, clock: Clock<'_>, trust: certs::Trust<'_>, on: &Events) -> Report {
     let start = tokio::time::Instant::now();
     let seen = observe(plan, guest, clock).await;
-    let report = Report { cluster: plan.cluster.to_string(), checks: judge(plan, &seen, certs), elapsed: start.elapsed() };
+    let report = Report { cluster: plan.cluster.to_string(), checks: judge(plan, &seen, trust), elapsed: start.elapsed() };
     for check in &report.checks {
         let evidence = match check.verdict {
             Verdict::Pass => check.summary.clone(),
@@ -43,13 +43,13 @@ pub async fn verify(plan: &Plan, guest: &dyn Guest, clock: Clock<'_>, certs: cer
 }
 
 /// Every check of every group, from what was observed.
-pub fn judge(plan: &Plan, seen: &Observed, certs: certs::Judge<'_>) -> Vec<Check> {
+pub fn judge(plan: &Plan, seen: &Observed, trust: certs::Trust<'_>) -> Vec<Check> {
     let mut checks = machines::judge(plan, seen);
     checks.extend(etcd::judge(plan, seen));
     checks.extend(apiserver::judge(plan, seen));
     checks.extend(election::judge(plan, seen));
     checks.extend(workers::judge(plan, seen));
-    checks.extend(certs::judge(plan, seen, certs));
+    checks.extend(certs::judge(plan, seen, trust));
     checks
 }
 

@@ -2,7 +2,7 @@
 
 mod changes;
 
-use super::certs::Problem;
+use super::certs::{Problem, Trust};
 use super::render::{self, Show};
 use super::{Report, verify};
 use crate::event::{Event, Events, Verdict};
@@ -181,7 +181,8 @@ impl Cluster {
                 vec![]
             }
         };
-        verify(&self.plan, self, &move || now, &good, &Events::nowhere()).await
+        let trust = Trust { judge: &good, ca: &|ca| Some(pem(ca.common_name())) };
+        verify(&self.plan, self, &move || now, trust, &Events::nowhere()).await
     }
 
     /// What did not pass: `fail etcd.members`, `unknown clock.offset worker-0`, …
@@ -235,7 +236,6 @@ fn machine(plan: &Plan, node: &crate::plan::NodePlan) -> impl Iterator<Item = (&
     };
     let units = node.units.iter().map(unit).collect::<Vec<_>>().join("\n");
     let files = node.files.iter().map(|file| format!("{:x} 0 0 42 {}\n", 0o100_000 | file.mode, file.path)).collect();
-    let pem = |name: &str| format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n");
     let mut certs = String::new();
     for file in &node.files {
         let name = match &file.content {
@@ -288,7 +288,8 @@ async fn every_check_is_an_event_too() {
     let cluster = Cluster::healthy();
     let (events, mut receiver) = Events::channel();
     let now = cluster.now;
-    let report = verify(&cluster.plan, &cluster, &move || now, &|_, _, _| vec![], &events).await;
+    let trust = Trust { judge: &|_, _, _| vec![], ca: &|ca| Some(pem(ca.common_name())) };
+    let report = verify(&cluster.plan, &cluster, &move || now, trust, &events).await;
     drop(events);
     let mut seen = 0;
     while let Some(event) = receiver.recv().await {
@@ -426,4 +427,9 @@ async fn a_clock_read_over_a_slow_way_is_unknown() {
     assert!((seen.uncertain_s - 1.5).abs() < 1e-6 && seen.ahead_s < 0.0, "{seen:?}");
     let finding = super::machines::clock(&cluster.plan, &cluster.plan.nodes[0], &Ok(seen));
     assert_eq!(finding.verdict, Verdict::Unknown, "{finding:?}");
+}
+
+/// A certificate as far as these tests care.
+fn pem(name: &str) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
 }

@@ -21,8 +21,8 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
         (vec!["up", "--kernel", "/nonexistent"], 2, "--kernel"),
         (vec!["up", "--config", "/nonexistent.toml"], 2, "--config"),
         (vec!["up", "--connect", "qemu+unix:///system?socket=/nonexistent"], 69, "cannot be reached"),
-        (vec!["up", "--workers", "50", "--worker-mem", "65536"], 69, "MiB"),
-        (vec!["up", "--etcd-disk", "64", "--etcd", "7", "--workers", "50", "--worker-mem", "512"], 69, "MiB"),
+        (vec!["up", "--workers", "50", "--worker-mem", "65536"], 69, "memory: "),
+        (vec!["up", "--etcd-disk", "64", "--etcd", "7", "--workers", "50", "--worker-mem", "512"], 69, "disk: "),
         (vec!["status", "-c", "nobody"], 2, "no cluster nobody"),
     ] {
         step(&words.join(" ").chars().take(80).collect::<String>());

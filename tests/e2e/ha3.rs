@@ -1,10 +1,11 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
-use crate::rig::{Remove, Rig, artefacts, command, eventually, libvirt_names, step, virsh};
+use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, mode, step, virsh};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,9 +21,8 @@ fn three_controllers_and_two_workers() {
     let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
     step(&up.out);
     step(&format!("up took {:.1} s", up.took.as_secs_f64()));
-    // Ten seconds are promised on a machine that raises the cluster in a minute; one that needs longer for that gets more.
-    let patience = Duration::from_secs(10).mul_f64((up.took.as_secs_f64() / 60.0).max(1.0));
-    step(&format!("the API has {:.0} s to come back after a failure", patience.as_secs_f64()));
+    // Ten seconds are promised where guests run natively; emulated ones look at their API servers at longer intervals.
+    let patience = Duration::from_secs(if mode() == "tcg" { 120 } else { 10 });
     verify_is_green_and_quick(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);
@@ -79,7 +79,7 @@ fn a_second_up_changes_nothing(rig: &Rig) {
     assert_eq!(identity(rig), first);
     step("another shape is refused, and nothing happens");
     rig.up(&["--etcd", "5", "--workers", "2"]).exits(2).says("cannot be changed in place");
-    rig.run(&["up", "--isolated", "--kernel-args", "quiet"]).exits(2).says("--isolated").says("--kernel-args");
+    rig.run(&["up", "--isolated", "--subnet", "10.99.9.0/24"]).exits(2).says("--isolated").says("--subnet");
     step("another libvirt has nothing of it, and is not asked to remove it");
     rig.run(&["down", "--yes", "--connect", "test:///default"]).exits(2).says("lives in the libvirt at");
     step("without flags it is what it was made as");
@@ -114,9 +114,28 @@ fn the_tools_work(rig: &Rig) {
     }
     rig.run(&["status"]).exits(0).says("leader, term");
     rig.run(&["list"]).exits(0).says("ha3");
-    rig.run(&["certs", "check"]).exits(0).says("0 not as they should be");
+    rig.run(&["certs", "check"]).exits(0).says("etcd-peer@controller-2: good");
     rig.run(&["certs"]).exits(0).says("kube-apiserver@controller-0");
     rig.run(&["kubeconfig"]).exits(0).says("current-context");
+    let mine = tempfile::tempdir().expect("a directory");
+    let mine = mine.path().join("config");
+    let merge = [("KUBECONFIG", mine.display().to_string())];
+    let merged = command_with("ktcw-vm", &["kubeconfig", "-c", rig.cluster, "--merge"], &merge).exits(0);
+    assert!(merged.out.contains("ktcw-ha3"), "{}", merged.out);
+    assert_eq!(std::fs::metadata(&mine).expect("written").permissions().mode() & 0o777, 0o600);
+
+    let mut follow = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
+        .args(["logs", "-c", rig.cluster, "controller-0", "-f", "-n", "1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("logs starts");
+    let mut lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
+    lines.next().expect("a line of what was").expect("text");
+    rig.on("controller-0", "logger ktcw-is-followed");
+    assert!(lines.take(500).any(|line| line.expect("text").contains("ktcw-is-followed")), "a line that came later");
+    follow.kill().expect("end logs");
+    follow.wait().expect("it ends");
     assert_eq!(rig.on("worker-1", "hostname"), "worker-1");
     rig.run(&["ssh", "controller-0", "--", "exit 7"]).exits(7);
     rig.run(&["ssh", "controller-9", "--", "true"]).exits(2).says("controller-0");
@@ -156,26 +175,75 @@ fn the_readme_tells_the_truth(rig: &Rig) {
     }
     let ran = command("timeout", &["300", "bash", "-c", &script]).exits(0);
     step(&format!("the README's tour: {} commands in {:.1} s", commands.len(), ran.took.as_secs_f64()));
-    for part in
-        ["| controller-2 |", "/registry/", "\"kind\":\"APIService\"", "\"code\": 403", "\"APIVersions\"", "--leader-elect"]
-    {
+    for part in [
+        "| controller-2 |",
+        "/registry/",
+        "\"kind\":\"APIService\"",
+        "\"code\": 403",
+        "\"APIVersions\"",
+        "--leader-elect",
+        "hyperkube\n",
+    ] {
         assert!(ran.out.contains(part), "{part} is not in\n{}", ran.out);
     }
+    // The table of `endpoint status`: one row says that its member leads.
+    let leads = |line: &&str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).nth(7) == Some("true");
+    assert_eq!(ran.out.lines().filter(|line| line.contains(":2379")).filter(leads).count(), 1, "{}", ran.out);
     std::fs::write(artefacts().join("tour.txt"), &ran.out).expect("kept");
 }
 
 fn secrets_are_where_they_belong(rig: &Rig) {
     step("no CA key on any node, every key 0600, none in plan, journal or process arguments");
+    let (authorities, keys) = key_material(rig);
+    assert!(authorities.len() == 3 && keys.len() > 20, "{} and {}", authorities.len(), keys.len());
     for node in NODES {
-        let found = rig.on(node, "grep -rlsE 'BEGIN (EC )?PRIVATE KEY' /etc/etcd /etc/kubernetes | xargs -r stat -c '%a %U %n' | grep -v '^600 root' || true");
-        assert_eq!(found, "", "{node}");
-        let ca = rig.on(node, "find / -xdev \\( -name '*ca-key*' -o -name 'ca.key' \\) -not -path '/proc/*' -not -path '/var/lib/containers/*' -not -path '/usr/*' 2>/dev/null || true");
-        assert_eq!(ca, "", "{node}");
+        // Keys as PEM, inside kubeconfigs, and the key of Secrets at rest.
+        let secret = "grep -rlsE 'PRIVATE KEY|client-key-data|aescbc|secretbox|aesgcm' /etc/etcd /etc/kubernetes /etc/ssh";
+        let modes = rig.on(node, &format!("{secret} | xargs -r stat -c '%a %U %n'"));
+        assert!(modes.lines().count() >= 2, "{node} has keys: {modes}");
+        let loose: Vec<&str> = modes.lines().filter(|line| !line.starts_with("600 root ")).collect();
+        assert!(loose.is_empty(), "{node}: {loose:?}");
+        let arguments = rig.on(node, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
+        let kept = rig.on(node, "cat /etc/etcd/pki/* /etc/kubernetes/pki/* /etc/kubernetes/*.kubeconfig /var/lib/cloud/instance/user-data.txt /run/cloud-init/*.json 2>/dev/null; true");
+        for key in &authorities {
+            assert!(!kept.contains(key), "{node} has a CA's key");
+        }
+        for key in authorities.iter().chain(&keys) {
+            assert!(!arguments.contains(key), "{node}: a key is among the arguments of a process");
+        }
     }
+    let arguments = command("bash", &["-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).exits(0).out;
+    assert!(arguments.contains("qemu-system"), "the machines' processes are seen");
+    assert!(
+        !authorities.iter().chain(&keys).any(|key| arguments.contains(key)),
+        "a key is among the arguments of a process here"
+    );
     for name in ["plan.json", "journal.jsonl", "cluster.json"] {
         let text = std::fs::read_to_string(rig.dir().join(name)).expect(name);
         assert!(!text.contains("PRIVATE KEY"), "{name}");
+        assert!(!authorities.iter().chain(&keys).any(|key| text.contains(key)), "{name} holds a key");
     }
+}
+
+/// A line of each private key of the cluster, in base64 as it stands in its file: the authorities', and all others.
+fn key_material(rig: &Rig) -> (Vec<String>, Vec<String>) {
+    let (mut authorities, mut others) = (Vec::new(), Vec::new());
+    let mut todo = vec![rig.dir().join("pki"), rig.dir().join("ssh")];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() {
+                todo.push(entry);
+                continue;
+            }
+            let text = std::fs::read_to_string(&entry).expect("text");
+            let Some(body) = text.split("PRIVATE KEY-----\n").nth(1) else { continue };
+            // The second line: the first is the same for all keys of a kind.
+            let line = body.lines().nth(1).expect("a key has lines").to_owned();
+            let name = entry.file_name().expect("a name").to_string_lossy().into_owned();
+            if name.contains("ca") && !name.contains("@") { authorities.push(line) } else { others.push(line) }
+        }
+    }
+    (authorities, others)
 }
 
 fn a_stopped_unit_is_named(rig: &Rig) {
@@ -183,7 +251,7 @@ fn a_stopped_unit_is_named(rig: &Rig) {
     rig.on("controller-1", "systemctl stop kube-scheduler");
     let (code, bad) = rig.not_passing();
     assert_eq!(code, 3);
-    assert!(bad.iter().any(|line| line.contains("unit") && line.contains("controller-1")), "{bad:?}");
+    assert!(bad.contains(&"unit.kube-scheduler controller-1 fail".to_owned()), "{bad:?}");
     assert!(!bad.iter().any(|line| line.contains("etcd")), "{bad:?}");
     step("and up starts it again");
     rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
@@ -259,5 +327,5 @@ fn a_removed_member_is_named(rig: &Rig) {
     rig.run(&["etcdctl", "member", "remove", id]).exits(0);
     let (code, bad) = rig.not_passing();
     assert_eq!(code, 3);
-    assert!(bad.iter().any(|line| line.starts_with("etcd.members")), "{bad:?}");
+    assert!(bad.contains(&"etcd.members - fail".to_owned()), "{bad:?}");
 }

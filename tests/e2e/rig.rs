@@ -145,8 +145,16 @@ pub fn program(words: &[&str]) -> Ran {
 }
 
 pub fn command(program: &str, words: &[&str]) -> Ran {
+    command_with(program, words, &[])
+}
+
+/// With these variables besides; `ktcw-vm` is the one that was built.
+pub fn command_with(program: &str, words: &[&str], environment: &[(&str, String)]) -> Ran {
     let begin = Instant::now();
-    let output = Command::new(program).args(words).stdin(Stdio::null()).output().expect("the program starts");
+    let path = if program == "ktcw-vm" { env!("CARGO_BIN_EXE_ktcw-vm") } else { program };
+    let mut command = Command::new(path);
+    command.args(words).envs(environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+    let output = command.output().expect("the program starts");
     Ran {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -162,9 +170,12 @@ pub fn virsh(words: &[&str]) -> Ran {
     command("virsh", &all)
 }
 
-/// All domains, networks, pools that libvirt knows, one a line.
+/// All domains, networks and pools that libvirt knows, their disks, and what runs and is connected for them, one a line.
 pub fn libvirt_names() -> Vec<String> {
     let mut names = Vec::new();
+    let files =
+        "find /var/lib/libvirt/images /var/lib/libvirt/dnsmasq -mindepth 1; ip -br link | cut -d' ' -f1; pgrep -a dnsmasq; true";
+    names.extend(command("bash", &["-c", files]).exits(0).out.lines().map(str::to_owned));
     for (kind, words) in [
         ("domain", ["list", "--all", "--name"]),
         ("network", ["net-list", "--all", "--name"]),
