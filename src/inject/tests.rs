@@ -56,7 +56,7 @@ fn machines(guests: FakeGuests) -> (Machines, Arc<FakeHost>) {
         mark,
         keyring: Arc::new(keyring),
         clock: now,
-        since: now(),
+        logs_from: Mutex::default(),
         switched_on: Mutex::default(),
     };
     (machines, host)
