@@ -75,10 +75,9 @@ mod tests {
         assert_eq!(gated_kill("leader=stays").expect("fits").expect.leader, Some(LeaderFate::Stays));
         assert_eq!(gated_kill("no_acks=targets").expect("fits").expect.no_acks, Some(NoAcks::Targets));
         assert_eq!(gated_kill("failed_writes=7").expect("fits").expect.failed_writes, Some(7));
-        assert_eq!(
-            gated_kill("not_ready=[\"10 s\", \"1 grace\"]").expect("fits").expect.not_ready.map(|(a, _)| a.to_string()),
-            Some("10 s".into())
-        );
+        let kubelet = |gate: &str| adjusted(find("kubelet-stop").expect("there"), &[gate.to_owned()], None).expect("fits");
+        let not_ready = kubelet("not_ready=[\"10 s\", \"1 grace\"]").expect.not_ready;
+        assert_eq!(not_ready.map(|(from, _)| from.to_string()).as_deref(), Some("10 s"));
     }
 
     #[test]
