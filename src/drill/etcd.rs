@@ -237,7 +237,9 @@ pub fn disunity(site: &Site, statuses: &[Result<Status, EtcdError>]) -> Option<S
         }
     }
     leaders.dedup();
-    (leaders.len() != 1).then(|| format!("members follow {} leaders", leaders.len()))
+    // Nobody is at odds with nobody.
+    (leaders.len() > 1 || (leaders.is_empty() && !site.members.is_empty()))
+        .then(|| format!("members follow {} leaders", leaders.len()))
 }
 
 /// A linearizable reading of everything below a prefix: revision of the store, and the last change of each key.
