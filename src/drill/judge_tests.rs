@@ -276,7 +276,7 @@ fn gates_are_judged_and_waived_invariants_are_not() {
     comes_out(Fail, "failed-writes", Verdict::Fail, |r| r.drill.expect.failed_writes = Some(0));
     for gate in ["api-gap", "takeover", "not-ready", "pods"] {
         // Nobody asked the API.
-        comes_out(Result::Invalid, gate, Verdict::Unknown, |r| expect_all_of_the_api(r));
+        comes_out(Result::Invalid, gate, Verdict::Unknown, expect_all_of_the_api);
     }
     let waived = judged(|r| {
         r.after.alarming_logs = Ok(vec!["panic: expected".to_owned()]);

@@ -76,6 +76,8 @@ impl Watched<'_> {
         // It ends at the word; should it not, it is of no use any more.
         let _ = child.kill();
         let _ = child.wait();
+        // It has had nothing to say.
+        let _ = std::fs::remove_file(self.dir.path().join(LOG));
     }
 }
 
