@@ -306,6 +306,18 @@ pub enum DrillWhat {
     Heal,
     /// Show a run again, as text, JSON or a page; or two beside each other
     Report(DrillReport),
+    /// Started by `run` beside itself: heals when that process has died
+    #[command(hide = true)]
+    Watch(DrillWatch),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DrillWatch {
+    /// The run that is watched
+    pub run: String,
+    /// How long after its death
+    #[arg(long, value_name = "SECONDS")]
+    pub after: u64,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -352,6 +364,9 @@ pub struct DrillReport {
     /// Print the JSON schema of a report
     #[arg(long, conflicts_with_all = ["runs", "html", "compare"])]
     pub schema: bool,
+    /// With --schema: of what `drill run all` and --repeat print as JSON
+    #[arg(long, requires = "schema")]
+    pub series: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -2,11 +2,13 @@
 //! Scripts are made of them, injectors and `admin` carry them out, the journal keeps them.
 //! They are names only: nothing here does or decides anything.
 
+use super::bound::Timing;
 use super::catalogue::{Ports, Process};
 use crate::spec::NodeName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// One effect. All are idempotent: what is already so stays so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -153,6 +155,77 @@ pub enum Act {
     Rest { ms: u32 },
 }
 
+impl Act {
+    /// Machines that it touches; none for what is asked of etcd itself.
+    pub fn nodes(&self) -> Vec<&NodeName> {
+        match self {
+            Act::Down { node, .. }
+            | Act::Start { node, .. }
+            | Act::Pause { node, .. }
+            | Act::Continue { node, .. }
+            | Act::Cut { node, .. }
+            | Act::Uncut { node }
+            | Act::Slow { node, .. }
+            | Act::Unslow { node }
+            | Act::StallDisk { node }
+            | Act::UnstallDisk { node }
+            | Act::Suspend { node }
+            | Act::Resume { node }
+            | Act::PowerOff { node }
+            | Act::PowerOn { node }
+            | Act::SkewClock { node, .. }
+            | Act::SetClock { node }
+            | Act::Quota { node, .. }
+            | Act::ExpireCert { node, .. }
+            | Act::RenewCert { node }
+            | Act::Wipe { node }
+            | Act::StartJoining { node }
+            | Act::RemoveMember { node }
+            | Act::Rejoin { node } => vec![node],
+            Act::RestoreData { nodes, .. } => nodes.iter().collect(),
+            Act::MoveLeader { from, to } => vec![from, to],
+            Act::Fill | Act::FreeSpace | Act::SaveSnapshot { .. } | Act::Flap { .. } | Act::AwaitHealthy | Act::Rest { .. } => {
+                vec![]
+            }
+        }
+    }
+
+    /// How long it may take on a cluster that is not broken otherwise: what a timer that heals must allow for.
+    pub fn allowance(&self, timing: &Timing) -> Duration {
+        let (election, boot) = (timing.election(), Duration::from_millis(timing.boot_ms));
+        let question = election.max(Duration::from_secs(1)) * 2;
+        match self {
+            // A kill, an election, a start, and the member back: seconds each, and more where elections are slow.
+            Act::Flap { times } => (election * 5 + Duration::from_secs(10)) * u32::from(*times),
+            Act::AwaitHealthy => (election * 20).max(boot),
+            Act::Rest { ms } => Duration::from_millis(u64::from(*ms)),
+            Act::ExpireCert { seconds, .. } => Duration::from_secs(u64::from(*seconds)) + question * 5,
+            // A leader with watches open waits for them before it goes.
+            Act::Down { graceful: true, .. } => question + Duration::from_secs(10),
+            Act::Fill | Act::FreeSpace | Act::SaveSnapshot { .. } | Act::RestoreData { .. } | Act::Rejoin { .. } => {
+                Duration::from_secs(30) + election * 20
+            }
+            _ => question,
+        }
+    }
+
+    /// Whether undoing by it takes more than the node has that it is about: libvirt, other members, or a file of this computer.
+    /// No timer in a guest can do it.
+    pub fn needs_the_host(&self) -> bool {
+        matches!(
+            self,
+            Act::Resume { .. }
+                | Act::PowerOn { .. }
+                | Act::Quota { .. }
+                | Act::RestoreData { .. }
+                | Act::MoveLeader { .. }
+                | Act::RemoveMember { .. }
+                | Act::Rejoin { .. }
+                | Act::FreeSpace
+        )
+    }
+}
+
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -231,9 +304,12 @@ pub enum Claim {
         #[schemars(with = "String")]
         node: NodeName,
     },
+    /// Its packets leave as late as they were told to, or are lost as often.
     Slowed {
         #[schemars(with = "String")]
         node: NodeName,
+        delay_ms: u32,
+        loss_percent: u8,
     },
     DiskStalled {
         #[schemars(with = "String")]
@@ -308,7 +384,9 @@ impl fmt::Display for Claim {
             Claim::Down { node, process } => write!(f, "{process} on {node} is down"),
             Claim::Paused { node, process } => write!(f, "{process} on {node} stands still"),
             Claim::Dropping { node } => write!(f, "{node} drops packets"),
-            Claim::Slowed { node } => write!(f, "{node} delays packets"),
+            Claim::Slowed { node, delay_ms, loss_percent } => {
+                write!(f, "{node} delays packets by {delay_ms} ms and loses {loss_percent} %")
+            }
             Claim::DiskStalled { node } => write!(f, "writes to etcd's disk on {node} do not return"),
             Claim::Suspended { node } => write!(f, "{node} is suspended"),
             Claim::PoweredOff { node } => write!(f, "{node} is off"),

@@ -22,14 +22,7 @@ const FILL_BYTES: usize = 1 << 20;
 /// No quota in use is larger than this many fills (8 GiB).
 const FILL_MOST: usize = 8192;
 
-/// Carries out acts in order.
-pub async fn perform_all(site: &Site, injector: &dyn Injector, acts: &[Act]) -> Result<(), InjectError> {
-    for act in acts {
-        perform(site, injector, act).await?;
-    }
-    Ok(())
-}
-
+/// Carries out one act.
 pub async fn perform(site: &Site, injector: &dyn Injector, act: &Act) -> Result<(), InjectError> {
     let failed = |reason: String| InjectError::Act { act: act.to_string(), reason };
     match act {

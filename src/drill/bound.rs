@@ -25,7 +25,7 @@ pub struct Timing {
     pub grace_ms: u64,
     /// How long a machine may take from power-on to etcd answering, ms.
     pub boot_ms: u64,
-    /// 99th percentile of acknowledged writes before the fault, ms, at least 1.
+    /// 99th percentile of acknowledged writes before the fault, ms, from 1 to a tenth of the election timeout.
     pub latency_ms: u64,
 }
 
@@ -164,7 +164,7 @@ impl JsonSchema for Bound {
         schemars::json_schema!({
             "type": "string",
             "description": "A length of time as a sum of multiples of timers in force, for example \"3 election + 200 ms\". \
-                            Units: ms, s, heartbeat, election, lease, retry, vip, grace, boot, latency (p99 of writes before the fault).",
+                            Units: ms, s, heartbeat, election, lease, retry, vip, grace, boot, latency (p99 of writes before the fault, at most 0.1 election).",
             "pattern": r"^\s*[0-9.]*\s*[*×]?\s*(ms|s|heartbeat|election|lease|retry|vip|grace|boot|latency)(\s*\+\s*[0-9.]*\s*[*×]?\s*(ms|s|heartbeat|election|lease|retry|vip|grace|boot|latency))*\s*$"
         })
     }

@@ -75,8 +75,8 @@ pub enum Fault {
     },
     /// Writes to etcd's disk never return.
     StallDisk,
-    /// The store is filled to a quota set for the drill.
-    FillQuota { quota_mib: u32 },
+    /// The store is filled to a quota set for the drill: so much above what it holds.
+    FillQuota { room_mib: u32 },
     /// A member's machine is lost for good: it is removed, wiped, and joins again as a learner.
     ReplaceMember,
     /// All data is lost; the cluster is restored from a snapshot taken just before.
@@ -85,6 +85,29 @@ pub enum Fault {
     SkewClock { seconds: i32 },
     /// The etcd server certificate of the target is replaced by one that runs out.
     ExpireCert { seconds: u32 },
+}
+
+impl Fault {
+    /// The same on a store that holds so many bytes: a quota counts from there.
+    pub fn on_a_store_of(&self, bytes: i64) -> Fault {
+        match self {
+            Fault::FillQuota { room_mib } => {
+                let held = bytes.max(0).unsigned_abs().div_ceil(1 << 20);
+                Fault::FillQuota { room_mib: room_mib.saturating_add(u32::try_from(held).unwrap_or(u32::MAX)) }
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Fewest etcd members among which it can happen, whatever the drill says.
+    pub fn min_members(&self) -> u8 {
+        match self {
+            Fault::MoveLeader | Fault::Cut { ports: Ports::Peer, .. } => 2,
+            // With one of two gone there is nobody to elect another, or to take the member back.
+            Fault::Flap { .. } | Fault::ReplaceMember => 3,
+            _ => 1,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -167,6 +190,34 @@ pub enum Target {
     Everything,
 }
 
+impl Target {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Target::Leader => "leader",
+            Target::Follower => "follower",
+            Target::LeaderAndFollower => "leader-and-follower",
+            Target::TwoFollowers => "two-followers",
+            Target::Majority => "majority",
+            Target::AllMembers => "all-members",
+            Target::ControllerManagerHolder => "controller-manager-holder",
+            Target::SchedulerHolder => "scheduler-holder",
+            Target::VipHolder => "vip-holder",
+            Target::Worker => "worker",
+            Target::BusiestWorker => "busiest-worker",
+            Target::Everything => "everything",
+        }
+    }
+
+    /// The lease that whoever is hit holds.
+    pub fn lease(self) -> Option<&'static str> {
+        match self {
+            Target::ControllerManagerHolder => Some("kube-controller-manager"),
+            Target::SchedulerHolder => Some("kube-scheduler"),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Load {
@@ -176,7 +227,7 @@ pub struct Load {
     pub keys: Keys,
     /// How long the load runs before the fault.
     pub baseline: Bound,
-    /// Whether the Kubernetes API is probed as well, where there is one.
+    /// Whether the Kubernetes API is probed as well.
     pub api: bool,
 }
 
@@ -221,6 +272,10 @@ pub struct Expect {
     pub takeover: Option<Bound>,
     /// Earliest and latest moment after the fault at which the target node stops being Ready.
     pub not_ready: Option<(Bound, Bound)>,
+    /// Where serializable reads must be answered while the fault is in force, from however far in the past.
+    pub serial_reads: Option<Where>,
+    /// What becomes of the pods on the targets.
+    pub pods: Option<PodFate>,
     /// Invariants that this drill breaks by its nature, by id.
     pub waive: Vec<String>,
 }
@@ -242,6 +297,24 @@ pub enum NoAcks {
     Anywhere,
     /// By the targets; others may.
     Targets,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Where {
+    /// By every member.
+    Everywhere,
+    /// By the members that are not hit.
+    Others,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodFate {
+    /// They run on: the same pods, not restarted.
+    Stay,
+    /// They die and are started again: the same pods, each restarted.
+    Restart,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -319,30 +392,93 @@ pub fn problems(drill: &Drill) -> Vec<String> {
             problems.push(format!("expect.waive: {waived:?} cannot be waived; accepted: {}", WAIVABLE.join(", ")));
         }
     }
-    let pair = matches!(drill.target, Target::LeaderAndFollower | Target::TwoFollowers);
-    if matches!(drill.fault, Fault::Cut { shape: Shape::Bridge, .. }) && !pair {
-        problems.push("target: a bridge is cut between two members; accepted: leader-and-follower, two-followers".to_owned());
-    }
-    let member_process = |process: Process| process == Process::Etcd;
-    let on_worker = matches!(drill.target, Target::Worker | Target::BusiestWorker);
-    let of_member = match &drill.fault {
-        Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => {
-            if (*process == Process::Kubelet) != on_worker {
-                problems.push(format!(
-                    "target: {process} does not run there; kubelet runs on workers, everything else on controllers"
-                ));
-            }
-            member_process(*process)
+    problems.extend(target_problems(drill));
+    problems.extend(gate_problems(drill));
+    problems
+}
+
+/// Whom a fault can hit. What only the whole cluster can lose must not be done to a part of it: one member restored from a
+/// snapshot would live beside the old cluster under another id.
+fn target_problems(drill: &Drill) -> Vec<String> {
+    use Target::*;
+    let mut problems = Vec::new();
+    let on_worker = matches!(drill.target, Worker | BusiestWorker);
+    let mut only = |fault: &str, accepted: &[Target]| {
+        if !accepted.contains(&drill.target) {
+            let accepted: Vec<&str> = accepted.iter().map(|target| target.as_str()).collect();
+            problems.push(format!("target: {fault}; accepted: {}", accepted.join(", ")));
         }
-        Fault::Freeze | Fault::PowerOff | Fault::SkewClock { .. } | Fault::Slow { .. } => false,
-        _ => true,
     };
-    let picks_member = !on_worker && drill.target != Target::Everything;
-    if of_member && !picks_member {
+    const MEMBERS: [Target; 9] = [
+        Leader,
+        Follower,
+        LeaderAndFollower,
+        TwoFollowers,
+        Majority,
+        AllMembers,
+        ControllerManagerHolder,
+        SchedulerHolder,
+        VipHolder,
+    ];
+    match &drill.fault {
+        Fault::Kill { process: Process::Kubelet }
+        | Fault::Stop { process: Process::Kubelet }
+        | Fault::Pause { process: Process::Kubelet } => {
+            if !on_worker {
+                only(
+                    "kubelet does not run there; kubelet runs on workers, everything else on controllers",
+                    &[Worker, BusiestWorker],
+                );
+            }
+        }
+        Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => {
+            if on_worker {
+                let why = format!("{process} does not run there; kubelet runs on workers, everything else on controllers");
+                only(&why, &MEMBERS);
+            } else {
+                only("this fault hits etcd members", &MEMBERS);
+            }
+        }
+        Fault::Freeze | Fault::PowerOff | Fault::SkewClock { .. } | Fault::Slow { .. } => (),
+        Fault::Cut { shape: Shape::Bridge, .. } => {
+            only("a bridge is cut between two members", &[LeaderAndFollower, TwoFollowers])
+        }
+        Fault::Cut { shape: Shape::SplitAll, .. } => only("all members are cut off from each other", &[AllMembers]),
+        Fault::Cut { .. } | Fault::RollingRestart | Fault::StallDisk | Fault::ExpireCert { .. } => {
+            only("this fault hits etcd members", &MEMBERS);
+        }
+        Fault::MoveLeader => only("leadership is the leader's to hand over", &[Leader]),
+        Fault::Flap { .. } => only("the leader of the moment is killed", &[Leader]),
+        Fault::FillQuota { .. } => only("a quota is the whole cluster's", &[AllMembers]),
+        Fault::ReplaceMember => {
+            only("one member is replaced at a time", &[Leader, Follower, ControllerManagerHolder, SchedulerHolder, VipHolder]);
+        }
+        Fault::Restore => only("a snapshot makes a new cluster of all members, or two clusters", &[AllMembers]),
+    }
+    problems
+}
+
+/// Gates on what is not looked at would be green for want of a look.
+fn gate_problems(drill: &Drill) -> Vec<String> {
+    let expect = &drill.expect;
+    let mut problems = Vec::new();
+    let of_api = [
+        ("api_gap", expect.api_gap.is_some()),
+        ("takeover", expect.takeover.is_some()),
+        ("not_ready", expect.not_ready.is_some()),
+        ("pods", expect.pods.is_some()),
+    ];
+    for (gate, _) in of_api.iter().filter(|(_, there)| *there && !drill.load.api) {
+        problems.push(format!("expect.{gate}: without load.api = true nobody asks the API, and nothing is seen"));
+    }
+    if expect.takeover.is_some() && drill.target.lease().is_none() {
         problems.push(
-            "target: this fault hits etcd members; accepted: leader, follower, two-followers, majority, all-members, …"
+            "expect.takeover: the target holds no lease by rule; accepted with target controller-manager-holder, scheduler-holder"
                 .to_owned(),
         );
+    }
+    if expect.not_ready.is_some() && !matches!(drill.target, Target::Worker | Target::BusiestWorker) {
+        problems.push("expect.not_ready: only workers are nodes; accepted with target worker, busiest-worker".to_owned());
     }
     problems
 }
@@ -395,10 +531,68 @@ mod tests {
         let wrong = text.replace("leader-and-follower", "leader").replace("\"bridge\"\nid", "\"My Bridge\"\nid");
         let error = parse(&wrong).expect_err("two problems");
         assert!(error.contains("a bridge is cut between two") && error.contains("My Bridge"), "{error}");
+        assert!(error.contains("leader-and-follower, two-followers"), "{error}");
         let typo = parse(&text.replace("hold", "hodl")).expect_err("unknown field");
         assert!(typo.contains("hodl"), "{typo}");
         let waived = parse(&text.replace("waive = []", "waive = [\"I1\"]")).expect_err("not waivable");
         assert!(waived.contains("cannot be waived"), "{waived}");
+    }
+
+    fn changed(name: &str, change: impl FnOnce(&mut Drill)) -> String {
+        let mut drill = find(name).expect("there");
+        change(&mut drill);
+        problems(&drill).join("; ")
+    }
+
+    /// What would make two clusters of one, or none, is refused before anything is looked at.
+    #[test]
+    fn a_fault_of_the_whole_is_not_done_to_a_part() {
+        use Target::*;
+        for (name, target) in [
+            ("disaster-restore", Leader),
+            ("disaster-restore", Majority),
+            ("full-quota", Follower),
+            ("replace-member", Majority),
+            ("replace-member", AllMembers),
+            ("move-leader", Follower),
+            ("leader-flap", AllMembers),
+            ("split-all", Leader),
+            ("isolate-leader", Worker),
+            ("leader-kill", Everything),
+            ("leader-kill", Worker),
+            ("apiserver-kill", Worker),
+            ("kubelet-stop", Leader),
+        ] {
+            let told = changed(name, |drill| {
+                drill.target = target;
+                drill.expect.takeover = None;
+                drill.expect.not_ready = None;
+            });
+            assert!(told.contains("target: ") && told.contains("accepted: "), "{name} on {}: {told:?}", target.as_str());
+        }
+        assert_eq!(changed("replace-member", |drill| drill.target = Leader), "");
+        assert_eq!(changed("leader-kill", |drill| drill.target = VipHolder), "");
+    }
+
+    #[test]
+    fn gates_on_what_nobody_looks_at_are_refused() {
+        assert!(
+            changed("leader-kill", |drill| drill.expect.api_gap = "1 ms".parse().ok())
+                .contains("expect.api_gap: without load.api")
+        );
+        assert!(changed("lease-holder-kill", |drill| drill.load.api = false).contains("expect.takeover: without load.api"));
+        assert!(changed("kubelet-stop", |drill| drill.load.api = false).contains("expect.not_ready: without load.api"));
+        assert!(changed("kubelet-stop", |drill| drill.load.api = false).contains("expect.pods: without load.api"));
+        assert!(changed("lease-holder-kill", |drill| drill.target = Target::VipHolder).contains("holds no lease by rule"));
+        let not_ready = Some(("1 s".parse().expect("a bound"), "2 s".parse().expect("a bound")));
+        assert!(changed("apiserver-kill", |drill| drill.expect.not_ready = not_ready).contains("only workers are nodes"));
+    }
+
+    #[test]
+    fn target_words_are_those_of_the_files() {
+        for drill in built_in().expect("parses") {
+            assert_eq!(serde_json::to_value(drill.target).expect("a word"), drill.target.as_str());
+        }
     }
 
     #[test]

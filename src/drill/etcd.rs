@@ -212,10 +212,15 @@ pub async fn statuses(site: &Site) -> Vec<Result<Status, EtcdError>> {
 /// The members as `target` wants to see them.
 pub fn views(site: &Site, statuses: &[Result<Status, EtcdError>]) -> Vec<MemberView> {
     let view = |(endpoint, status): (&Endpoint, &Result<Status, EtcdError>)| match status {
-        Ok(status) => {
-            MemberView { node: endpoint.node.clone(), id: status.id, leader: status.leads(), term: status.term, reachable: true }
-        }
-        Err(_) => MemberView { node: endpoint.node.clone(), id: Id(0), leader: false, term: 0, reachable: false },
+        Ok(status) => MemberView {
+            node: endpoint.node.clone(),
+            id: status.id,
+            leader: status.leads(),
+            term: status.term,
+            reachable: true,
+            db_bytes: status.db_bytes,
+        },
+        Err(_) => MemberView { node: endpoint.node.clone(), id: Id(0), leader: false, term: 0, reachable: false, db_bytes: 0 },
     };
     site.members.iter().zip(statuses).map(view).collect()
 }
@@ -232,7 +237,9 @@ pub fn disunity(site: &Site, statuses: &[Result<Status, EtcdError>]) -> Option<S
         }
     }
     leaders.dedup();
-    (leaders.len() != 1).then(|| format!("members follow {} leaders", leaders.len()))
+    // Nobody is at odds with nobody.
+    (leaders.len() > 1 || (leaders.is_empty() && !site.members.is_empty()))
+        .then(|| format!("members follow {} leaders", leaders.len()))
 }
 
 /// A linearizable reading of everything below a prefix: revision of the store, and the last change of each key.

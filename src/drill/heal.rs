@@ -1,63 +1,141 @@
-//! Undoing what drills have left: what the journal knows to finish, and what is seen in reality.
+//! Undoing what drills have left: what is seen in reality, and what the journal knows to finish.
 //! `drill heal` calls `heal`, and so do `up`, `down` and the next run; `run` uses the same steps for its own fault.
 //! It needs no memory of the run that broke things: it is idempotent, and says what it undid.
 
 use super::act::Act;
-use super::admin::{await_healthy, patience, perform, perform_all};
+use super::admin::{await_healthy, patience, perform};
 use super::etcd::Site;
-use super::injector::{FaultLog, InjectError, Injector, Leftover};
+use super::injector::{FaultLog, InjectError, Injector, Leftover, Pending};
 use super::run::RunError;
 
 /// Looks and undoings before what is still there counts as not to be undone.
 const ROUNDS: usize = 3;
 
-/// Undoes whatever drills have left: first what the journal knows to finish, then what is seen in reality. Idempotent.
-/// Returns what it undid.
+/// Hears of each act as it begins.
+pub type Begin<'a> = &'a (dyn Fn(&Act) + Send + Sync);
+
+/// Undoes whatever drills have left: first what is seen and the journal says nothing of (a machine that went off since must be
+/// on before anything can be undone in it), then what the journal knows to finish, then what is still seen. Idempotent.
+/// Returns what it undid; the error names what is left.
 pub async fn heal(site: &Site, injector: &dyn Injector, log: &dyn FaultLog) -> Result<Vec<String>, RunError> {
-    let not_healed = |error: InjectError| RunError::NotHealed(error.to_string());
+    let pending = log.pending()?;
+    // In the order of their scripts, not before: of a member without data, "stopped" is the least that is to be said.
+    let known: Vec<Act> = pending.iter().flat_map(|fault| fault.heal.iter().chain(&fault.tidy)).cloned().collect();
     let mut done = Vec::new();
-    for pending in log.pending()? {
-        perform_all(site, injector, &pending.heal).await.map_err(not_healed)?;
-        undo_leftovers(site, injector, &pending.tidy, &mut done).await.map_err(not_healed)?;
-        await_healthy(site, patience(site)).await.map_err(RunError::NotHealed)?;
-        perform_all(site, injector, &pending.tidy).await.map_err(not_healed)?;
-        log.clear(&pending.run)?;
-        done.push(format!("{} (run {})", pending.drill, pending.run));
+    let mut failed = undo_leftovers(site, injector, &known, &mut done).await.err().map(|error| error.to_string());
+    if pending.is_empty() {
+        finish(injector, failed).await?;
+        return Ok(done);
     }
-    undo_leftovers(site, injector, &[], &mut done).await.map_err(not_healed)?;
-    injector.disarm().await.map_err(not_healed)?;
+    // What could not be undone may have been for want of what comes now; the last look decides.
+    failed = None;
+    for fault in &pending {
+        match finish_one(site, injector, fault, &mut done).await {
+            Ok(()) => {
+                log.clear(&fault.run)?;
+                done.push(format!("{} (run {})", fault.drill, fault.run));
+            }
+            // One fault that cannot be healed is no reason to leave another in force.
+            Err(why) => {
+                failed.get_or_insert(why);
+            }
+        }
+    }
+    if let Err(error) = undo_leftovers(site, injector, &[], &mut done).await {
+        failed.get_or_insert(error.to_string());
+    }
+    finish(injector, failed).await?;
     Ok(done)
 }
 
-/// What faults have left; what the preparation changed is undone later, by `tidy`.
-pub async fn leftovers(injector: &dyn Injector, tidy: &[Act]) -> Result<Vec<Leftover>, InjectError> {
+async fn finish(injector: &dyn Injector, mut failed: Option<String>) -> Result<(), RunError> {
+    if let Err(error) = injector.disarm().await {
+        failed.get_or_insert(error.to_string());
+    }
+    match failed {
+        None => Ok(()),
+        Some(why) => Err(RunError::NotHealed { why, record: None }),
+    }
+}
+
+/// Finishes one fault of the journal, from wherever it was left.
+async fn finish_one(site: &Site, injector: &dyn Injector, fault: &Pending, done: &mut Vec<String>) -> Result<(), String> {
+    undo(site, injector, &fault.heal, &fault.tidy, done, &|_| ()).await?;
+    await_healthy(site, patience(site)).await?;
+    perform_each(site, injector, &fault.tidy, &|_| ()).await.map_err(|(_, error)| error.to_string())
+}
+
+/// The acts of a heal, then whatever is still seen; an act that failed has a second chance after that. What `tidy` undoes later
+/// may stay.
+pub async fn undo(
+    site: &Site,
+    injector: &dyn Injector,
+    acts: &[Act],
+    tidy: &[Act],
+    done: &mut Vec<String>,
+    begin: Begin<'_>,
+) -> Result<(), String> {
+    let first = perform_each(site, injector, acts, begin).await;
+    let seen = undo_leftovers(site, injector, tidy, done).await;
+    let Err((again, _)) = first else { return seen.map_err(|error| error.to_string()) };
+    perform_each(site, injector, &again, begin).await.map_err(|(_, error)| error.to_string())?;
+    undo_leftovers(site, injector, tidy, done).await.map_err(|error| error.to_string())
+}
+
+/// All acts in order, whatever becomes of each; those that failed, and the first error.
+pub async fn perform_each(
+    site: &Site,
+    injector: &dyn Injector,
+    acts: &[Act],
+    begin: Begin<'_>,
+) -> Result<(), (Vec<Act>, InjectError)> {
+    let mut failed: Option<(Vec<Act>, InjectError)> = None;
+    for act in acts {
+        begin(act);
+        if let Err(error) = perform(site, injector, act).await {
+            failed.get_or_insert_with(|| (vec![], error)).0.push(act.clone());
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// What faults have left, but for what is undone later.
+pub async fn leftovers(injector: &dyn Injector, later: &[Act]) -> Result<Vec<Leftover>, InjectError> {
     let mut all = injector.leftovers().await?;
-    all.retain(|left| !tidy.contains(&left.undo));
+    all.retain(|left| !later.contains(&left.undo));
     Ok(all)
 }
 
+/// Undoes what is seen, round after round. One thing that cannot be undone keeps no other from being tried.
 pub async fn undo_leftovers(
     site: &Site,
     injector: &dyn Injector,
-    tidy: &[Act],
+    later: &[Act],
     done: &mut Vec<String>,
 ) -> Result<(), InjectError> {
+    let mut last: Option<InjectError> = None;
     // One thing undone may show another: a machine that is on again has a clock.
     for _ in 0..ROUNDS {
-        let found = leftovers(injector, tidy).await?;
+        let found = leftovers(injector, later).await?;
         if found.is_empty() {
             return Ok(());
         }
         for left in found {
-            perform(site, injector, &left.undo).await?;
-            let told = left.to_string();
-            if !done.contains(&told) {
-                done.push(told);
+            match perform(site, injector, &left.undo).await {
+                Ok(()) => {
+                    let told = left.to_string();
+                    if !done.contains(&told) {
+                        done.push(told);
+                    }
+                }
+                Err(error) => last = Some(error),
             }
         }
     }
-    match leftovers(injector, tidy).await?.first() {
+    match leftovers(injector, later).await?.first() {
         None => Ok(()),
-        Some(left) => Err(InjectError::Act { act: left.undo.to_string(), reason: format!("{left} is still there") }),
+        Some(left) => {
+            Err(last.unwrap_or_else(|| InjectError::Act { act: left.undo.to_string(), reason: format!("{left} is still there") }))
+        }
     }
 }

@@ -5,6 +5,7 @@
 use super::act::{Act, Claim};
 use super::bound::Timing;
 use crate::spec::NodeName;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,16 @@ impl fmt::Display for Leftover {
     }
 }
 
+/// A process that is to outlive a drill, and which one it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessSeen {
+    #[schemars(with = "String")]
+    pub node: NodeName,
+    pub name: String,
+    /// Of this boot and this start.
+    pub incarnation: String,
+}
+
 /// Who can break things, and look.
 pub trait Injector: Send + Sync {
     /// Carries out one act on a machine or process (never one of those asked of etcd itself).
@@ -57,6 +68,15 @@ pub trait Injector: Send + Sync {
     fn disarm(&self) -> BoxFuture<'_, Result<(), InjectError>>;
     /// Everything that any drill has left, from looking.
     fn leftovers(&self) -> BoxFuture<'_, Result<Vec<Leftover>, InjectError>>;
+    /// A run begins: logs are read from here on.
+    fn begin(&self) -> BoxFuture<'_, Result<(), InjectError>> {
+        async { Ok(()) }.boxed()
+    }
+    /// Long-lived processes beside etcd that no drill restarts unless it hits their node, each with an identity that a restart
+    /// changes.
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<ProcessSeen>, InjectError>> {
+        async { Ok(vec![]) }.boxed()
+    }
     /// Lines of etcd's logs since the run began that no healthy member writes: panics, fatal errors, data loss.
     fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>>;
     /// Identity of the process of each member, to tell a restarted one (process or boot id with start time).

@@ -6,6 +6,7 @@ use super::catalogue::NoAcks;
 use super::checker::{Checked, Shown, Violation, monotonic};
 use super::clock::At;
 use super::history::{Change, Member};
+use super::kube::PodSeen;
 use super::record::{LogSource, Record};
 use super::windows::leaderships;
 use crate::event::Verdict;
@@ -211,17 +212,20 @@ pub fn i8_alive(record: &Record) -> Check {
     }
 }
 
-/// No write begun while the fault was in force may be acknowledged during it, where the drill says so.
+/// While the fault is in force no write may be acknowledged, where the drill says so: neither one begun during it, nor one
+/// begun before and answered when nothing can be under way any more.
 pub fn i9_no_acks(record: &Record) -> Option<Check> {
     let scope = record.drill.expect.no_acks?;
     let (from, to) = (record.marks.injected, record.marks.heal);
     let targets = record.target_members();
     let concerned = |member: Member| scope == NoAcks::Anywhere || targets.contains(&member);
     let tried = record.ops.iter().filter(|op| op.is_write() && concerned(op.member) && op.inv > from && op.inv < to).count();
+    // An acknowledgement may have been under way when the fault began, but not for longer than a slow write takes.
+    let late = from.plus(Duration::from_millis(200).max(record.baseline.p99 * 3));
     let acked: Vec<String> = record
         .ops
         .iter()
-        .filter(|op| op.is_write() && op.acked() && concerned(op.member) && op.inv > from && op.ret < to)
+        .filter(|op| op.is_write() && op.acked() && concerned(op.member) && op.ret < to && (op.inv > from || op.ret > late))
         .map(|op| format!("write {} by {} at {}", op.value.unwrap_or(0), record.member_name(op.member), op.ret))
         .collect();
     let title = match scope {
@@ -273,29 +277,76 @@ pub fn i10_watches(record: &Record) -> Check {
     with_log(record, check)
 }
 
-/// Nothing abnormal befell what the fault did not hit: pods elsewhere live on, without new restarts.
+/// Nothing abnormal befell what the fault did not hit: processes elsewhere were not restarted, pods elsewhere live on, without
+/// new restarts, and there are no others. `None`: there was nobody to look at.
 pub fn i11_bystanders(record: &Record) -> Option<Check> {
-    let kube = record.kube.as_ref()?;
-    let title = "pods elsewhere are the same and have not restarted";
-    let after = match kube.pods_after.as_ref()? {
-        Ok(after) => after,
-        Err(error) => return Some(Check::new("I11", title, Verdict::Unknown, error)),
-    };
-    let hit: BTreeSet<String> = record.chosen.nodes.iter().map(|node| node.to_string()).collect();
+    let title = "whatever was not hit is the same and has not restarted";
+    let touched = record.touched();
     let mut wrong = Vec::new();
-    let bystanders: Vec<_> = kube.pods_before.iter().filter(|pod| !hit.contains(&pod.node)).collect();
-    for before in &bystanders {
-        match after.iter().find(|pod| pod.uid == before.uid) {
-            None => wrong.push(format!("{} is gone", before.name)),
-            Some(now) if now.restarts > before.restarts => {
-                wrong.push(format!("{} restarted {} times", before.name, now.restarts - before.restarts));
-            }
-            Some(_) => (),
+    let mut blind = Vec::new();
+    let mut seen = Vec::new();
+
+    let mut members = 0;
+    for (i, member) in record.members.iter().enumerate().filter(|(_, member)| !touched.contains(&member.node)) {
+        let at = |all: &[Option<String>]| all.get(i).cloned().flatten();
+        match (at(&record.incarnations), at(&record.after.incarnations)) {
+            (Some(before), Some(after)) if before == after => members += 1,
+            (Some(_), Some(_)) => wrong.push(format!("etcd on {} was restarted", member.node)),
+            _ => blind.push(format!("which etcd runs on {} is not known", member.node)),
         }
     }
-    Some(if wrong.is_empty() {
-        Check::new("I11", title, Verdict::Pass, format!("{} pods", bystanders.len()))
-    } else {
-        Check::new("I11", title, Verdict::Fail, examples(&wrong))
-    })
+    if members > 0 {
+        seen.push(format!("{members} members"));
+    }
+    match (&record.processes, &record.after.processes) {
+        (Err(error), _) | (_, Err(error)) => blind.push(error.clone()),
+        (Ok(before), Ok(after)) => {
+            let bystanders: Vec<_> = before.iter().filter(|process| !touched.contains(&process.node)).collect();
+            for process in &bystanders {
+                let now = after.iter().find(|now| now.node == process.node && now.name == process.name);
+                if now.is_none_or(|now| now.incarnation != process.incarnation) {
+                    wrong.push(format!("{} on {} was restarted", process.name, process.node));
+                }
+            }
+            if !bystanders.is_empty() {
+                seen.push(format!("{} other processes", bystanders.len()));
+            }
+        }
+    }
+    if let Some(kube) = &record.kube {
+        let hit: BTreeSet<String> = touched.iter().map(|node| node.to_string()).collect();
+        match (&kube.pods_before, &kube.pods_after) {
+            (Some(Ok(before)), Some(Ok(after))) => {
+                let elsewhere =
+                    |pods: &[PodSeen]| -> Vec<PodSeen> { pods.iter().filter(|pod| !hit.contains(&pod.node)).cloned().collect() };
+                wrong.extend(pods_changed(&elsewhere(before), after));
+                for new in elsewhere(after).iter().filter(|pod| !before.iter().any(|old| old.uid == pod.uid)) {
+                    wrong.push(format!("{} is new", new.name));
+                }
+                // Nodes without a single pod are not a cluster that was looked at.
+                if before.is_empty() && !record.before.workers.is_empty() {
+                    blind.push("no pod was seen before the fault".to_owned());
+                }
+                seen.push(format!("{} pods", elsewhere(before).len()));
+            }
+            (Some(Err(error)), _) | (_, Some(Err(error))) => blind.push(error.clone()),
+            _ => blind.push("nobody looked at the pods".to_owned()),
+        }
+    }
+    match (wrong.is_empty(), blind.is_empty()) {
+        (false, _) => Some(Check::new("I11", title, Verdict::Fail, examples(&wrong))),
+        (true, false) => Some(Check::new("I11", title, Verdict::Unknown, examples(&blind))),
+        (true, true) if seen.is_empty() => None,
+        (true, true) => Some(Check::new("I11", title, Verdict::Pass, seen.join(", "))),
+    }
+}
+
+/// What became of these pods that should not have: gone, or restarted.
+pub fn pods_changed(before: &[PodSeen], after: &[PodSeen]) -> Vec<String> {
+    let changed = |pod: &PodSeen| match after.iter().find(|now| now.uid == pod.uid) {
+        None => Some(format!("{} is gone", pod.name)),
+        Some(now) if now.restarts > pod.restarts => Some(format!("{} restarted {} times", pod.name, now.restarts - pod.restarts)),
+        Some(_) => None,
+    };
+    before.iter().filter_map(changed).collect()
 }

@@ -1,13 +1,16 @@
 //! The judge on a record that is fine, and on the same record with one thing wrong at a time: each is found, by its name.
 
+use super::catalogue::{PodFate, Target, Where};
 use super::clock::At;
 use super::history::Outcome;
 use super::judge::{Judgement, Result, judge};
+use super::kube::{ApiProbe, Door, KubeRecord, KubeSample, Lease, PodSeen};
 use super::record::{LogSource, Record};
 use super::sample::leader_kill;
-use super::target::Id;
+use super::target::{Id, WorkerView};
 use super::windows::Gap;
 use crate::event::Verdict;
+use crate::spec::NodeName;
 use std::time::Duration;
 
 fn judged(change: impl FnOnce(&mut Record)) -> Judgement {
@@ -68,6 +71,37 @@ fn what_is_not_proven_is_invalid() {
             log.retain(|change| written.contains(&change.value));
         }
     });
+    // Two writes of three were not even tried while the fault was in force: gaps would be the load's own.
+    comes_out(Invalid, "V2", Unknown, |r| {
+        let marks = r.marks;
+        let mut n = 0;
+        r.ops.retain(|op| {
+            n += 1;
+            op.acked() || op.inv < marks.inject || op.inv > marks.heal || n % 3 == 0
+        });
+        r.ops.retain(|op| op.member == 0 || op.inv < At(3_500_000) || op.inv > marks.heal || !op.acked());
+        let written: Vec<u64> = r.ops.iter().filter_map(|op| op.value).collect();
+        for log in std::iter::once(&mut r.after.log).chain(r.watches.iter_mut().map(|watch| &mut watch.changes)) {
+            log.retain(|change| written.contains(&change.value));
+        }
+    });
+    // Nobody asked whether it takes writes afterwards.
+    comes_out(Invalid, "V2", Unknown, |r| {
+        let heal = r.marks.heal;
+        r.ops.retain(|op| op.inv < heal);
+        let written: Vec<u64> = r.ops.iter().filter_map(|op| op.value).collect();
+        for log in std::iter::once(&mut r.after.log).chain(r.watches.iter_mut().map(|watch| &mut watch.changes)) {
+            log.retain(|change| written.contains(&change.value));
+        }
+        r.drill.expect.waive = ["I8", "membership", "first-write"].map(str::to_owned).to_vec();
+    });
+    // So slow before the fault that elections would come of themselves; the same is right for slower timers.
+    comes_out(Invalid, "V2", Unknown, |r| r.baseline.p99 = Duration::from_millis(501));
+    let emulated = judged(|r| {
+        r.baseline.p99 = Duration::from_millis(1700);
+        r.environment.timing.election_ms = 5000;
+    });
+    assert!(!odd(&emulated).iter().any(|(id, _)| id == "V2"), "{:?}", odd(&emulated));
     comes_out(Invalid, "V2", Unknown, |r| r.stalls.push(Gap { from: At(2_500_000), to: At(4_000_000) }));
     assert_eq!(judged(|r| r.aborted = Some("the SSH connection was lost".to_owned())).result, Invalid);
 }
@@ -118,6 +152,20 @@ fn broken_promises_are_failures() {
             op.answer = None;
         }
     });
+    // The members never came together again, and nothing was acknowledged any more: that is what the run has shown.
+    comes_out(Fail, "I8", Verdict::Fail, |r| {
+        let heal = r.marks.heal;
+        r.marks.settled = At::ZERO;
+        let mut lost = Vec::new();
+        for op in r.ops.iter_mut().filter(|op| op.inv >= heal) {
+            lost.extend(op.value);
+            op.outcome = Outcome::Unknown;
+            op.answer = None;
+        }
+        for log in std::iter::once(&mut r.after.log).chain(r.watches.iter_mut().map(|watch| &mut watch.changes)) {
+            log.retain(|change| !lost.contains(&change.value));
+        }
+    });
     comes_out(Fail, "I9", Verdict::Fail, |r| r.drill.expect.no_acks = Some(super::catalogue::NoAcks::Anywhere));
     comes_out(Fail, "I10", Verdict::Fail, |r| {
         r.watches[1].changes.remove(40);
@@ -128,6 +176,81 @@ fn broken_promises_are_failures() {
         let undo = super::act::Act::Uncut { node: node.clone() };
         r.after.leftovers = Ok(vec![super::injector::Leftover { node, what: "packet rules".to_owned(), undo }]);
     });
+}
+
+/// A write on its way when the fault begins may be acknowledged a moment later, and not a second later.
+#[test]
+fn a_late_acknowledgement_without_a_majority_is_found() {
+    let with = |took_ms: u64| {
+        judged(|r| {
+            r.drill.expect.no_acks = Some(super::catalogue::NoAcks::Targets);
+            let injected = r.marks.injected;
+            let op = r.ops.iter_mut().rfind(|op| op.member == 0 && op.acked() && op.inv < injected).expect("there is one");
+            op.ret = injected.plus(Duration::from_millis(took_ms));
+        })
+    };
+    let i9 = |judgement: &Judgement| judgement.checks.iter().find(|check| check.id == "I9").map(|check| check.verdict);
+    assert_eq!(i9(&with(100)), Some(Verdict::Pass));
+    let late = with(1500);
+    assert_eq!(i9(&late), Some(Verdict::Fail));
+    assert_eq!(late.result, Result::Fail, "{:?}", late.reasons);
+}
+
+fn pod(name: &str, node: &str, restarts: u64) -> PodSeen {
+    PodSeen { uid: format!("uid-{name}"), name: format!("default/{name}"), node: node.to_owned(), restarts }
+}
+
+/// The sample on a cluster with Kubernetes: two workers, a pod each, and one that waits for a place.
+fn with_pods(r: &mut Record) -> &mut KubeRecord {
+    let worker = |i, pods| WorkerView { node: NodeName::worker(i), ready: true, pods };
+    r.before.workers = vec![worker(0, 1), worker(1, 1)];
+    let pods = vec![pod("a", "worker-0", 0), pod("b", "worker-1", 3), pod("waits", "", 0)];
+    r.kube.insert(KubeRecord { pods_before: Some(Ok(pods.clone())), pods_after: Some(Ok(pods)), ..KubeRecord::default() })
+}
+
+fn after(kube: &mut KubeRecord) -> &mut Vec<PodSeen> {
+    kube.pods_after.as_mut().expect("listed").as_mut().expect("a list")
+}
+
+#[test]
+fn bystanders_that_did_not_stand_by_are_found() {
+    use Result::{Fail, Invalid};
+    let fine = judged(|r| {
+        with_pods(r);
+    });
+    assert_eq!((odd(&fine), fine.result), (vec![], Result::Pass), "{:?}", fine.reasons);
+    let seen = fine.checks.iter().find(|check| check.id == "I11").map(|check| check.seen.clone());
+    assert_eq!(seen.as_deref(), Some("2 members, 2 other processes, 3 pods"));
+
+    comes_out(Fail, "I11", Verdict::Fail, |r| after(with_pods(r))[1].restarts = 4);
+    comes_out(Fail, "I11", Verdict::Fail, |r| {
+        after(with_pods(r)).remove(0);
+    });
+    comes_out(Fail, "I11", Verdict::Fail, |r| after(with_pods(r)).push(pod("new", "worker-0", 0)));
+    // The same name, made anew.
+    comes_out(Fail, "I11", Verdict::Fail, |r| after(with_pods(r))[2].uid = "another".to_owned());
+    comes_out(Fail, "I11", Verdict::Fail, |r| r.after.incarnations[2] = Some("restarted".to_owned()));
+    comes_out(Fail, "I11", Verdict::Fail, |r| r.after.processes.as_mut().expect("seen")[1].incarnation = "another".to_owned());
+    comes_out(Fail, "I11", Verdict::Fail, |r| {
+        r.after.processes.as_mut().expect("seen").remove(2);
+    });
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| with_pods(r).pods_before = Some(Err("timed out".to_owned())));
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| with_pods(r).pods_after = Some(Err("timed out".to_owned())));
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| with_pods(r).pods_after = None);
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| {
+        let kube = with_pods(r);
+        (kube.pods_before, kube.pods_after) = (Some(Ok(vec![])), Some(Ok(vec![])));
+    });
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| r.after.incarnations[1] = None);
+    comes_out(Invalid, "I11", Verdict::Unknown, |r| r.processes = Err("no SSH".to_owned()));
+    // What is hit may restart: the leader's own server, and pods of a node that the fault is done to.
+    let hit = judged(|r| r.after.processes.as_mut().expect("seen")[0].incarnation = "another".to_owned());
+    assert_eq!(hit.result, Result::Pass, "{:?}", hit.reasons);
+    let waived = judged(|r| {
+        after(with_pods(r)).clear();
+        r.drill.expect.waive = vec!["I11".to_owned()];
+    });
+    assert_eq!(waived.result, Result::Pass, "{:?}", waived.reasons);
 }
 
 #[test]
@@ -151,6 +274,10 @@ fn gates_are_judged_and_waived_invariants_are_not() {
     comes_out(Fail, "leader", Verdict::Fail, |r| r.drill.expect.leader = Some(super::catalogue::LeaderFate::Stays));
     comes_out(Fail, "alarm", Verdict::Fail, |r| r.drill.expect.alarm = Some("NOSPACE".to_owned()));
     comes_out(Fail, "failed-writes", Verdict::Fail, |r| r.drill.expect.failed_writes = Some(0));
+    for gate in ["api-gap", "takeover", "not-ready", "pods"] {
+        // Nobody asked the API.
+        comes_out(Result::Invalid, gate, Verdict::Unknown, expect_all_of_the_api);
+    }
     let waived = judged(|r| {
         r.after.alarming_logs = Ok(vec!["panic: expected".to_owned()]);
         r.drill.expect.waive = vec!["I7".to_owned()];
@@ -171,4 +298,146 @@ fn a_broken_promise_is_a_failure_even_when_the_fault_is_not_proven() {
         r.after.log.remove(20);
     });
     assert_eq!(judgement.result, Result::Fail, "{:?}", judgement.reasons);
+}
+
+fn expect_all_of_the_api(r: &mut Record) {
+    r.drill.target = Target::SchedulerHolder;
+    let bound = |text: &str| text.parse().ok();
+    r.drill.expect.api_gap = bound("3 s");
+    r.drill.expect.takeover = bound("2 s");
+    r.drill.expect.not_ready = Some(("1 s".parse().expect("a bound"), "2 s".parse().expect("a bound")));
+    r.drill.expect.pods = Some(PodFate::Stay);
+}
+
+/// The sample as a drill of a node whose scheduler leads: probes answered but for 2.0–4.0 s, the lease taken at 3.5 s, the node
+/// not Ready at 3.5 s.
+fn with_api(r: &mut Record) -> &mut KubeRecord {
+    expect_all_of_the_api(r);
+    with_pods(r);
+    r.chosen.nodes = vec![NodeName::worker(0)];
+    r.script = super::script::Script::default();
+    r.script.claims = vec![super::act::Claim::LeaderMoved { from: NodeName::controller(0) }];
+    // The member that the sample kills is a bystander now.
+    r.after.incarnations = r.incarnations.clone();
+    let kube = r.kube.as_mut().expect("just made");
+    for at in (0..7000u64).step_by(50) {
+        for (fresh, write) in [(true, false), (false, false), (false, true)] {
+            let away = (2000..4000).contains(&at);
+            kube.probes.push(ApiProbe {
+                door: Door::Vip,
+                fresh,
+                write,
+                sent: At(at * 1000),
+                at: At(at * 1000 + 4000),
+                error: away.then(|| "refused".to_owned()),
+            });
+        }
+    }
+    for at in (0..7000u64).step_by(500) {
+        let holder = if at < 3500 { "controller-0_x" } else { "controller-1_y" };
+        let lease = |holder: &str| Lease { holder: holder.to_owned(), ..Lease::default() };
+        // The controller-manager's lease changes hands much earlier: it is not the one that is asked about.
+        let other = if at < 2500 { "controller-0_x" } else { "controller-2_z" };
+        kube.samples.push(KubeSample {
+            at: At(at * 1000),
+            leases: [("kube-scheduler".to_owned(), lease(holder)), ("kube-controller-manager".to_owned(), lease(other))].into(),
+            nodes: [("worker-0".to_owned(), if at < 3500 { "True" } else { "Unknown" }.to_owned())].into(),
+            error: None,
+        });
+    }
+    r.kube.as_mut().expect("just made")
+}
+
+#[test]
+fn gates_of_the_api_are_judged_by_what_was_seen() {
+    use Result::Fail;
+    let fine = judged(|r| {
+        with_api(r);
+    });
+    assert_eq!((odd(&fine), fine.result), (vec![], Result::Pass), "{:?}", fine.reasons);
+    let seen = |id: &str| fine.checks.iter().find(|check| check.id == id).map(|check| check.seen.clone()).unwrap_or_default();
+    assert_eq!([seen("api-gap"), seen("takeover"), seen("not-ready")], ["2.05 s", "1.50 s", "1.50 s"]);
+    let [kept_or_not, ..] = &fine.figures.api[..] else { panic!("windows: {:?}", fine.figures.api) };
+    assert_eq!((kept_or_not.gap.length(), kept_or_not.median_us), (Duration::from_millis(2050), 4000));
+    assert_eq!(fine.figures.api.len(), 3);
+
+    comes_out(Fail, "api-gap", Verdict::Fail, |r| {
+        with_api(r);
+        r.drill.expect.api_gap = "2 s".parse().ok();
+    });
+    // Answers on kept connections do not make up for it, and neither does a run that ended too soon to tell.
+    comes_out(Fail, "api-gap", Verdict::Fail, |r| {
+        for probe in with_api(r).probes.iter_mut().filter(|probe| probe.fresh && probe.sent > At(4_800_000)) {
+            probe.error = Some("refused".to_owned());
+        }
+        r.drill.expect.api_gap = "60 s".parse().ok();
+    });
+    comes_out(Fail, "takeover", Verdict::Fail, |r| {
+        with_api(r);
+        r.drill.expect.takeover = "1.2 s".parse().ok();
+    });
+    comes_out(Fail, "takeover", Verdict::Fail, |r| with_api(r).samples.retain(|sample| sample.at < At(3_500_000)));
+    comes_out(Result::Invalid, "takeover", Verdict::Unknown, |r| with_api(r).samples.retain(|s| s.at > At(2_000_000)));
+    comes_out(Fail, "not-ready", Verdict::Fail, |r| {
+        with_api(r);
+        r.drill.expect.not_ready = Some(("1.6 s".parse().expect("a bound"), "2 s".parse().expect("a bound")));
+    });
+    comes_out(Fail, "not-ready", Verdict::Fail, |r| {
+        for sample in &mut with_api(r).samples {
+            sample.nodes.insert("worker-0".to_owned(), "True".to_owned());
+        }
+    });
+    comes_out(Fail, "pods", Verdict::Fail, |r| after(with_api(r))[0].restarts = 1);
+    comes_out(Fail, "pods", Verdict::Fail, |r| {
+        after(with_api(r)).remove(0);
+    });
+    comes_out(Fail, "pods", Verdict::Fail, |r| {
+        with_api(r);
+        r.drill.expect.pods = Some(PodFate::Restart);
+    });
+    let restarted = judged(|r| {
+        after(with_api(r))[0].restarts = 1;
+        r.drill.expect.pods = Some(PodFate::Restart);
+    });
+    assert_eq!(restarted.result, Result::Pass, "{:?}", restarted.reasons);
+}
+
+/// Serializable reads by the members that are not hit, twice a second while the fault is in force.
+fn with_serial_reads(r: &mut Record) {
+    r.drill.expect.serial_reads = Some(Where::Others);
+    let model = r.ops[0].clone();
+    for at in (100..7000u64).step_by(100) {
+        for member in 1..3 {
+            r.ops.push(super::history::Op {
+                session: super::history::Session::Serial(member),
+                kind: super::history::Kind::SerialRead,
+                member,
+                inv: At(at * 1000),
+                ret: At(at * 1000 + 2000),
+                // What the model's write left: true at its time, and labelled with its revision for ever.
+                ..model.clone()
+            });
+        }
+    }
+}
+
+#[test]
+fn serializable_reads_that_are_not_answered_are_found() {
+    let verdict = |change: &dyn Fn(&mut Record)| {
+        let judgement = judged(|r| {
+            with_serial_reads(r);
+            change(r);
+        });
+        judgement.checks.iter().find(|check| check.id == "serial-reads").map(|check| check.verdict)
+    };
+    assert_eq!(verdict(&|_| ()), Some(Verdict::Pass));
+    assert_eq!(verdict(&|r| r.drill.expect.serial_reads = Some(Where::Everywhere)), Some(Verdict::Fail), "nobody asked member 0");
+    let unanswered = |r: &mut Record| {
+        for op in r.ops.iter_mut().filter(|op| op.kind == super::history::Kind::SerialRead && op.member == 2) {
+            op.outcome = Outcome::Unknown;
+        }
+    };
+    assert_eq!(verdict(&unanswered), Some(Verdict::Fail));
+    let none = |r: &mut Record| r.ops.retain(|op| op.kind != super::history::Kind::SerialRead);
+    assert_eq!(verdict(&none), Some(Verdict::Unknown));
 }

@@ -71,15 +71,21 @@ pub struct KubeView {
     pub workers: Vec<WorkerView>,
     pub lease_holders: BTreeMap<String, NodeName>,
     pub vip_holder: Option<NodeName>,
+    /// Servers that are not ready, nodes that are not Ready, leases that nobody holds; one line each.
+    pub unready: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KubeRecord {
+    /// Empty where the drill's load leaves the API alone.
     pub probes: Vec<ApiProbe>,
     pub samples: Vec<KubeSample>,
-    pub pods_before: Vec<PodSeen>,
-    /// `Err`: they could not be listed.
+    /// `Err`: they could not be listed. `None`: nobody tried.
+    pub pods_before: Option<Result<Vec<PodSeen>, String>>,
     pub pods_after: Option<Result<Vec<PodSeen>, String>>,
+    /// Between two probes of one kind by the virtual address, microseconds; 0: there were none.
+    #[serde(default)]
+    pub every_us: u64,
 }
 
 /// Kubernetes as seen from the host.
@@ -93,33 +99,88 @@ pub trait Kube: Send + Sync {
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>>;
 }
 
-/// One probe of a server itself for so many by the virtual address.
-const DIRECTLY: u32 = 5;
+/// Between two probes of one kind by the virtual address, where the API is quick enough.
+const EVERY: Duration = Duration::from_millis(50);
+/// The pace leaves so many answers' time between two probes of a kind: readiness costs a server several questions to etcd, and
+/// a busy one would measure its own probes.
+const ANSWERS: u32 = 4;
+/// One probe of a server itself, and one write, for so many readings by the virtual address.
+const SELDOM: u32 = 4;
+/// Probes of one kind that may be open at once; one that reaches it skips a beat.
+const OPEN_MOST: usize = 64;
+
+/// The pace: as wished on a quick cluster, slower on one that answers slowly.
+pub fn pace(median: Duration) -> Duration {
+    EVERY.max(median * ANSWERS)
+}
+
+/// Median time of a few readings by a door; a long one when it does not answer.
+async fn measure(kube: &dyn Kube, door: &Door) -> Duration {
+    let mut taken = Vec::new();
+    for _ in 0..5 {
+        let start = std::time::Instant::now();
+        let answered = kube.probe(door, true, false).await.is_ok();
+        taken.push(if answered { start.elapsed() } else { Duration::from_millis(500) });
+    }
+    taken.sort_unstable();
+    taken.get(taken.len() / 2).copied().unwrap_or_default()
+}
 
 /// Probes that run beside the load.
 pub struct KubeLoad {
     record: Arc<Mutex<KubeRecord>>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    doors: Vec<Door>,
+}
+
+impl std::fmt::Display for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Door::Vip => f.pad("virtual address"),
+            Door::Direct(node) => f.pad(&node.to_string()),
+        }
+    }
 }
 
 impl KubeLoad {
-    /// Starts a probe for every door, connection and kind, each request a task of its own.
-    pub async fn start(kube: Arc<dyn Kube>, clock: Clock, every: Duration) -> KubeLoad {
-        let record = KubeRecord { pods_before: kube.pods().await.unwrap_or_default(), ..KubeRecord::default() };
+    /// Looks at the pods; with `probing` also starts a probe for every door, connection and kind, each request a task of its own.
+    pub async fn start(kube: Arc<dyn Kube>, clock: Clock, probing: bool) -> KubeLoad {
+        let record = KubeRecord { pods_before: Some(kube.pods().await), ..KubeRecord::default() };
         let record = Arc::new(Mutex::new(record));
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        for door in kube.doors() {
-            // The virtual address is what clients use. A look at each server now and then tells which one was at fault:
-            // readiness costs a server several questions to etcd, and a busy one would measure its own probes.
-            let every = if door == Door::Vip { every } else { every * DIRECTLY };
-            for (fresh, write) in [(true, false), (false, false), (false, true)] {
-                tasks.spawn(probes(kube.clone(), clock, every, door.clone(), fresh, write, record.clone(), stopped.clone()));
+        let doors = if probing { kube.doors() } else { vec![] };
+        if let Some(first) = doors.first() {
+            let every = pace(measure(kube.as_ref(), first).await);
+            lock(&record).every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+            for door in &doors {
+                // The virtual address is what clients use. A look at each server now and then tells which one was at fault.
+                let every = if *door == Door::Vip { every } else { every * SELDOM };
+                for (fresh, write) in [(true, false), (false, false), (false, true)] {
+                    let every = if write { every * SELDOM } else { every };
+                    let (kube, door, record, stopped) = (kube.clone(), door.clone(), record.clone(), stopped.clone());
+                    tasks.spawn(probes(kube, clock, every, door, fresh, write, record, stopped));
+                }
             }
+            tasks.spawn(samples(kube, clock, record.clone(), stopped));
         }
-        tasks.spawn(samples(kube, clock, record.clone(), stopped));
-        KubeLoad { record, stop, tasks }
+        KubeLoad { record, stop, tasks, doors }
+    }
+
+    /// Doors by which no new connection that was tried after a moment has been answered.
+    pub fn silent(&self, after: At) -> Vec<Door> {
+        let record = lock(&self.record);
+        let heard = |door: &Door| {
+            let late = record.probes.iter().rev().take_while(|probe| probe.at >= after);
+            late.into_iter().any(|probe| probe.fresh && probe.door == *door && probe.sent >= after && probe.error.is_none())
+        };
+        self.doors.iter().filter(|door| !heard(door)).cloned().collect()
+    }
+
+    /// Pods as they were before.
+    pub fn pods_before(&self) -> Vec<PodSeen> {
+        lock(&self.record).pods_before.clone().and_then(Result::ok).unwrap_or_default()
     }
 
     /// Ends the probes and returns what they saw.
@@ -127,10 +188,14 @@ impl KubeLoad {
         let _ = self.stop.send(true);
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
-        let mut record = std::mem::take(&mut *self.record.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let mut record = std::mem::take(&mut *lock(&self.record));
         record.pods_after = Some(kube.pods().await);
         record
     }
+}
+
+fn lock(record: &Mutex<KubeRecord>) -> std::sync::MutexGuard<'_, KubeRecord> {
+    record.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one probe, passed once")]
@@ -145,16 +210,20 @@ async fn probes(
     stopped: watch::Receiver<bool>,
 ) {
     let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut requests = JoinSet::new();
     while !*stopped.borrow() {
         tick.tick().await;
         while requests.try_join_next().is_some() {}
+        if requests.len() >= OPEN_MOST {
+            continue;
+        }
         let (kube, door, record) = (kube.clone(), door.clone(), record.clone());
         requests.spawn(async move {
             let sent = clock.now();
             let error = kube.probe(&door, fresh, write).await.err();
             let probe = ApiProbe { door, fresh, write, sent, at: clock.now(), error };
-            record.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).probes.push(probe);
+            lock(&record).probes.push(probe);
         });
     }
 }
@@ -168,6 +237,6 @@ async fn samples(kube: Arc<dyn Kube>, clock: Clock, record: Arc<Mutex<KubeRecord
             Ok(sample) => KubeSample { at: clock.now(), ..sample },
             Err(error) => KubeSample { at: clock.now(), error: Some(error), ..KubeSample::default() },
         };
-        record.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).samples.push(sample);
+        lock(&record).samples.push(sample);
     }
 }

@@ -24,6 +24,8 @@ pub struct Plan {
     pub timeout: Duration,
     /// After this long without an answer the fail-over writer turns to the next member.
     pub impatience: Duration,
+    /// The member that the fail-over writer asks first.
+    pub first: Member,
 }
 
 /// Requests of one session that may be open at once; a session that reaches it skips a beat.
@@ -110,13 +112,14 @@ impl Load {
     pub fn start(site: &Site, plan: Plan, clock: Clock) -> Load {
         let recorder = Arc::new(Recorder::default());
         let (stop, stopped) = watch::channel(false);
+        let first = plan.first;
         let shared = Arc::new(Shared {
             site: site.clone(),
             plan,
             clock,
             recorder: recorder.clone(),
             next: AtomicU64::new(1),
-            current: AtomicUsize::new(0),
+            current: AtomicUsize::new(first),
             acked: AtomicU64::new(0),
         });
         let mut sessions = vec![Session::Failover];

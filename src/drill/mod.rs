@@ -9,6 +9,7 @@
 
 pub mod act;
 pub mod admin;
+pub mod api;
 pub mod bound;
 pub mod catalogue;
 pub mod checker;
@@ -36,6 +37,6 @@ mod checker_tests;
 #[cfg(test)]
 mod judge_tests;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 #[cfg(test)]
 mod wgl;

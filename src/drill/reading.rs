@@ -92,6 +92,7 @@ pub async fn members(site: &Site, injector: &dyn Injector, after: &mut After) {
     after.alarms = list_alarms(site).await;
     after.alarming_logs = injector.alarming_logs().await.map_err(|error| error.to_string());
     after.incarnations = incarnations(site, injector).await;
+    after.processes = injector.processes().await.map_err(|error| error.to_string());
 }
 
 pub async fn incarnations(site: &Site, injector: &dyn Injector) -> Vec<Option<String>> {

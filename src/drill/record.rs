@@ -8,7 +8,7 @@ use super::checker::Restored;
 use super::clock::At;
 use super::etcd::{Endpoint, Listed, Status};
 use super::history::{Change, Member, Op};
-use super::injector::{Environment, Leftover, Proof};
+use super::injector::{Environment, Leftover, ProcessSeen, Proof};
 use super::kube::KubeRecord;
 use super::script::Script;
 use super::target::{Chosen, ClusterView, Id};
@@ -16,6 +16,7 @@ use super::windows::Gap;
 use crate::spec::NodeName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A member's answer to "how are you", or its silence.
@@ -91,6 +92,10 @@ pub struct Baseline {
     #[schemars(with = "u64")]
     #[serde(with = "micros")]
     pub interval: Duration,
+    /// Between two questions to one member for its status, as paced.
+    #[schemars(with = "u64")]
+    #[serde(with = "micros")]
+    pub sampling: Duration,
 }
 
 /// Durations as whole microseconds.
@@ -143,6 +148,7 @@ pub struct After {
     /// Ids and processes of the members afterwards (empty: it could not be found out).
     pub ids: Vec<Option<Id>>,
     pub incarnations: Vec<Option<String>>,
+    pub processes: Result<Vec<ProcessSeen>, String>,
 }
 
 impl Default for After {
@@ -159,6 +165,7 @@ impl Default for After {
             log_source: LogSource::Missing(not()),
             ids: vec![],
             incarnations: vec![],
+            processes: Err(not()),
         }
     }
 }
@@ -177,6 +184,8 @@ pub struct Record {
     pub members: Vec<Endpoint>,
     pub before: ClusterView,
     pub incarnations: Vec<Option<String>>,
+    /// Processes beside etcd; `Err`: they could not be looked at.
+    pub processes: Result<Vec<ProcessSeen>, String>,
     pub baseline: Baseline,
     pub marks: Marks,
     pub notes: Vec<Note>,
@@ -198,6 +207,12 @@ impl Record {
     pub fn target_members(&self) -> Vec<Member> {
         let of = |node: &NodeName| self.members.iter().position(|member| member.node == *node);
         self.chosen.nodes.iter().filter_map(of).collect()
+    }
+    /// Nodes on which anything may have happened: the targets, and whatever the script touches, be it to heal.
+    pub fn touched(&self) -> BTreeSet<NodeName> {
+        let mut all = self.script.touches();
+        all.extend(self.chosen.nodes.iter().cloned());
+        all
     }
     pub fn member_name(&self, member: Member) -> String {
         self.members.get(member).map_or_else(|| format!("member {member}"), |m| m.node.to_string())

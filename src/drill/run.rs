@@ -3,21 +3,22 @@
 //! It chooses nothing (the script is made before) and judges nothing; whatever happens after the journal entry, it heals.
 
 use super::act::Act;
-use super::admin::{await_healthy, list_alarms, patience, perform, perform_all};
-use super::catalogue::Drill;
+use super::admin::{await_healthy, list_alarms, patience, perform};
+use super::bound::Timing;
+use super::catalogue::{Drill, PodFate};
 use super::checker::Restored;
 use super::clock::{At, Clock, human, pass};
 use super::etcd::{self, Site, disunity, read_prefix, statuses, views};
-use super::heal::{leftovers, undo_leftovers};
+use super::heal::{leftovers, perform_each, undo};
 use super::history::Op;
 use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, Proof};
-use super::kube::{Kube, KubeLoad};
+use super::kube::{Kube, KubeLoad, KubeView};
 use super::load::{self, Load};
 use super::reading;
 use super::record::{After, Baseline, LogSource, Looked, Marks, Note, Record};
 use super::script::{Script, script};
 use super::target::{Chosen, ClusterView, NoTarget, choose, unfit};
-use super::telemetry::Telemetry;
+use super::telemetry::{self, Telemetry};
 use super::windows::percentile;
 use crate::wait::{self, Seen};
 use futures::FutureExt;
@@ -60,8 +61,9 @@ pub enum RunError {
     Log(#[from] FaultLogError),
     #[error("interrupted; the fault was healed")]
     Interrupted,
-    #[error("the fault could not be healed: {0}\nhint: ktcw-vm drill heal")]
-    NotHealed(String),
+    /// It stays in the log. What was seen of the run until then is kept: it tells why.
+    #[error("the fault could not be healed: {why}\nhint: ktcw-vm drill heal")]
+    NotHealed { why: String, record: Option<Box<Record>> },
 }
 
 /// File in the drill's directory that a snapshot is kept in while it may be needed.
@@ -70,8 +72,14 @@ pub const SNAPSHOT: &str = "snapshot.db";
 const AFTERWARDS: Duration = Duration::from_millis(1200);
 /// A claim is looked at again and again for so long before it counts as not shown.
 const PROOF_PATIENCE: Duration = Duration::from_secs(5);
+/// Of an election: more than this does not count as latency in bounds.
+const LATENCY_MOST: f64 = 0.1;
 /// The timers inside the targets go off so long after the heal was due.
 const DEAD_MAN_MARGIN: Duration = Duration::from_secs(30);
+/// A cluster that came up a moment ago has so long to become one that can be drilled.
+const FITNESS_PATIENCE: Duration = Duration::from_secs(10);
+/// Nodes and pods of Kubernetes have at least so long to be back after the heal: a kubelet tells of itself every ten seconds.
+const KUBE_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs one drill. The error says when nothing was injected; otherwise there is a record, be it of a run cut short.
 pub async fn run(
@@ -91,7 +99,9 @@ pub async fn run(
     let before = view(site, options).await?;
     let chosen = choose(drill, &before, options.seed)?;
     let snapshot = options.directory.join(SNAPSHOT).display().to_string();
-    let script = script(&drill.fault, &chosen.nodes, &site.nodes(), &site.environment.timing, &snapshot);
+    let held = before.members.iter().map(|member| member.db_bytes).max().unwrap_or(0);
+    let script = script(&drill.fault.on_a_store_of(held), &chosen.nodes, &site.nodes(), &site.environment.timing, &snapshot);
+    injector.begin().await?;
     say(&format!("{}: {} ({})", drill.name, names(&chosen), chosen.why));
 
     let mut phases = Phases::new(drill, site, injector, options, before, chosen, script);
@@ -120,12 +130,18 @@ pub async fn run(
     // From here on Ctrl-C is not listened to: healing comes first.
     let healed = phases.heal().await;
     phases.settle(interrupted || healed.is_err()).await;
-    let record = phases.finish().await;
-    match healed {
+    let (record, tidied) = phases.finish().await;
+    match healed.and(tidied) {
         Ok(()) => log.clear(&options.run)?,
-        Err(why) => return Err(RunError::NotHealed(why)),
+        // A preparation that could not be undone is as much a fault in force as the fault.
+        Err(why) => return Err(RunError::NotHealed { why, record: Some(Box::new(record)) }),
     }
     if interrupted { Err(RunError::Interrupted) } else { Ok(record) }
+}
+
+/// How long after its start a fault is healed at the latest when the program that injects it lives.
+pub fn dead_man(drill: &Drill, script: &Script, timing: &Timing) -> Duration {
+    drill.hold.of(timing) + DEAD_MAN_MARGIN + PROOF_PATIENCE * 2 + script.allowance(timing)
 }
 
 fn names(chosen: &Chosen) -> String {
@@ -145,12 +161,25 @@ async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
         return Err(RunError::Unfit(format!("the alarm {alarm} is on (member {id})")));
     }
     if let Some(kube) = &options.kube {
-        let seen = kube.view().await.map_err(RunError::Unfit)?;
+        let seen = fit(kube.as_ref()).await.map_err(RunError::Unfit)?;
         view.workers = seen.workers;
         view.lease_holders = seen.lease_holders;
         view.vip_holder = seen.vip_holder;
     }
     Ok(view)
+}
+
+/// Kubernetes as it is when nothing is amiss in it, or what was amiss to the last.
+async fn fit(kube: &dyn Kube) -> Result<KubeView, String> {
+    let look = || async {
+        match kube.view().await {
+            Ok(view) if view.unready.is_empty() => Seen::Ready(view),
+            Ok(view) => Seen::NotYet(view.unready.join("; ")),
+            Err(error) => Seen::NotYet(error),
+        }
+    };
+    let waited = wait::until("every server and node of Kubernetes ready", FITNESS_PATIENCE, Duration::from_secs(1), |_| (), look);
+    waited.await.map_err(|error| error.to_string())
 }
 
 /// Key of the writes that measure the pace; not below the probe's prefix, whose history is judged.
@@ -201,6 +230,7 @@ impl<'a> Phases<'a> {
             members: site.members.clone(),
             before,
             incarnations: vec![],
+            processes: Err("not looked at".to_owned()),
             baseline: Baseline::default(),
             marks: Marks::default(),
             notes: vec![],
@@ -244,12 +274,13 @@ impl<'a> Phases<'a> {
             perform(&self.site, self.injector, act).await.map_err(text)?;
         }
         self.record.incarnations = reading::incarnations(&self.site, self.injector).await;
+        self.record.processes = self.injector.processes().await.map_err(text);
         self.start_load().await?;
         self.baseline().await?;
 
-        let hold = self.record.drill.hold.of(&self.site.environment.timing);
-        let acts = u32::try_from(script.inject.len()).unwrap_or(u32::MAX);
-        let after = hold + DEAD_MAN_MARGIN + PROOF_PATIENCE + self.site.ask_timeout() * acts;
+        let timing = &self.site.environment.timing;
+        let hold = self.record.drill.hold.of(timing);
+        let after = dead_man(&self.record.drill, &script, timing);
         self.injector.arm(&script.heal, after).await.map_err(text)?;
         self.record.marks.inject = self.clock.now();
         for act in &script.inject {
@@ -293,21 +324,28 @@ impl<'a> Phases<'a> {
             keys: drill.load.keys,
             timeout: Duration::from_secs(6) + election * 2,
             impatience: Duration::from_millis(200).max(median * 5),
+            // A client of a member that is hit fails over, rightly; what is measured is one that has no need to.
+            first: self.off_target(),
         };
         let kube = match &self.options.kube {
-            Some(kube) if drill.load.api => {
-                let every = Duration::from_millis(200).max(median * 4);
-                Some(KubeLoad::start(kube.clone(), self.clock, every).await)
-            }
-            _ => None,
+            Some(kube) => Some(KubeLoad::start(kube.clone(), self.clock, drill.load.api).await),
+            None => None,
         };
+        let sampling = telemetry::pace(median);
         self.record.baseline.interval = interval;
+        self.record.baseline.sampling = sampling;
         self.running = Some(Running {
-            telemetry: Telemetry::start(&self.site, &self.prefix, revision + 1, self.clock),
+            telemetry: Telemetry::start(&self.site, &self.prefix, revision + 1, sampling, self.clock),
             load: Load::start(&self.site, plan, self.clock),
             kube,
         });
         Ok(())
+    }
+
+    /// A member that is not hit, if there is one.
+    fn off_target(&self) -> usize {
+        let hit = self.record.target_members();
+        (0..self.site.members.len()).find(|member| !hit.contains(member)).unwrap_or(0)
     }
 
     async fn baseline(&mut self) -> Result<(), String> {
@@ -331,7 +369,9 @@ impl<'a> Phases<'a> {
         baseline.p99 = percentile(&mut taken, 99.0);
         baseline.p50 = percentile(&mut taken, 50.0);
         let timing = &mut self.record.environment.timing;
-        timing.latency_ms = u64::try_from(baseline.p99.as_millis()).unwrap_or(u64::MAX).max(1);
+        // A slow cluster may not widen its own gates without end.
+        let counted = baseline.p99.min(timing.election().mul_f64(LATENCY_MOST));
+        timing.latency_ms = u64::try_from(counted.as_millis()).unwrap_or(u64::MAX).max(1);
         let line = format!(
             "baseline: {} of {} writes acknowledged, median {}, 99 % within {}",
             baseline.acked,
@@ -376,18 +416,8 @@ impl<'a> Phases<'a> {
                 restored.at = self.record.marks.heal;
             }
         }
-        // One act that fails must not keep the others from being tried.
-        let mut failed = None;
-        for act in &script.heal {
-            self.say(&act.to_string());
-            if let Err(error) = perform(&self.site, self.injector, act).await {
-                failed.get_or_insert(text(error));
-            }
-        }
-        let mut done = Vec::new();
-        if let Err(error) = undo_leftovers(&self.site, self.injector, &script.tidy, &mut done).await {
-            failed.get_or_insert(text(error));
-        }
+        let say = |act: &Act| self.say(&act.to_string());
+        let mut failed = undo(&self.site, self.injector, &script.heal, &script.tidy, &mut vec![], &say).await.err();
         if self.record.marks.heal != At::ZERO {
             self.record.marks.healed = self.clock.now();
         }
@@ -411,15 +441,16 @@ impl<'a> Phases<'a> {
                 }
                 self.record.marks.settled = self.clock.now();
                 self.say("settled");
+                if !brief && let Err(why) = self.await_kube(deadline.max(KUBE_PATIENCE)).await {
+                    self.say(&why);
+                }
                 if !brief {
                     pass(AFTERWARDS.max(self.record.baseline.interval * 12)).await;
                 }
             }
             Ok(()) => (),
-            Err(why) => {
-                self.say(&why);
-                self.record.aborted.get_or_insert(why);
-            }
+            // No reason to cut the run short: that the cluster does not come back is what it has shown.
+            Err(why) => self.say(&why),
         }
         self.record.marks.end = self.clock.now();
     }
@@ -441,8 +472,40 @@ impl<'a> Phases<'a> {
         ended.map_err(|error| error.to_string())
     }
 
-    /// Ends the load, reads what is to be read, tidies up.
-    async fn finish(mut self) -> Record {
+    /// Waits, where the drill's load asks the API, until it answers by every door, its nodes are Ready, and pods that are to be
+    /// started again have been: a run that ended before would have seen too little to tell.
+    async fn await_kube(&self, deadline: Duration) -> Result<(), String> {
+        let probing = self.running.as_ref().and_then(|running| running.kube.as_ref()).filter(|_| self.record.drill.load.api);
+        let (Some(load), Some(kube)) = (probing, &self.options.kube) else { return Ok(()) };
+        let heal = self.record.marks.heal;
+        let hit: Vec<String> = self.record.chosen.nodes.iter().map(|node| node.to_string()).collect();
+        let dead: Vec<_> = match self.record.drill.expect.pods {
+            Some(PodFate::Restart) => load.pods_before().into_iter().filter(|pod| hit.contains(&pod.node)).collect(),
+            _ => vec![],
+        };
+        let probe = || async {
+            let silent: Vec<String> = load.silent(heal).iter().map(|door| door.to_string()).collect();
+            if !silent.is_empty() {
+                return Seen::NotYet(format!("no answer by {}", silent.join(", ")));
+            }
+            match kube.view().await {
+                Ok(view) if view.unready.is_empty() => (),
+                Ok(view) => return Seen::NotYet(view.unready.join("; ")),
+                Err(error) => return Seen::NotYet(error),
+            }
+            let now = if dead.is_empty() { vec![] } else { kube.pods().await.unwrap_or_default() };
+            let again = |pod: &&super::kube::PodSeen| now.iter().any(|n| n.uid == pod.uid && n.restarts > pod.restarts);
+            match dead.iter().find(|pod| !again(pod)) {
+                None => Seen::Ready(()),
+                Some(pod) => Seen::NotYet(format!("{} has not been started again", pod.name)),
+            }
+        };
+        let ended = wait::until("Kubernetes as it was", deadline, Duration::from_millis(500), |_| (), probe).await;
+        ended.map_err(|error| error.to_string())
+    }
+
+    /// Ends the load, reads what is to be read, tidies up. The second says why that could not be done.
+    async fn finish(mut self) -> (Record, Result<(), String>) {
         if let Some(running) = self.running.take() {
             self.record.ops = running.load.finish(self.clock, Duration::from_secs(2)).await;
             let log = reading::log(&self.site, &self.prefix, &self.record, &running.telemetry).await;
@@ -461,12 +524,14 @@ impl<'a> Phases<'a> {
             reading::forget_keys(&self.site, &[self.prefix.clone(), warm_key(&self.options.run)]).await;
         }
         let tidy = self.record.script.tidy.clone();
-        if self.prepared
-            && let Err(error) = perform_all(&self.site, self.injector, &tidy).await
-        {
-            self.record.aborted.get_or_insert(error.to_string());
-        }
+        let tidied = if self.prepared {
+            perform_each(&self.site, self.injector, &tidy, &|act| self.say(&act.to_string()))
+                .await
+                .map_err(|(_, error)| error.to_string())
+        } else {
+            Ok(())
+        };
         self.record.notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        self.record
+        (self.record, tidied)
     }
 }

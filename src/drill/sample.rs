@@ -6,7 +6,7 @@ use super::catalogue::{Process, find};
 use super::clock::At;
 use super::etcd::{Endpoint, Listed, Status};
 use super::history::{Answer, Change, Kind, Member, Op, Outcome, Session};
-use super::injector::{Environment, Proof};
+use super::injector::{Environment, ProcessSeen, Proof};
 use super::record::{After, Baseline, Hashed, LogSource, Looked, Marks, Note, Record, Sample, WatchLog};
 use super::script::script;
 use super::target::{Chosen, ClusterView, Id, MemberView};
@@ -44,7 +44,14 @@ pub fn leader_kill() -> Record {
             learner: false,
         })
         .collect();
-    let view = |i: usize| MemberView { node: nodes[i].clone(), id: Id(i as u64 + 1), leader: i == 0, term: 2, reachable: true };
+    let view = |i: usize| MemberView {
+        node: nodes[i].clone(),
+        id: Id(i as u64 + 1),
+        leader: i == 0,
+        term: 2,
+        reachable: true,
+        db_bytes: 4096,
+    };
     Record {
         run: "sample".to_owned(),
         started: "2026-01-02T03:04:05Z".to_owned(),
@@ -61,12 +68,14 @@ pub fn leader_kill() -> Record {
         },
         before: ClusterView { members: (0..3).map(view).collect(), ..ClusterView::default() },
         incarnations: vec![Some("a".to_owned()), Some("b".to_owned()), Some("c".to_owned())],
+        processes: Ok(servers()),
         baseline: Baseline {
             writes: 60,
             acked: 60,
             p50: Duration::from_millis(5),
             p99: Duration::from_millis(10),
             interval: Duration::from_millis(50),
+            sampling: Duration::from_millis(100),
         },
         marks: Marks {
             baseline: ms(100),
@@ -96,12 +105,22 @@ pub fn leader_kill() -> Record {
             log_source: LogSource::Replay,
             ids: vec![Some(Id(1)), Some(Id(2)), Some(Id(3))],
             incarnations: vec![Some("d".to_owned()), Some("b".to_owned()), Some("c".to_owned())],
+            processes: Ok(servers()),
         },
         aborted: None,
         ops,
         members,
         drill,
     }
+}
+
+fn servers() -> Vec<ProcessSeen> {
+    let server = |i| ProcessSeen {
+        node: NodeName::controller(i),
+        name: "kube-apiserver".to_owned(),
+        incarnation: format!("boot start-{i}"),
+    };
+    (0..3).map(server).collect()
 }
 
 fn endpoint(i: u8) -> Endpoint {

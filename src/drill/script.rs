@@ -8,6 +8,8 @@ use super::catalogue::{Fault, Ports, Process, Shape};
 use crate::spec::{NodeName, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// The whole of a drill's effects.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +23,24 @@ pub struct Script {
     pub heal: Vec<Act>,
     /// After the checks: undoes `prepare`.
     pub tidy: Vec<Act>,
+}
+
+impl Script {
+    /// Machines that any of its acts touches, be it to heal.
+    pub fn touches(&self) -> BTreeSet<NodeName> {
+        let acts = self.prepare.iter().chain(&self.inject).chain(&self.heal).chain(&self.tidy);
+        acts.flat_map(Act::nodes).cloned().collect()
+    }
+
+    /// How long the injection may take.
+    pub fn allowance(&self, timing: &Timing) -> Duration {
+        self.inject.iter().map(|act| act.allowance(timing)).sum()
+    }
+
+    /// Whether a part of the undoing is beyond what timers in the guests can do.
+    pub fn needs_the_host(&self) -> bool {
+        self.heal.iter().chain(&self.tidy).any(Act::needs_the_host)
+    }
 }
 
 /// Compiles. `members` are all etcd members, `timing` gives waits their length, `snapshot` is where one would be kept.
@@ -95,7 +115,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
             let (delay_ms, jitter_ms, loss_percent) = (*delay_ms, *jitter_ms, *loss_percent);
             Script {
                 inject: each(&|node| Act::Slow { node, delay_ms, jitter_ms, loss_percent }),
-                claims: claim(&|node| Claim::Slowed { node }),
+                claims: claim(&|node| Claim::Slowed { node, delay_ms, loss_percent }),
                 heal: each(&|node| Act::Unslow { node }),
                 ..Script::default()
             }
@@ -106,10 +126,10 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
             heal: each(&|node| Act::UnstallDisk { node }),
             ..Script::default()
         },
-        Fault::FillQuota { quota_mib } => {
+        Fault::FillQuota { room_mib } => {
             let quota = |mib| move |node: NodeName| vec![Act::Quota { node, mib }, Act::AwaitHealthy];
             Script {
-                prepare: targets.iter().cloned().flat_map(quota(Some(*quota_mib))).collect(),
+                prepare: targets.iter().cloned().flat_map(quota(Some(*room_mib))).collect(),
                 inject: vec![Act::Fill],
                 claims: vec![Claim::Alarm { name: "NOSPACE".to_owned() }],
                 heal: vec![Act::FreeSpace],
@@ -228,6 +248,44 @@ mod tests {
             let text = serde_json::to_string(&script).expect("prints");
             assert_eq!(serde_json::from_str::<Script>(&text).expect("reads"), script, "{}", drill.name);
         }
+    }
+
+    /// A timer that goes off while leaders are still being killed would start one that is meant to be down.
+    #[test]
+    fn timers_allow_for_as_long_as_the_fault_takes_to_inject() {
+        let timing = Timing::native();
+        let takes = |fault: &Fault| script(fault, &three()[..1], &three(), &timing, "").allowance(&timing);
+        assert!(takes(&Fault::Flap { times: 20 }) >= Duration::from_secs(200));
+        assert!(takes(&Fault::Flap { times: 40 }) >= takes(&Fault::Flap { times: 20 }) * 2);
+        assert!(takes(&Fault::ExpireCert { seconds: 60 }) > Duration::from_secs(60));
+        let restart = script(&Fault::RollingRestart, &three(), &three(), &timing, "");
+        assert!(restart.allowance(&timing) >= Duration::from_millis(timing.boot_ms) * 3);
+        assert!(takes(&Fault::Kill { process: Process::Etcd }) < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn what_only_the_host_can_undo_is_known() {
+        let needs = |name: &str| {
+            let drill = super::super::catalogue::find(name).expect("there");
+            script(&drill.fault, &three()[..1], &three(), &Timing::native(), "").needs_the_host()
+        };
+        for name in ["leader-freeze", "leader-power-off", "blackout", "full-quota", "replace-member", "disaster-restore"] {
+            assert!(needs(name), "{name}");
+        }
+        for name in ["leader-kill", "isolate-leader", "stalled-disk", "clock-skew", "cert-expiry", "slow-link", "move-leader"] {
+            assert!(!needs(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_quota_counts_from_what_the_store_holds() {
+        let fault = Fault::FillQuota { room_mib: 16 };
+        let prepared = |fault: &Fault| script(fault, &three()[..1], &three(), &Timing::native(), "").prepare[0].clone();
+        let node = NodeName::controller(0);
+        assert_eq!(prepared(&fault), Act::Quota { node: node.clone(), mib: Some(16) });
+        assert_eq!(prepared(&fault.on_a_store_of(30 << 20)), Act::Quota { node: node.clone(), mib: Some(46) });
+        assert_eq!(prepared(&fault.on_a_store_of((30 << 20) + 1)), Act::Quota { node, mib: Some(47) });
+        assert_eq!(Fault::Freeze.on_a_store_of(1 << 30), Fault::Freeze);
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub struct MemberView {
     pub leader: bool,
     pub term: u64,
     pub reachable: bool,
+    /// What its store takes on disk; quotas are about it.
+    #[serde(default)]
+    pub db_bytes: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -88,8 +91,9 @@ pub enum NoTarget {
 /// Chooses. The same view and seed give the same choice.
 pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, NoTarget> {
     let (members, workers) = (view.members.len(), view.workers.len());
-    if members < usize::from(drill.min_members) {
-        return Err(NoTarget::Members { drill: drill.name.clone(), needs: drill.min_members, has: members });
+    let needs = drill.min_members.max(drill.fault.min_members());
+    if members < usize::from(needs) {
+        return Err(NoTarget::Members { drill: drill.name.clone(), needs, has: members });
     }
     if workers < usize::from(drill.min_workers) {
         return Err(NoTarget::Workers { drill: drill.name.clone(), needs: drill.min_workers, has: workers });
@@ -181,8 +185,14 @@ mod tests {
     use super::*;
 
     fn view(members: u8) -> ClusterView {
-        let member =
-            |i| MemberView { node: NodeName::controller(i), id: Id(u64::from(i) + 1), leader: i == 1, term: 2, reachable: true };
+        let member = |i| MemberView {
+            node: NodeName::controller(i),
+            id: Id(u64::from(i) + 1),
+            leader: i == 1,
+            term: 2,
+            reachable: true,
+            db_bytes: 0,
+        };
         let worker = |i, pods| WorkerView { node: NodeName::worker(i), ready: true, pods };
         ClusterView {
             members: (0..members).map(member).collect(),
@@ -232,6 +242,20 @@ mod tests {
         assert_eq!(chosen("kubelet-stop", &none, 1).expect_err("none"), "kubelet-stop needs 1 workers, the cluster has 0");
         let headless = ClusterView { vip_holder: None, ..view(3) };
         assert!(chosen("apiserver-kill", &headless, 1).expect_err("no holder").contains("virtual address"));
+    }
+
+    /// A user's drill that says nothing of members is still not run where its fault cannot be.
+    #[test]
+    fn a_fault_needs_its_members_whatever_the_drill_says() {
+        for (name, needs) in [("isolate-leader", 2), ("move-leader", 2), ("leader-flap", 3), ("replace-member", 3)] {
+            let mut drill = find(name).expect("there");
+            drill.min_members = 1;
+            let error = choose(&drill, &view(needs - 1), 1).expect_err("too few").to_string();
+            assert_eq!(error, format!("{name} needs {needs} etcd members, the cluster has {}", needs - 1));
+            if needs == 3 {
+                assert!(choose(&drill, &view(3), 1).is_ok());
+            }
+        }
     }
 
     #[test]

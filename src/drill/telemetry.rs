@@ -1,4 +1,4 @@
-//! Telemetry: every member's status ten times a second, and a watch of the probe's keys on every member.
+//! Telemetry: every member's status up to ten times a second, and a watch of the probe's keys on every member.
 //! `run` starts it with the load; windows, lanes and invariants are computed from what it returns.
 //! It asks each question on connections of its own, and notes silence as what it is.
 
@@ -13,13 +13,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Between two questions to one member.
+/// Between two questions to one member, where answers are quick.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// The observer's own heartbeat, and how late it may be before it counts as a stall.
 const STALL_BEAT: Duration = Duration::from_millis(20);
 const STALL: Duration = Duration::from_millis(100);
 /// A watch that has been silent for so long is made anew: silence may be a dead connection.
 const WATCH_SILENCE: Duration = Duration::from_secs(2);
+
+/// The pace of questions for the status: slower where a write takes long, as an emulated member would be kept busy by them.
+pub fn pace(median: Duration) -> Duration {
+    SAMPLE_EVERY.max(median / 4).min(Duration::from_secs(1))
+}
 
 pub struct Telemetry {
     samples: Arc<Mutex<Vec<Sample>>>,
@@ -34,15 +39,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Telemetry {
-    /// `from`: first revision that the watches deliver.
-    pub fn start(site: &Site, prefix: &str, from: i64, clock: Clock) -> Telemetry {
+    /// `from`: first revision that the watches deliver; `every`: between two questions to one member.
+    pub fn start(site: &Site, prefix: &str, from: i64, every: Duration, clock: Clock) -> Telemetry {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let mut logs = Vec::new();
         for member in 0..site.members.len() {
             let (Some(asked), Some(watched)) = (site.link(member), site.link(member)) else { continue };
-            tasks.spawn(sample_loop(asked, member, site.ask_timeout(), clock, samples.clone(), stopped.clone()));
+            tasks.spawn(sample_loop(asked, member, every, site.ask_timeout(), clock, samples.clone(), stopped.clone()));
             let log = Arc::new(Mutex::new(WatchLog { member, from, ..WatchLog::default() }));
             tasks.spawn(watch_loop(watched, prefix.to_owned(), from, log.clone(), stopped.clone()));
             logs.push(log);
@@ -84,12 +89,13 @@ async fn stall_loop(clock: Clock, stalls: Arc<Mutex<Vec<Gap>>>) {
 async fn sample_loop(
     link: Arc<Link>,
     member: Member,
+    every: Duration,
     deadline: Duration,
     clock: Clock,
     samples: Arc<Mutex<Vec<Sample>>>,
     stopped: watch::Receiver<bool>,
 ) {
-    let mut tick = tokio::time::interval(SAMPLE_EVERY);
+    let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut questions = JoinSet::new();
     while !*stopped.borrow() {

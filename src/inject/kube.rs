@@ -101,11 +101,18 @@ impl Kube for ApiProbes {
                 }
             };
             let leases = self.leases(patience).await?;
+            let servers: Vec<_> = self.plan.control_planes().collect();
+            let asked = join_all(servers.iter().map(|node| self.fresh.ready(node.ip, patience))).await;
+            let servers: Vec<(NodeName, Result<(), String>)> =
+                servers.iter().zip(asked).map(|(node, asked)| (node.name.clone(), asked.map_err(|e| e.to_string()))).collect();
+            let workers: Vec<NodeName> = self.plan.workers().map(|node| node.name.clone()).collect();
+            let unready = unready(&servers, &workers, &nodes, &leases);
             let holder = |(name, lease): (String, Lease)| Some((name, NodeName::parse(lease_holder(&lease.holder)).ok()?));
             Ok(KubeView {
                 workers: self.plan.workers().map(worker).collect(),
                 lease_holders: leases.into_iter().filter_map(holder).collect(),
                 vip_holder: self.vip_holder().await,
+                unready,
             })
         }
         .boxed()
@@ -142,6 +149,28 @@ impl Kube for ApiProbes {
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>> {
         async move { Ok(pods(&self.get("/api/v1/pods", self.patience() * 2).await?)) }.boxed()
     }
+}
+
+/// What is amiss in Kubernetes before a drill, a line each.
+fn unready(
+    servers: &[(NodeName, Result<(), String>)],
+    workers: &[NodeName],
+    nodes: &BTreeMap<String, String>,
+    leases: &BTreeMap<String, Lease>,
+) -> Vec<String> {
+    let server = |(node, asked): &(NodeName, Result<(), String>)| {
+        asked.as_ref().err().map(|error| format!("kube-apiserver on {node} is not ready: {error}"))
+    };
+    let node = |node: &NodeName| match nodes.get(&node.to_string()).map(String::as_str) {
+        Some("True") => None,
+        Some(_) => Some(format!("{node} is not Ready")),
+        None => Some(format!("{node} is not registered")),
+    };
+    let lease = |name: &&str| {
+        let held = leases.get(*name).is_some_and(|lease| !lease.holder.is_empty());
+        (!held).then(|| format!("nobody holds the lease {name}"))
+    };
+    servers.iter().filter_map(server).chain(workers.iter().filter_map(node)).chain(ELECTIONS.iter().filter_map(lease)).collect()
 }
 
 /// A ConfigMap of one door's last write.
@@ -224,6 +253,25 @@ mod tests {
             "status": {"containerStatuses": [{"restartCount": 1}, {"restartCount": 2}]}}]});
         let expected = PodSeen { uid: "u".into(), name: "n/p".into(), node: "worker-0".into(), restarts: 3 };
         assert_eq!(pods(&list), [expected]);
+    }
+
+    #[test]
+    fn whatever_is_amiss_before_a_drill_is_told() {
+        let servers = |second: Result<(), String>| [(NodeName::controller(0), Ok(())), (NodeName::controller(1), second)];
+        let workers = [NodeName::worker(0)];
+        let nodes = |ready: &str| BTreeMap::from([("worker-0".to_owned(), ready.to_owned())]);
+        let held = |holder: &str| {
+            let lease = |name: &&str| ((*name).to_owned(), Lease { holder: holder.to_owned(), ..Lease::default() });
+            ELECTIONS.iter().map(lease).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(unready(&servers(Ok(())), &workers, &nodes("True"), &held("x")), Vec::<String>::new());
+        let told = unready(&servers(Err("refused".to_owned())), &workers, &nodes("Unknown"), &held(""));
+        let expected = ["kube-apiserver on controller-1 is not ready: refused", "worker-0 is not Ready"];
+        assert_eq!(told[..2], expected);
+        assert_eq!(told.len(), 2 + ELECTIONS.len(), "{told:?}");
+        let bare = unready(&servers(Ok(())), &workers, &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!(bare[0], "worker-0 is not registered");
+        assert_eq!(bare.len(), 1 + ELECTIONS.len(), "{bare:?}");
     }
 
     #[test]

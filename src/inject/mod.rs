@@ -12,16 +12,17 @@ pub mod shell;
 pub mod site;
 
 use crate::drill::act::{Act, Claim};
-use crate::drill::injector::{InjectError, Injector, Leftover, Proof};
+use crate::drill::catalogue::Process;
+use crate::drill::injector::{InjectError, Injector, Leftover, ProcessSeen, Proof};
 use crate::guest::{Cmd, Guest, Output, run_ok};
 use crate::host::{Host, Mark};
 use crate::pki::Keyring;
 use crate::plan::{NodePlan, Plan};
-use crate::spec::NodeName;
+use crate::spec::{NodeName, Role};
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,8 +35,8 @@ pub struct Machines {
     pub keyring: Arc<Keyring>,
     /// This computer's clock: guests' clocks are put back to it.
     pub clock: fn() -> Timestamp,
-    /// Logs are read from here on.
-    pub since: Timestamp,
+    /// Where each member's log stood when the run began: it is read from there on.
+    pub logs_from: Mutex<BTreeMap<NodeName, String>>,
     /// Machines that were switched on, until their clocks are set: they come up with whole seconds.
     pub switched_on: Mutex<BTreeSet<NodeName>>,
 }
@@ -48,6 +49,10 @@ impl Machines {
     fn switched_on(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
         // Each change is one call: a panic while it was held leaves it whole.
         self.switched_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn logs_from(&self) -> MutexGuard<'_, BTreeMap<NodeName, String>> {
+        self.logs_from.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One script on a node may take so long.
@@ -109,17 +114,54 @@ impl Injector for Machines {
         async move { self.all_leftovers().await.map_err(blind) }.boxed()
     }
 
+    fn begin(&self) -> BoxFuture<'_, Result<(), InjectError>> {
+        async move {
+            let all = join_all(self.plan.controllers().map(|node| self.on(&node.name, shell::log_cursor()))).await;
+            let blind = |reason: String| InjectError::Look { what: "etcd's logs can be read".to_owned(), reason };
+            let mut from = BTreeMap::new();
+            for (node, output) in self.plan.controllers().zip(all) {
+                from.insert(node.name.clone(), output.map_err(blind)?.stdout_text().trim().to_owned());
+            }
+            *self.logs_from() = from;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    /// Servers of the API and kubelets. Controller-manager and scheduler are not among them: they end themselves, rightly, when
+    /// they cannot renew their leases.
+    fn processes(&self) -> BoxFuture<'_, Result<Vec<ProcessSeen>, InjectError>> {
+        async move {
+            let process = |node: &NodePlan| match node.role {
+                Role::Worker => Some(Process::Kubelet),
+                Role::Controller => node.control_plane.then_some(Process::KubeApiserver),
+            };
+            let asked = self.plan.nodes.iter().filter_map(|node| Some((&node.name, process(node)?)));
+            let seen = join_all(asked.map(|(node, process)| async move {
+                let text = self.on(node, shell::incarnation_of(process.as_str())).await?.stdout_text();
+                let incarnation = text.split_whitespace().collect::<Vec<_>>().join(" ");
+                Ok(ProcessSeen { node: node.clone(), name: process.to_string(), incarnation })
+            }));
+            let blind = |reason: String| InjectError::Look { what: "other processes are the same".to_owned(), reason };
+            seen.await.into_iter().collect::<Result<Vec<ProcessSeen>, String>>().map_err(blind)
+        }
+        .boxed()
+    }
+
     fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>> {
         async move {
-            let script = shell::alarming_logs(self.since.as_second());
-            let all = join_all(self.plan.controllers().map(|node| self.on(&node.name, script.clone()))).await;
+            let from = self.logs_from().clone();
+            let asked = self.plan.controllers().map(|node| {
+                let cursor = from.get(&node.name).cloned();
+                async move {
+                    let cursor = cursor.ok_or_else(|| format!("{}: where its log stood is not known", node.name))?;
+                    let text = self.on(&node.name, shell::alarming_logs(&cursor)).await?.stdout_text();
+                    logged(&node.name, &text)
+                }
+            });
             let blind = |reason: String| InjectError::Look { what: "etcd's logs are quiet".to_owned(), reason };
-            let mut lines = Vec::new();
-            for (node, output) in self.plan.controllers().zip(all) {
-                let text = output.map_err(blind)?.stdout_text();
-                lines.extend(text.lines().map(|line| format!("{}: {line}", node.name)));
-            }
-            Ok(lines)
+            let all = join_all(asked).await.into_iter().collect::<Result<Vec<Vec<String>>, String>>();
+            Ok(all.map_err(blind)?.concat())
         }
         .boxed()
     }
@@ -127,10 +169,21 @@ impl Injector for Machines {
     fn incarnation<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<String, InjectError>> {
         async move {
             let blind = |reason: String| InjectError::Look { what: format!("which etcd runs on {node}"), reason };
-            let text = self.on(node, shell::incarnation()).await.map_err(blind)?.stdout_text();
+            let text = self.on(node, shell::incarnation_of("etcd")).await.map_err(blind)?.stdout_text();
             Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
         }
         .boxed()
+    }
+}
+
+/// What the sifted log says, by its node; an answer without its last line was cut off, and tells nothing.
+fn logged(node: &NodeName, text: &str) -> Result<Vec<String>, String> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    match lines.pop() {
+        Some(last) if last.strip_prefix("read ").is_some_and(|count| count.parse::<u64>().is_ok()) => {
+            Ok(lines.into_iter().map(|line| format!("{node}: {line}")).collect())
+        }
+        other => Err(format!("{node}: its log was cut off after {:?}", other.unwrap_or_default())),
     }
 }
 

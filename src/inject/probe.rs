@@ -177,9 +177,10 @@ impl Machines {
                 let packets = dropped(&text(node, format!("nft list table {TABLE} 2>/dev/null\n")).await?);
                 Proof { held: packets > 0, evidence: format!("{packets} packets dropped") }
             }
-            Claim::Slowed { node } => {
+            Claim::Slowed { node, delay_ms, loss_percent } => {
                 let seen = text(node, "tc -s qdisc show dev eth0 root\n".to_owned()).await?;
-                Proof { held: seen.contains("netem"), evidence: told(&seen, "no queue discipline") }
+                let held = slowed(&seen, *delay_ms, *loss_percent);
+                Proof { held, evidence: told(&seen, "no queue discipline") }
             }
             Claim::DiskStalled { node } => {
                 let seen = text(node, format!("{}if frozen; then echo frozen; fi\n", shell::FROZEN)).await?;
@@ -223,6 +224,33 @@ impl Machines {
     }
 }
 
+/// Whether a listing of `tc -s` shows so much delay and loss, and packets that went through them.
+fn slowed(listing: &str, delay_ms: u32, loss_percent: u8) -> bool {
+    let words: Vec<&str> = listing.split_whitespace().collect();
+    let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
+    let ms = |text: &str| -> Option<f64> {
+        let split = text.find(|c: char| c.is_ascii_alphabetic())?;
+        let (number, unit) = text.split_at(split);
+        let number: f64 = number.parse().ok()?;
+        match unit {
+            "us" => Some(number / 1e3),
+            "ms" => Some(number),
+            "s" => Some(number * 1e3),
+            _ => None,
+        }
+    };
+    let delay = after("delay").and_then(ms).unwrap_or(0.0);
+    let loss = after("loss").and_then(|text| text.trim_end_matches('%').parse::<f64>().ok()).unwrap_or(0.0);
+    // `Sent 1200 bytes 12 pkt`
+    let sent =
+        words.iter().position(|w| *w == "pkt").and_then(|at| words.get(at.checked_sub(1)?)).and_then(|n| n.parse::<u64>().ok());
+    let near = |seen: f64, wanted: f64| (seen - wanted).abs() <= wanted * 0.01 + 0.01;
+    words.contains(&"netem")
+        && near(delay, f64::from(delay_ms))
+        && near(loss, f64::from(loss_percent))
+        && sent.is_some_and(|n| n > 0)
+}
+
 /// Lines on one, or what it means that there are none.
 fn told(text: &str, none: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -255,6 +283,28 @@ mod tests {
             ("skew", "a clock that was moved → set the clock of controller-1 right"),
         ] {
             assert_eq!(leftovers(line), [expected], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_delay_is_proven_by_its_length_and_by_packets() {
+        let listing = |rest: &str, packets: u32| {
+            format!(
+                "qdisc netem 8001: root refcnt 2 limit 20000 {rest}\n Sent 1234 bytes {packets} pkt (dropped 0, overlimits 0 requeues 0)\n"
+            )
+        };
+        assert!(slowed(&listing("delay 200ms  20ms", 12), 200, 0));
+        assert!(slowed(&listing("delay 1.5s loss 5%", 12), 1500, 5));
+        assert!(slowed(&listing("loss 30%", 12), 0, 30));
+        for (listing, why) in [
+            (listing("delay 20ms  20ms", 12), "another delay"),
+            (listing("delay 200ms  20ms loss 5%", 12), "a loss that was not asked for"),
+            (listing("delay 200ms  20ms", 0), "no packet went through"),
+            (listing("limit 1000", 12), "no delay"),
+            ("qdisc fq_codel 0: root refcnt 2 delay 200ms\n Sent 1 bytes 1 pkt\n".to_owned(), "another discipline"),
+            (String::new(), "nothing"),
+        ] {
+            assert!(!slowed(&listing, 200, 0), "{why}");
         }
     }
 

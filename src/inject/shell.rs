@@ -179,24 +179,35 @@ pub fn disarm() -> String {
     "systemctl stop 'ktcw-drill-heal-*.timer'\n".to_owned()
 }
 
-/// Which etcd runs: this boot's, and of it this start's.
-pub fn incarnation() -> String {
-    "cat /proc/sys/kernel/random/boot_id\nsystemctl show -P InvocationID etcd.service\n".to_owned()
+/// The end of etcd's journal, as a cursor: clocks may move, and a cursor does not. Fails where there is no line at all, for then
+/// nothing would be read later on either.
+pub fn log_cursor() -> String {
+    "journalctl --quiet --no-pager --output=cat --unit=etcd.service --lines=1 --show-cursor | sed -n 's/^-- cursor: //p' | grep .\n"
+        .to_owned()
 }
 
-/// Lines of etcd's journal that no healthy member writes, at most twenty.
-pub fn alarming_logs(since: i64) -> String {
+/// Lines of etcd's journal after a cursor that no healthy member writes, at most twenty, and at last how many were read. Fails
+/// when the journal cannot be read.
+pub fn alarming_logs(cursor: &str) -> String {
+    // One line in, one look: a journal that ends in the middle is not taken for a quiet one.
+    let sift = r#"/"level":"(panic|fatal)"|^panic: / { if (n++ < 20) print substr($0, 1, 400) } END { print "read " NR }"#;
     format!(
-        "journalctl --quiet --no-pager --output=cat --unit=etcd.service --since=@{since} | \
-         grep -E '\"level\":\"(panic|fatal)\"|^panic: ' | head -n 20 | cut -c 1-400 || true\n"
+        "set -o pipefail\njournalctl --quiet --no-pager --output=cat --unit=etcd.service --after-cursor={} | awk {}\n",
+        quote(cursor),
+        quote(sift)
     )
+}
+
+/// Which start of a unit it is, of which boot.
+pub fn incarnation_of(unit: &str) -> String {
+    format!("cat /proc/sys/kernel/random/boot_id\nsystemctl show -P InvocationID {unit}.service\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::drill::bound::Timing;
-    use crate::drill::catalogue::{Fault, built_in};
+    use crate::drill::catalogue::built_in;
     use crate::drill::script::script;
 
     fn checked(script: &str) {
@@ -222,32 +233,51 @@ mod tests {
             unstall_disk(),
             restore_cert("/etc/etcd/pki/server"),
             unskew(),
-            incarnation(),
-            alarming_logs(1),
+            incarnation_of("etcd"),
+            log_cursor(),
+            alarming_logs("s=abc;i=1'2"),
             PROCESSES.to_owned(),
         ];
         texts.iter().for_each(|text| checked(text));
     }
 
-    /// Whatever a drill does inside a guest that would outlast a lost connection must have a timer there.
+    /// Whatever a drill does that would outlast a lost connection is undone by a timer in the guest, or is known to need this
+    /// computer, which then watches over itself.
     #[test]
-    fn every_fault_inside_a_guest_is_undone_by_a_timer_in_that_guest() {
+    fn every_fault_is_undone_by_a_timer_in_its_guest_or_known_to_need_the_host() {
         let members: Vec<NodeName> = (0..3).map(NodeName::controller).collect();
         for drill in built_in().expect("parses") {
             let hit = &members[..1];
             let script = script(&drill.fault, hit, &members, &Timing::native(), "/snapshot");
-            let armed = arm(&script.heal, &hit[0], Duration::from_secs(40));
-            let by_others = matches!(
-                drill.fault,
-                // Done by libvirt, or by etcd itself, or not to be undone without knowing more than one node does.
-                Fault::PowerOff | Fault::MoveLeader | Fault::FillQuota { .. } | Fault::ReplaceMember
-            );
-            assert_eq!(armed.is_none(), by_others, "{}", drill.name);
-            let Some(armed) = armed else { continue };
+            for act in script.heal.iter().chain(&script.tidy) {
+                let here = act.nodes().iter().all(|node| alone(act, node).is_some()) && !act.nodes().is_empty();
+                let waits = matches!(act, Act::AwaitHealthy);
+                assert!(here || waits || act.needs_the_host(), "{}: nothing undoes it but us: {act}", drill.name);
+            }
+            let Some(armed) = arm(&script.heal, &hit[0], Duration::from_secs(40)) else { continue };
             checked(&armed);
             assert!(armed.contains("--on-active=40000ms"), "{armed}");
             assert!(arm(&script.heal, &NodeName::worker(3), Duration::from_secs(1)).is_none(), "{}", drill.name);
         }
+    }
+
+    /// The words that sift logs, on logs.
+    #[test]
+    fn alarming_lines_are_found_counted_and_a_journal_that_cannot_be_read_is_no_quiet_one() {
+        let run = |journal: &str| {
+            let dir = tempfile::tempdir().expect("dir");
+            let tool = dir.path().join("journalctl");
+            std::fs::write(&tool, format!("#!/bin/sh\n{journal}\n")).expect("written");
+            std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("mode");
+            let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path"));
+            let script = format!("set -e\n{}", alarming_logs("s=1;i=2"));
+            let out = std::process::Command::new("bash").env("PATH", path).args(["-c", &script]).output().expect("bash");
+            (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+        };
+        let lines = r#"echo '{"level":"info","msg":"fine"}'; echo '{"level":"fatal","msg":"gone"}'; echo 'panic: tocommit'"#;
+        assert_eq!(run(lines), (true, "{\"level\":\"fatal\",\"msg\":\"gone\"}\npanic: tocommit\nread 3\n".to_owned()));
+        assert_eq!(run("true"), (true, "read 0\n".to_owned()));
+        assert!(!run("exit 1").0, "a journal that cannot be read");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use super::Machines;
 use crate::drill::act::Act;
+use crate::drill::act::Claim;
 use crate::drill::bound::Timing;
 use crate::drill::catalogue::Process;
 use crate::drill::etcd::Site;
 use crate::drill::heal::heal;
-use crate::drill::injector::{Environment, Injector, MemoryLog};
+use crate::drill::injector::{Environment, FaultLog, Injector, MemoryLog, Pending};
 use crate::guest::fake::{FakeGuests, Reply};
 use crate::host::fake::FakeHost;
 use crate::host::{DomainState, Host, Mark, VolumeFormat};
@@ -14,7 +15,7 @@ use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Accel, CpuModel, Plan, Resolved, plan, samples};
 use crate::spec::{NodeName, RawSpec, validate};
 use jiff::Timestamp;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 fn ha3() -> Plan {
@@ -45,18 +46,21 @@ fn machines(guests: FakeGuests) -> (Machines, Arc<FakeHost>) {
         host.ensure_domain(&node.domain, &plan.storage, &node.name, &mark).expect("defined");
         host.set_state(&node.domain.name, DomainState::Running).expect("running");
     }
-    let dir = tempfile::tempdir().expect("dir");
-    let (keyring, _) =
-        Keyring::ensure(&dir.path().join("pki"), &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default()).expect("keys");
+    static KEYS: OnceLock<Arc<Keyring>> = OnceLock::new();
+    let keys = KEYS.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("dir");
+        let made = Keyring::ensure(&dir.path().join("pki"), &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default());
+        Arc::new(made.expect("keys").0)
+    });
     let guests = guests.on("date +%s.%N", "1800000000.000000000\n");
     let machines = Machines {
         plan,
         host: host.clone(),
         guest: Arc::new(guests),
         mark,
-        keyring: Arc::new(keyring),
+        keyring: keys.clone(),
         clock: now,
-        since: now(),
+        logs_from: Mutex::default(),
         switched_on: Mutex::default(),
     };
     (machines, host)
@@ -177,4 +181,193 @@ async fn timers_are_set_in_the_nodes_that_are_hit_before_anything_else() {
     let node = NodeName::controller(2);
     let (machines, _) = self::machines(FakeGuests::new().on("", Reply::unreachable(&node)));
     assert!(machines.arm(&undo, Duration::from_secs(40)).await.is_err());
+}
+
+/// Guests of machines that answer only while they are on; `rules` are in force on one of them until it loses power or they are
+/// deleted.
+fn guests_of(states: Arc<Mutex<Option<Arc<FakeHost>>>>, plan: Plan, rules: NodeName) -> FakeGuests {
+    let cut = Arc::new(Mutex::new(true));
+    FakeGuests::new().with("", move |node, cmd| {
+        let host = states.lock().expect("host").clone().expect("set");
+        let domain = &plan.node(node).expect("planned").domain.name;
+        let on = host.observe().expect("seen").domains.iter().any(|d| d.name == *domain && d.state == DomainState::Running);
+        let mut cut = cut.lock().expect("cut");
+        if !on {
+            if *node == rules {
+                *cut = false;
+            }
+            return Reply::unreachable(node);
+        }
+        let script = String::from_utf8_lossy(cmd.stdin.as_deref().unwrap_or_default()).into_owned();
+        if script.contains("echo end") {
+            return Reply::ok(if *cut && *node == rules { "rules\nend\n" } else { "end\n" });
+        }
+        if script.contains("delete table inet ktcw_drill") && *node == rules {
+            *cut = false;
+        }
+        if cmd.line.starts_with("date") { Reply::ok("1800000000.000000000\n") } else { Reply::ok("") }
+    })
+}
+
+fn pending(run: &str, heal: Vec<Act>) -> Pending {
+    Pending { run: run.to_owned(), drill: "isolate-leader".to_owned(), heal, tidy: vec![] }
+}
+
+/// Killed in the middle of a cut, and then the machines went off: what the journal has to undo needs SSH, and nobody answers
+/// before what is seen has been undone.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_asks_for_ssh_is_healed_on_machines_that_went_off() {
+    let hit = NodeName::controller(1);
+    let (states, log) = (Arc::new(Mutex::new(None)), MemoryLog::default());
+    let (machines, host) = machines(guests_of(states.clone(), ha3(), hit.clone()));
+    *states.lock().expect("host") = Some(host.clone());
+    for node in &machines.plan.nodes {
+        host.set_state(&node.domain.name, DomainState::ShutOff).expect("off");
+    }
+    log.record(&pending("r", vec![Act::Uncut { node: hit.clone() }])).expect("recorded");
+    let done = heal(&site(&machines.plan), &machines, &log).await.expect("healed");
+    assert!(done.contains(&"a machine without power on controller-1".to_owned()), "{done:?}");
+    assert_eq!(done.last().map(String::as_str), Some("isolate-leader (run r)"));
+    assert!(log.pending().expect("a list").is_empty());
+    assert_eq!(machines.leftovers().await.expect("a look"), []);
+    // A machine that was suspended and is off by now cannot be resumed, and need not be.
+    host.set_state(&machines.plan.node(&hit).expect("planned").domain.name, DomainState::ShutOff).expect("off");
+    log.record(&pending("s", vec![Act::Resume { node: hit.clone() }, Act::SetClock { node: hit }])).expect("recorded");
+    heal(&site(&machines.plan), &machines, &log).await.expect("healed");
+    assert!(log.pending().expect("a list").is_empty());
+}
+
+/// One fault that cannot be undone stays in the log and is named; the other is healed all the same.
+#[tokio::test(start_paused = true)]
+async fn one_fault_that_stays_keeps_no_other_from_being_healed() {
+    let (stubborn, easy) = (NodeName::controller(0), NodeName::controller(2));
+    let there = Arc::new(Mutex::new(true));
+    let (seen, undone) = (there.clone(), there.clone());
+    let (bad, good, of) = (stubborn.clone(), easy.clone(), easy.clone());
+    let guests = FakeGuests::new()
+        .with("echo end", move |node, _| {
+            let left = *node == bad || (*node == good && *seen.lock().expect("there"));
+            Reply::ok(if left { "rules\nend\n" } else { "end\n" })
+        })
+        .with("delete table inet ktcw_drill", move |node, _| {
+            if *node == of {
+                *undone.lock().expect("there") = false;
+            }
+            if *node == NodeName::controller(0) { Reply::exit(1, "", "Operation not permitted") } else { Reply::ok("") }
+        })
+        .on("date +%s.%N", "1800000000.000000000\n")
+        .on("", "");
+    let (machines, _) = machines(guests);
+    let log = MemoryLog::default();
+    log.record(&pending("bad", vec![Act::Uncut { node: stubborn }])).expect("recorded");
+    log.record(&pending("good", vec![Act::Uncut { node: easy.clone() }])).expect("recorded");
+    let error = heal(&site(&machines.plan), &machines, &log).await.expect_err("one is left").to_string();
+    assert!(error.contains("controller-0") && error.contains("not permitted"), "{error}");
+    assert!(!*there.lock().expect("there"), "the rules on {easy} are gone");
+    assert!(log.pending().expect("a list").iter().any(|fault| fault.run == "bad"));
+}
+
+/// Every claim that is asked of machines, on a machine that shows it and on one that does not.
+#[tokio::test(start_paused = true)]
+async fn claims_hold_when_they_are_seen_and_not_otherwise() {
+    let node = || NodeName::controller(1);
+    let process = Process::Etcd;
+    let down = Claim::Down { node: node(), process };
+    let paused = Claim::Paused { node: node(), process };
+    let dropping = Claim::Dropping { node: node() };
+    let slowed = Claim::Slowed { node: node(), delay_ms: 200, loss_percent: 0 };
+    let stalled = Claim::DiskStalled { node: node() };
+    let wiped = Claim::Wiped { node: node() };
+    let rule = |n: u32| format!("tcp dport 2380 counter packets {n} bytes {n} drop\n");
+    let netem = |delay: &str, n: u32| format!("qdisc netem 1: root limit 20000 delay {delay}\n Sent 9 bytes {n} pkt\n");
+    let cases: Vec<(&Claim, String, bool)> = vec![
+        (&down, "inactive\n".into(), true),
+        (&down, "failed\n".into(), true),
+        (&down, "active\n812 S etcd\n".into(), false),
+        // The unit says so, and the process runs on.
+        (&down, "inactive\n812 S etcd\n".into(), false),
+        (&down, "activating\n".into(), false),
+        (&paused, "812 T etcd\n".into(), true),
+        (&paused, "812 S etcd\n".into(), false),
+        (&paused, "812 T etcd\n813 R etcd\n".into(), false),
+        (&paused, String::new(), false),
+        (&dropping, rule(3), true),
+        // Rules that have dropped nothing prove nothing.
+        (&dropping, rule(0), false),
+        (&dropping, String::new(), false),
+        (&slowed, netem("200ms  20ms", 7), true),
+        (&slowed, netem("2ms", 7), false),
+        (&slowed, netem("200ms", 0), false),
+        (&slowed, "qdisc pfifo_fast 0: root\n".into(), false),
+        (&stalled, "frozen\n".into(), true),
+        (&stalled, String::new(), false),
+        (&wiped, "none\n".into(), true),
+        (&wiped, "data\n".into(), false),
+    ];
+    for (claim, answer, held) in cases {
+        let (machines, _) = machines(FakeGuests::new().on("", answer.as_str()));
+        let proof = machines.prove(claim).await.expect("a look");
+        assert_eq!(proof.held, held, "{claim}: {answer:?} → {}", proof.evidence);
+    }
+    let (dead, _) = machines(FakeGuests::new().on("", Reply::unreachable(&node())));
+    assert!(dead.prove(&down).await.is_err(), "who does not answer has not shown anything");
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_about_machines_clocks_and_certificates_hold_when_they_are_seen() {
+    let node = NodeName::controller(1);
+    let (machines, host) = machines(FakeGuests::new().on("", ""));
+    let domain = machines.plan.node(&node).expect("planned").domain.name.clone();
+    let (suspended, off) = (Claim::Suspended { node: node.clone() }, Claim::PoweredOff { node: node.clone() });
+    for (state, expected) in
+        [(DomainState::Running, (false, false)), (DomainState::Paused, (true, false)), (DomainState::ShutOff, (false, true))]
+    {
+        host.set_state(&domain, state).expect("set");
+        let held = async |claim| machines.prove(claim).await.expect("a look").held;
+        assert_eq!((held(&suspended).await, held(&off).await), expected, "{state:?}");
+    }
+
+    for (told, seconds, held) in [("1800000600.0", 600, true), ("1800000000.0", 600, false), ("1799999700.0", -300, true)] {
+        let (machines, _) = self::machines(FakeGuests::new().on("date +%s.%N", format!("{told}00000000\n").as_str()).on("", ""));
+        let proof = machines.prove(&Claim::ClockOff { node: node.clone(), seconds }).await.expect("a look");
+        assert_eq!(proof.held, held, "{told}: {}", proof.evidence);
+    }
+
+    let (plan, _) = machines.server_cert(&node).expect("planned");
+    let pem = machines.keyring.identity(&plan.id).expect("made").cert;
+    let in_years: fn() -> Timestamp = || Timestamp::from_second(1_800_000_000 + 3 * 366 * 86_400).expect("a time");
+    for (clock, held) in [(now as fn() -> Timestamp, false), (in_years, true)] {
+        // The same key store: another one would judge by another authority.
+        let (other, _) = self::machines(FakeGuests::new().on("cat ", pem.as_str()));
+        let other = Machines { keyring: machines.keyring.clone(), clock, ..other };
+        let proof = other.prove(&Claim::CertExpired { node: node.clone() }).await.expect("a look");
+        assert_eq!(proof.held, held, "{}", proof.evidence);
+    }
+}
+
+/// Logs are read from where they stood when the run began, and what cannot be read whole is not taken for quiet.
+#[tokio::test(start_paused = true)]
+async fn logs_that_cannot_be_read_are_not_quiet() {
+    let logs = |answer: Reply| {
+        let (machines, _) = machines(FakeGuests::new().on("--show-cursor", "s=1;i=2\n").on("--after-cursor='s=1;i=2'", answer));
+        machines
+    };
+    let quiet = logs(Reply::ok("read 12\n"));
+    assert!(quiet.alarming_logs().await.is_err(), "nobody said where to begin");
+    quiet.begin().await.expect("a place in the log");
+    assert_eq!(quiet.alarming_logs().await.expect("read"), Vec::<String>::new());
+
+    let loud = logs(Reply::ok("panic: tocommit is out of range\nread 12\n"));
+    loud.begin().await.expect("a place in the log");
+    let lines = loud.alarming_logs().await.expect("read");
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(lines[0], "controller-0: panic: tocommit is out of range");
+
+    for broken in [Reply::ok(""), Reply::ok("panic: tocommit\n"), Reply::exit(1, "read 0\n", "no journal files")] {
+        let machines = logs(broken);
+        machines.begin().await.expect("a place in the log");
+        assert!(machines.alarming_logs().await.is_err());
+    }
+    let (empty, _) = machines(FakeGuests::new().on("--show-cursor", Reply::exit(1, "", "")));
+    assert!(empty.begin().await.is_err(), "a journal without a line of etcd");
 }

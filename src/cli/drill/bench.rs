@@ -53,7 +53,7 @@ impl Bench {
             mark,
             keyring: Arc::new(session.keyring),
             clock,
-            since: clock(),
+            logs_from: std::sync::Mutex::default(),
             switched_on: std::sync::Mutex::default(),
         };
         let kube = Arc::new(ApiProbes { plan: plan.clone(), kept, fresh, guest, clock });
@@ -132,6 +132,20 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// The cluster as the next run finds it: with the load that this computer has now.
+    pub fn site_now(&self) -> Site {
+        let mut site = self.site.clone();
+        (site.environment.host_load, site.environment.host_cpus) = host_now();
+        site
+    }
+
+    /// `forget_snapshot`, unless a fault is open that needs it.
+    pub fn forget_snapshot_unless_needed(&self) -> Result<(), CliError> {
+        if self.log.pending().map_err(CliError::failed)?.is_empty() { self.forget_snapshot() } else { Ok(()) }
+    }
+}
+
 /// The host's load over the last minute and its number of processors; 0 where it does not say.
 fn host_now() -> (f64, usize) {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -155,7 +169,7 @@ pub fn explain(plan: &Plan, error: RunError) -> CliError {
         RunError::NoTarget(_) => told.hint(format!("ktcw-vm drill list; ktcw-vm status -c {name}")),
         RunError::Interrupted => told,
         RunError::Unfit(_) | RunError::Blind(_) => told.hint(format!("ktcw-vm verify -c {name}; ktcw-vm up -c {name}")),
-        RunError::NotHealed(_) => told.left("a fault, or a part of it").hint(format!("ktcw-vm drill heal -c {name}")),
+        RunError::NotHealed { .. } => told.left("a fault, or a part of it").hint(format!("ktcw-vm drill heal -c {name}")),
         RunError::Active { .. } | RunError::Leftovers(_) | RunError::Log(_) => told.hint(format!("ktcw-vm drill heal -c {name}")),
     }
 }

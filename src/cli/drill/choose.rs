@@ -28,12 +28,15 @@ pub fn adjusted(mut drill: Drill, gates: &[String], target: Option<&str>) -> Res
     if let Some(rule) = target {
         drill.target =
             serde_json::from_value::<Target>(rule.into()).map_err(|error| CliError::usage(format!("--target: {error}")))?;
-        let wrong = problems(&drill);
-        if !wrong.is_empty() {
-            return Err(CliError::usage(format!("--target {rule}: {}", wrong.join("; "))));
-        }
     }
-    Ok(drill)
+    let wrong = problems(&drill);
+    if wrong.is_empty() {
+        return Ok(drill);
+    }
+    let given = gates.iter().map(|gate| format!("--gate {gate}")).chain(target.map(|rule| format!("--target {rule}")));
+    let given: Vec<String> = given.collect();
+    Err(CliError::usage(format!("{} with {}: {}", drill.name, given.join(" "), wrong.join("; ")))
+        .hint(format!("ktcw-vm drill list {}", drill.name)))
 }
 
 fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
@@ -72,10 +75,9 @@ mod tests {
         assert_eq!(gated_kill("leader=stays").expect("fits").expect.leader, Some(LeaderFate::Stays));
         assert_eq!(gated_kill("no_acks=targets").expect("fits").expect.no_acks, Some(NoAcks::Targets));
         assert_eq!(gated_kill("failed_writes=7").expect("fits").expect.failed_writes, Some(7));
-        assert_eq!(
-            gated_kill("not_ready=[\"10 s\", \"1 grace\"]").expect("fits").expect.not_ready.map(|(a, _)| a.to_string()),
-            Some("10 s".into())
-        );
+        let kubelet = |gate: &str| adjusted(find("kubelet-stop").expect("there"), &[gate.to_owned()], None).expect("fits");
+        let not_ready = kubelet("not_ready=[\"10 s\", \"1 grace\"]").expect.not_ready;
+        assert_eq!(not_ready.map(|(from, _)| from.to_string()).as_deref(), Some("10 s"));
     }
 
     #[test]
@@ -84,6 +86,11 @@ mod tests {
         assert!(gated_kill("writegap=2 s").expect_err("no key").contains("there are"));
         assert!(gated_kill("write_gap=2 fortnights").expect_err("no unit").contains("accepted:"));
         assert!(gated_kill("leader=dies").expect_err("no fate").contains("changes"));
+        // What is never acceptable cannot be waved through, and a gate that nobody looks at is not green.
+        let waived = gated_kill(r#"waive=["I1","I2","I4","I9"]"#).expect_err("not waivable");
+        assert!(["I1", "I2", "I4", "I9"].iter().all(|id| waived.contains(&format!("{id:?} cannot be waived"))), "{waived}");
+        assert!(gated_kill("waive=[\"I11\"]").is_ok());
+        assert!(gated_kill("api_gap=1 ms").expect_err("not probed").contains("without load.api"));
         let error = adjusted(find("kubelet-stop").expect("there"), &[], Some("leader")).expect_err("not there");
         assert!(error.message.contains("kubelet runs on workers"), "{}", error.message);
         assert!(

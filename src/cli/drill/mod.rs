@@ -1,4 +1,4 @@
-//! `ktcw-vm drill`: list, run, heal, report.
+//! `ktcw-vm drill`: list, run, heal, report, and the watch that `run` sets over itself.
 //! A file a word; what they share, a cluster made ready to be drilled, is `bench`.
 //! Verdicts are the judge's: here they become exit codes and text.
 
@@ -7,6 +7,7 @@ mod choose;
 mod list;
 mod report;
 mod run;
+mod watch;
 
 use super::args::{DrillWhat, Format, Global};
 use super::error::CliError;
@@ -20,6 +21,7 @@ pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
         DrillWhat::Run(args) => run::run(global, args).await,
         DrillWhat::Heal => heal(global).await,
         DrillWhat::Report(args) => report::report(global, args),
+        DrillWhat::Watch(args) => watch::watch(global, args).await,
     }
 }
 

@@ -6,13 +6,14 @@ use crate::cli::args::{DrillReport, Format, Global};
 use crate::cli::error::CliError;
 use crate::cli::session::{cluster_name, parent};
 use crate::cli::{exit, render};
-use crate::drill::report::{Report, compare, html, schema, text};
+use crate::drill::report::{Report, compare, html, schema, series_schema, text};
 use crate::store::ClusterDir;
 use std::path::{Path, PathBuf};
 
 pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
     if args.schema {
-        render::print_line(&serde_json::to_string_pretty(&schema()).map_err(CliError::failed)?);
+        let schema = if args.series { series_schema() } else { schema() };
+        render::print_line(&serde_json::to_string_pretty(&schema).map_err(CliError::failed)?);
         return Ok(exit::OK);
     }
     let dir = || -> Result<ClusterDir, CliError> { Ok(ClusterDir::open(&parent(global)?, &cluster_name(global)?)?) };

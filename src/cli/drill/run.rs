@@ -4,25 +4,19 @@
 
 use super::bench::{Bench, explain};
 use super::choose::{adjusted, drills};
+use super::watch::Watched;
 use crate::cli::args::{DrillRun, Format, Global};
 use crate::cli::error::CliError;
 use crate::cli::session::{self, Session};
 use crate::cli::{exit, render, signals};
 use crate::drill::catalogue::Drill;
 use crate::drill::clock::human;
-use crate::drill::judge::{Judgement, Result as Came};
-use crate::drill::report::{Report, Series, text};
+use crate::drill::judge::Result as Came;
+use crate::drill::report::{Ran, Report, Runs, SERIES_FORM, Series, text};
 use crate::drill::run::{self, Options, RunError};
 use jiff::Timestamp;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
-
-/// One run that came to a verdict, or the reason why it cannot be run on this cluster.
-enum Ran {
-    Judged { drill: String, run: String, judgement: Box<Judgement>, path: PathBuf },
-    NotHere { drill: String, why: String },
-}
 
 pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
     let chosen: Result<Vec<Drill>, CliError> =
@@ -44,10 +38,31 @@ pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
         std::future::pending::<()>().await;
     });
 
-    let alone = chosen.len() == 1 && args.repeat == 1;
-    let mut seed = args.seed.unwrap_or_else(|| Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000);
     let mut all = Vec::new();
-    for drill in &chosen {
+    let ended = every(global, args, &bench, &chosen, &cancel, &mut all).await;
+    // Whatever ended the series, what was measured until then is told.
+    if !alone(args, &chosen) && !all.is_empty() {
+        summary(global, &chosen, &all, ended.as_ref().err())?;
+    }
+    ended?;
+    Ok(code(&all))
+}
+
+fn alone(args: &DrillRun, chosen: &[Drill]) -> bool {
+    chosen.len() == 1 && args.repeat == 1
+}
+
+/// All runs in their order; the error says why there are fewer.
+async fn every(
+    global: &Global,
+    args: &DrillRun,
+    bench: &Bench,
+    chosen: &[Drill],
+    cancel: &CancellationToken,
+    all: &mut Vec<Ran>,
+) -> Result<(), CliError> {
+    let mut seed = args.seed.unwrap_or_else(|| Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000);
+    for drill in chosen {
         for _ in 0..args.repeat {
             if !all.is_empty() {
                 tokio::select! {
@@ -55,45 +70,47 @@ pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
                     () = cancel.cancelled() => return Err(CliError::new(exit::INTERRUPTED, "interrupted between two drills")),
                 }
             }
-            let ran = match once(&bench, drill, seed, &cancel).await {
+            let ended = once(global, bench, drill, seed, cancel).await;
+            bench.forget_snapshot_unless_needed()?;
+            seed = seed.wrapping_add(1);
+            match ended {
+                Ok(report) => all.push(judged(global, args, bench, report, alone(args, chosen))?),
                 Err(RunError::NoTarget(why)) if chosen.len() > 1 => {
-                    Ran::NotHere { drill: drill.name.clone(), why: why.to_string() }
+                    all.push(Ran::NotHere { drill: drill.name.clone(), not_here: why.to_string() });
+                    break;
+                }
+                Err(RunError::NotHealed { why, record }) => {
+                    if let Some(record) = record {
+                        all.push(judged(global, args, bench, Report::new(*record), alone(args, chosen))?);
+                    }
+                    return Err(explain(&bench.plan, RunError::NotHealed { why, record: None }));
                 }
                 Err(error) => return Err(explain(&bench.plan, error)),
-                Ok(report) => judged(global, args, &bench, report, alone)?,
-            };
-            seed = seed.wrapping_add(1);
-            let not_here = matches!(ran, Ran::NotHere { .. });
-            all.push(ran);
-            if not_here {
-                break;
             }
         }
     }
-    if !alone {
-        summary(global, &chosen, &all)?;
-    }
+    Ok(())
+}
+
+/// A failure weighs most: it is about the cluster. An invalid run says nothing about it, and neither do drills that could not be
+/// run at all.
+fn code(all: &[Ran]) -> u8 {
     let results = || {
         all.iter().filter_map(|ran| match ran {
-            Ran::Judged { judgement, .. } => Some(judgement.result),
+            Ran::Judged { result, .. } => Some(*result),
             Ran::NotHere { .. } => None,
         })
     };
-    Ok(code(results()))
-}
-
-/// A failure weighs most: it is about the cluster. An invalid run says nothing about it.
-fn code(mut results: impl Iterator<Item = Came> + Clone) -> u8 {
-    if results.clone().any(|result| result == Came::Fail) {
+    if results().any(|result| result == Came::Fail) {
         exit::CHECK_FAILED
-    } else if results.any(|result| result == Came::Invalid) {
+    } else if results().any(|result| result == Came::Invalid) || results().next().is_none() {
         exit::INVALID
     } else {
         exit::OK
     }
 }
 
-async fn once(bench: &Bench, drill: &Drill, seed: u64, cancel: &CancellationToken) -> Result<Report, RunError> {
+async fn once(global: &Global, bench: &Bench, drill: &Drill, seed: u64, cancel: &CancellationToken) -> Result<Report, RunError> {
     let started = Timestamp::now();
     let options = Options {
         run: format!("{}-{}", drill.name, started.strftime("%Y%m%d-%H%M%S")),
@@ -104,7 +121,9 @@ async fn once(bench: &Bench, drill: &Drill, seed: u64, cancel: &CancellationToke
         kube: Some(bench.kube.clone()),
         progress: Arc::new(|text| render::status(&format!("  · {text}"))),
     };
-    let record = run::run(drill, &bench.site, &bench.machines, &bench.log, &options).await;
+    let log = Watched { log: &bench.log, dir: &bench.dir, connect: global.connect.as_deref(), child: Mutex::default() };
+    let record = run::run(drill, &bench.site_now(), &bench.machines, &log, &options).await;
+    log.dismiss();
     if drill.load.api
         && let Err(why) = bench.kube.forget().await
     {
@@ -124,30 +143,30 @@ fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone
             render::print_line(&format!("  report    ktcw-vm drill report {} -c {}\n", report.record.run, bench.plan.cluster));
         }
     }
-    bench.forget_snapshot()?;
     let Report { judgement, record, .. } = report;
-    Ok(Ran::Judged { drill: record.drill.name, run: record.run, judgement: Box::new(judgement), path })
+    Ok(Ran::Judged {
+        drill: record.drill.name,
+        run: record.run,
+        result: judgement.result,
+        reasons: judgement.reasons,
+        figures: Box::new(judgement.figures),
+        report: path.display().to_string(),
+    })
 }
 
-fn summary(global: &Global, chosen: &[Drill], all: &[Ran]) -> Result<(), CliError> {
-    let of = |name: &str| -> Vec<Judgement> {
+fn summary(global: &Global, chosen: &[Drill], all: &[Ran], ended: Option<&CliError>) -> Result<(), CliError> {
+    let series = |name: &str| {
         let own = all.iter().filter_map(|ran| match ran {
-            Ran::Judged { drill, judgement, .. } if drill == name => Some((**judgement).clone()),
+            Ran::Judged { drill, result, figures, .. } if drill == name => Some((*result, &**figures)),
             _ => None,
         });
-        own.collect()
+        Series::of_figures(name, &own.collect::<Vec<_>>())
     };
-    let series: Vec<Series> = chosen.iter().map(|drill| Series::of(&drill.name, &of(&drill.name))).collect();
+    let series: Vec<Series> = chosen.iter().map(|drill| series(&drill.name)).collect();
     if global.format == Format::Json {
-        let runs = all.iter().map(|ran| match ran {
-            Ran::Judged { drill, run, judgement, path } => serde_json::json!({
-                "drill": drill, "run": run, "result": judgement.result, "reasons": judgement.reasons,
-                "figures": judgement.figures, "report": path,
-            }),
-            Ran::NotHere { drill, why } => serde_json::json!({ "drill": drill, "not_here": why }),
-        });
-        let value = serde_json::json!({ "form": "ktcw-vm/drill-series/1", "runs": runs.collect::<Vec<_>>(), "series": series });
-        render::print_line(&serde_json::to_string_pretty(&value).map_err(CliError::failed)?);
+        let ended = ended.map(|error| error.message.clone());
+        let runs = Runs { form: SERIES_FORM.to_owned(), runs: all.to_vec(), series, ended };
+        render::print_line(&serde_json::to_string_pretty(&runs).map_err(CliError::failed)?);
         return Ok(());
     }
     if chosen.len() > 1 {
@@ -165,19 +184,18 @@ fn table(all: &[Ran]) -> String {
     let us = |us: Option<u64>| us.map_or_else(|| "–".to_owned(), |us| human(std::time::Duration::from_micros(us)));
     for ran in all {
         match ran {
-            Ran::Judged { drill, judgement, .. } => {
-                let figures = &judgement.figures;
+            Ran::Judged { drill, result, reasons, figures, .. } => {
                 out.push_str(&format!(
                     "  {drill:24} {:9} {:>10} {:>11} {:>11} {:>5}\n",
-                    word(judgement.result),
+                    word(*result),
                     human(figures.longest_write_gap.length()),
                     us(figures.time_to_new_leader_us),
                     us(figures.time_to_full_membership_us),
                     figures.lost_acknowledged_writes.map_or_else(|| "?".to_owned(), |lost| lost.to_string()),
                 ));
-                judgement.reasons.iter().for_each(|reason| out.push_str(&format!("      {reason}\n")));
+                reasons.iter().for_each(|reason| out.push_str(&format!("      {reason}\n")));
             }
-            Ran::NotHere { drill, why } => out.push_str(&format!("  {drill:24} not here: {why}\n")),
+            Ran::NotHere { drill, not_here } => out.push_str(&format!("  {drill:24} not here: {not_here}\n")),
         }
     }
     out
@@ -194,13 +212,54 @@ fn word(result: Came) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drill::judge::judge;
+    use crate::drill::report::series_schema;
+    use crate::drill::sample::leader_kill;
+
+    fn ran(result: Came) -> Ran {
+        let judgement = judge(&leader_kill());
+        Ran::Judged {
+            drill: "leader-kill".to_owned(),
+            run: "leader-kill-1".to_owned(),
+            result,
+            reasons: vec![],
+            figures: Box::new(judgement.figures),
+            report: "/reports/leader-kill-1.json".to_owned(),
+        }
+    }
+
+    fn not_here() -> Ran {
+        Ran::NotHere { drill: "kubelet-stop".to_owned(), not_here: "it needs 1 workers".to_owned() }
+    }
 
     #[test]
-    fn a_failure_weighs_more_than_an_invalid_run() {
-        let of = |results: &[Came]| code(results.iter().copied());
+    fn a_failure_weighs_more_than_an_invalid_run_and_nothing_at_all_is_no_success() {
+        let of = |results: &[Came]| code(&results.iter().copied().map(ran).collect::<Vec<_>>());
         assert_eq!(of(&[Came::Pass, Came::Pass]), exit::OK);
         assert_eq!(of(&[Came::Pass, Came::Invalid]), exit::INVALID);
         assert_eq!(of(&[Came::Invalid, Came::Fail, Came::Pass]), exit::CHECK_FAILED);
-        assert_eq!(of(&[]), exit::OK);
+        assert_eq!(of(&[]), exit::INVALID);
+        assert_eq!(code(&[not_here()]), exit::INVALID);
+        assert_eq!(code(&[not_here(), ran(Came::Pass)]), exit::OK);
+    }
+
+    #[test]
+    fn a_series_is_what_its_schema_says_and_reads_back() {
+        let figures = judge(&leader_kill()).figures;
+        let runs = Runs {
+            form: SERIES_FORM.to_owned(),
+            runs: vec![ran(Came::Pass), not_here()],
+            series: vec![Series::of_figures("leader-kill", &[(Came::Pass, &figures)])],
+            ended: Some("interrupted between two drills".to_owned()),
+        };
+        let value = serde_json::to_value(&runs).expect("prints");
+        let schema = series_schema().to_value();
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert_eq!(errors, Vec::<String>::new());
+        assert_eq!(serde_json::from_value::<Runs>(value.clone()).expect("reads"), runs);
+        let mut broken = value;
+        broken["runs"][0]["result"] = "green".into();
+        assert!(!validator.is_valid(&broken));
     }
 }

@@ -2,7 +2,7 @@
 //! `drill report --html` writes it.
 //! The template is `templates/drill.html`; everything in it that comes from outside is escaped.
 
-use super::text::{five, verdict};
+use super::text::{api_rows, five, verdict};
 use super::{Report, ReportError, svg};
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
@@ -18,6 +18,8 @@ struct Page<'a> {
     reasons: &'a [String],
     facts: Vec<(&'static str, String)>,
     figures: Vec<Row>,
+    /// A row a door: longest time without an answer on new connections, on a kept one, and of writes.
+    api: Vec<(String, [String; 3])>,
     timeline: String,
     latency: String,
     checks: Vec<CheckRow>,
@@ -89,6 +91,7 @@ pub fn html(report: &Report) -> Result<String, ReportError> {
         reasons: &judgement.reasons,
         facts,
         figures: five(report).into_iter().map(|(name, measured, expected)| Row { name, measured, expected }).collect(),
+        api: api_rows(report),
         timeline: svg::timeline(report),
         latency: svg::latency(report),
         checks: judgement.checks.iter().map(check).collect(),

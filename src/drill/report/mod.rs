@@ -10,7 +10,7 @@ mod text;
 
 pub use compare::compare;
 pub use html::html;
-pub use series::{Series, Spread};
+pub use series::{Ran, Runs, SERIES_FORM, Series, Spread};
 pub use text::{text, timeline};
 
 use super::judge::{Judgement, judge};
@@ -61,6 +61,11 @@ impl Report {
 /// JSON schema of a saved report.
 pub fn schema() -> schemars::Schema {
     schemars::schema_for!(Report)
+}
+
+/// JSON schema of several runs.
+pub fn series_schema() -> schemars::Schema {
+    schemars::schema_for!(Runs)
 }
 
 #[cfg(test)]

@@ -3,12 +3,46 @@
 //! It is arithmetic on judgements.
 
 use crate::drill::clock::human;
-use crate::drill::judge::{Judgement, Result};
+use crate::drill::judge::{Figures, Judgement, Result};
 use crate::drill::windows::percentile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
+
+/// Says which form the value has; it changes when readers would misunderstand.
+pub const SERIES_FORM: &str = "ktcw-vm/drill-series/1";
+
+/// Several runs, of one drill or of many: what `drill run all` and `--repeat` print as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Runs {
+    pub form: String,
+    pub runs: Vec<Ran>,
+    pub series: Vec<Series>,
+    /// Why there are fewer runs than were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+}
+
+/// One run that came to a verdict, or why there was none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Ran {
+    Judged {
+        drill: String,
+        run: String,
+        result: Result,
+        reasons: Vec<String>,
+        figures: Box<Figures>,
+        /// Path of the whole report.
+        report: String,
+    },
+    NotHere {
+        drill: String,
+        /// What the cluster lacks for it.
+        not_here: String,
+    },
+}
 
 /// How a length is spread over runs, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -67,9 +101,14 @@ pub struct Series {
 impl Series {
     /// Figures of invalid runs are left out: they measured something else.
     pub fn of(drill: &str, judgements: &[Judgement]) -> Series {
-        let count = |result| judgements.iter().filter(|judgement| judgement.result == result).count();
-        let valid =
-            || judgements.iter().filter(|judgement| judgement.result != Result::Invalid).map(|judgement| &judgement.figures);
+        let brief: Vec<(Result, &Figures)> = judgements.iter().map(|judgement| (judgement.result, &judgement.figures)).collect();
+        Series::of_figures(drill, &brief)
+    }
+
+    /// The same from what is kept of each run.
+    pub fn of_figures(drill: &str, runs: &[(Result, &Figures)]) -> Series {
+        let count = |wanted| runs.iter().filter(|(result, _)| *result == wanted).count();
+        let valid = || runs.iter().filter(|(result, _)| *result != Result::Invalid).map(|(_, figures)| *figures);
         let us = |us: Option<u64>| us.map(Duration::from_micros);
         Series {
             drill: drill.to_owned(),

@@ -33,7 +33,7 @@ fn the_text_has_the_verdict_the_five_figures_and_a_line_of_time() {
         "1.25 s",
         "≤ 3.10 s",
         "lost acknowledged writes",
-        "16 of 16 checks",
+        "17 of 17 checks",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
@@ -69,6 +69,35 @@ fn the_page_is_whole_closed_and_free_of_the_network() {
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     assert!(!page.contains("NaN") && !page.contains("inf"), "a place could not be computed");
+}
+
+#[test]
+fn the_api_is_shown_by_door_and_connection_where_it_was_asked() {
+    use crate::drill::clock::At;
+    use crate::drill::kube::{ApiProbe, Door, KubeRecord};
+    assert!(!text(&sample(), false).contains("API without an answer"));
+    assert!(!html(&sample()).expect("renders").contains("id=\"api\""));
+    let mut record = leader_kill();
+    let direct = Door::Direct(crate::spec::NodeName::controller(1));
+    let mut kube = KubeRecord::default();
+    for (door, fresh, away) in [(Door::Vip, true, 2000..3500u64), (Door::Vip, false, 2000..4000), (direct, true, 2000..7000)] {
+        for at in (0..7000u64).step_by(50) {
+            let error = away.contains(&at).then(|| "refused".to_owned());
+            kube.probes.push(ApiProbe { door: door.clone(), fresh, write: false, sent: At(at * 1000), at: At(at * 1000), error });
+        }
+    }
+    record.kube = Some(kube);
+    let report = Report::new(record);
+    assert_eq!(report.judgement.figures.api.len(), 3);
+    let text = text(&report, false);
+    let row = |door: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(door)).unwrap_or_default();
+        line.replace(door, "").split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("virtual address"), ["1.55 s", "2.05 s", "–"], "{text}");
+    // It has not come back: what is shown is the least that it can be.
+    assert_eq!(row("controller-1"), ["> 5.05 s", "–", "–"], "{text}");
+    assert!(html(&report).expect("renders").contains("<td>virtual address</td><td class=\"number\">1.55 s</td>"));
 }
 
 #[test]

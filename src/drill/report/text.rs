@@ -7,6 +7,7 @@ use crate::drill::clock::{At, human};
 use crate::drill::history::Outcome;
 use crate::drill::invariants::Check;
 use crate::drill::judge::Result;
+use crate::drill::kube::Door;
 use crate::event::Verdict;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -49,6 +50,9 @@ pub fn text(report: &Report, all: bool) -> String {
     for (name, measured, expected) in five(report) {
         let _ = writeln!(out, "  {name:26} {measured:>12}  {expected}");
     }
+    for line in api_table(report) {
+        let _ = writeln!(out, "  {line}");
+    }
     let _ = writeln!(out, "\n  {}\n", timeline(report, 72));
     let shown = |check: &&Check| all || (check.verdict != Verdict::Pass);
     for check in judgement.checks.iter().filter(shown) {
@@ -84,6 +88,35 @@ pub fn five(report: &Report) -> [(&'static str, String, String); 5] {
         ("lost acknowledged writes", lost, "0".to_owned()),
         ("order of reads and writes", figures.checker.to_string(), "pass".to_owned()),
     ]
+}
+
+/// Longest times without an answer of the API, a row a door: on new connections, on a kept one, and of writes.
+pub fn api_rows(report: &Report) -> Vec<(String, [String; 3])> {
+    let windows = &report.judgement.figures.api;
+    let doors: std::collections::BTreeSet<_> = windows.iter().map(|window| window.door.clone()).collect();
+    let cell = |door: &Door, fresh: bool, write: bool| {
+        let window = windows.iter().find(|w| w.door == *door && w.fresh == fresh && w.write == write);
+        match window {
+            None => "–".to_owned(),
+            Some(window) if !window.back => format!("> {}", human(window.gap.length())),
+            Some(window) => human(window.gap.length()),
+        }
+    };
+    let row = |door: Door| {
+        let cells = [cell(&door, true, false), cell(&door, false, false), cell(&door, false, true)];
+        (door.to_string(), cells)
+    };
+    doors.into_iter().map(row).collect()
+}
+
+fn api_table(report: &Report) -> Vec<String> {
+    let rows = api_rows(report);
+    if rows.is_empty() {
+        return vec![];
+    }
+    let head = format!("\n  {:26} {:>12} {:>12} {:>12}", "API without an answer for", "new conn.", "kept conn.", "writes");
+    let line = |(door, [fresh, kept, write]): (String, [String; 3])| format!("{door:26} {fresh:>12} {kept:>12} {write:>12}");
+    std::iter::once(head).chain(rows.into_iter().map(line)).collect()
 }
 
 /// The run in one line: how full of acknowledged writes each moment was, and the marks.
