@@ -187,6 +187,10 @@ impl Cluster {
     /// `state` is what etcd is told of the cluster: `new`, or `existing` for a joiner.
     pub fn spawn_as(&self, i: usize, state: &str) {
         let member = &self.members[i];
+        // As systemd does: what is being stopped is stopped first.
+        if self.stopping(i) {
+            let _ = self.end(i, Signal::SIGTERM);
+        }
         let mut seen = member.seen.lock().expect("seen");
         if process::refreshed(&mut seen, &self.sign(i)).is_some() {
             return;
@@ -239,8 +243,22 @@ impl Cluster {
         }
     }
 
+    /// Who is being stopped, kept where every process finds it: whoever began may be gone before it has ended.
+    fn stopping_file(&self, i: usize) -> PathBuf {
+        self.path(&format!("stopping-{i}"))
+    }
+
+    /// Whether the member's process runs and has been told to end.
+    pub fn stopping(&self, i: usize) -> bool {
+        let told = fs::read_to_string(self.stopping_file(i)).ok();
+        self.process(i).is_some_and(|process| told.is_some_and(|told| told == process.who()))
+    }
+
     /// Signals a member and waits until it has gone.
     pub fn end(&self, i: usize, signal: Signal) -> Result<(), String> {
+        if let Some(process) = self.process(i) {
+            fs::write(self.stopping_file(i), process.who()).map_err(|error| error.to_string())?;
+        }
         self.signal(i, signal);
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.process(i).is_some() {

@@ -228,7 +228,8 @@ impl Injector for Native {
             for (i, member) in self.cluster.members.iter().enumerate() {
                 let node = member.node.clone();
                 let mut push = |what: &str, undo| all.push(Leftover { node: node.clone(), what: what.to_owned(), undo });
-                match tokio::task::block_in_place(|| self.cluster.process(i)).map(|process| process.state) {
+                let process = tokio::task::block_in_place(|| self.cluster.process(i).filter(|_| !self.cluster.stopping(i)));
+                match process.map(|process| process.state) {
                     None => push("a stopped etcd", Act::Start { node: node.clone(), process: Process::Etcd }),
                     Some('T') => push("a paused etcd", Act::Continue { node: node.clone(), process: Process::Etcd }),
                     Some(_) => (),
