@@ -294,6 +294,16 @@ impl Cluster {
         }
     }
 
+    /// What a failed test is understood from.
+    fn keep_logs(&self) {
+        let kept = crate::runs::kept().join(format!("failed-{}", self.name));
+        let _ = fs::create_dir_all(&kept);
+        for i in 0..self.members.len() {
+            let _ = fs::copy(self.log(i), kept.join(format!("log-{i}")));
+        }
+        eprintln!("logs of the members: {}", kept.display());
+    }
+
     /// The cluster as drills see it, by its members' own addresses.
     pub fn site(&self) -> Site {
         let endpoint = |member: &Member| Endpoint {
@@ -344,6 +354,9 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.owned {
             return;
+        }
+        if std::thread::panicking() {
+            self.keep_logs();
         }
         self.end_dead_men();
         for i in 0..self.members.len() {

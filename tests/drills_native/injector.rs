@@ -99,9 +99,12 @@ impl Native {
                 if cluster.process(i).is_some() {
                     return Err("etcd is running".to_owned());
                 }
-                match fs::remove_dir_all(cluster.data(i)) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
-                    _ => Ok(()),
+                // Whole or gone: half a store would be started as an empty one.
+                let gone = cluster.data(i).with_extension(format!("gone-{}", std::process::id()));
+                match fs::rename(cluster.data(i), &gone) {
+                    Ok(()) => fs::remove_dir_all(gone).map_err(|error| error.to_string()),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error.to_string()),
                 }
             }
             Act::StartJoining { node } => {
@@ -119,6 +122,11 @@ impl Native {
                 if nodes.iter().all(|node| cluster.data(cluster.index(node)).join("member").exists()) {
                     return Ok(());
                 }
+                // All are empty before one is restored: killed in between, the next heal must not take old data for restored.
+                for node in nodes {
+                    self.act(&Act::Down { node: node.clone(), process: Process::Etcd, graceful: false })?;
+                    self.act(&Act::Wipe { node: node.clone() })?;
+                }
                 nodes.iter().try_for_each(|node| self.restore(node, snapshot))
             }
             other => Err(format!("{other}: not on bare processes")),
@@ -128,8 +136,6 @@ impl Native {
     fn restore(&self, node: &NodeName, snapshot: &str) -> Result<(), String> {
         let cluster = &self.cluster;
         let i = cluster.index(node);
-        self.act(&Act::Down { node: node.clone(), process: Process::Etcd, graceful: false })?;
-        self.act(&Act::Wipe { node: node.clone() })?;
         // Whole or absent, also when this process ends in the middle.
         let whole = cluster.data(i);
         let partial = whole.with_extension(std::process::id().to_string());

@@ -47,11 +47,16 @@ fn console(log: &str) -> Vec<&str> {
     log.lines().filter(|line| line.contains("CONSOLE")).collect()
 }
 
-/// What the browser asked of a network while it had the page, from its own log of that.
+/// What the page asked of a network, from the browser's own log of that. Its own questions (the time of day, updates) have no
+/// origin, and find no network here.
 fn asked(log: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(log).expect("the browser's network log");
-    let urls = text.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    urls.filter(|url| ["http:", "https:", "ws:", "wss:"].iter().any(|scheme| url.starts_with(scheme))).map(str::to_owned).collect()
+    let log: serde_json::Value = serde_json::from_str(&text).expect("a whole log");
+    let params = log["events"].as_array().expect("events").iter().map(|event| &event["params"]);
+    let of_page = params.filter(|params| params["initiator"].as_str().is_some_and(|initiator| initiator != "not an origin"));
+    let urls = of_page.filter_map(|params| params["url"].as_str());
+    let remote = |url: &&str| ["http:", "https:", "ws:", "wss:"].iter().any(|scheme| url.starts_with(scheme));
+    urls.filter(remote).map(str::to_owned).collect()
 }
 
 #[test]
