@@ -75,7 +75,7 @@ fn lying(lapse: Lapse, names: &[&str], wanted: impl Fn(&str, &Judgement) + Sync)
 /// The reason must say so.
 #[test]
 fn a_store_that_drops_acknowledged_writes_fails() {
-    let drills = ["follower-kill", "leader-kill", "isolate-leader", "quorum-loss", "rolling-restart"];
+    let drills = ["follower-kill", "leader-kill", "isolate-leader", "quorum-loss"];
     lying(Lapse::Drops { every: 40 }, &drills, |name, judgement| {
         assert!(judgement.figures.lost_acknowledged_writes.is_some_and(|lost| lost > 0), "{name}");
         let named = judgement.reasons.iter().any(|reason| reason.starts_with("I1") && reason.contains("is gone"));
