@@ -52,10 +52,11 @@ const NETWORKS: [Row; 7] = [
     ("bridge", "holding for", 1, 0, Drill("leader-kill")),
 ];
 
-const DATA: [Row; 11] = [
-    ("full-quota", "quota of 16", 2, 10, Heal),
+const DATA: [Row; 12] = [
+    ("full-quota", "with a quota of", 2, 10, Heal),
     ("full-quota", "fill the store", 1, 300, KilledHeal(300)),
     ("full-quota", "compact", 1, 20, Drill("move-leader")),
+    ("full-quota", "with its own quota", 2, 10, Heal),
     ("replace-member", "remove member", 1, 0, Heal),
     ("replace-member", "remove etcd's data", 1, 0, KilledHeal(400)),
     ("replace-member", "join again", 1, 400, Heal),
