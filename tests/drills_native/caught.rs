@@ -34,10 +34,7 @@ fn a_process_fault_that_is_not_injected_is_invalid() {
 
 #[test]
 fn a_cut_or_a_loss_that_is_not_injected_is_invalid() {
-    all_invalid(
-        Flaw::DoesNothing,
-        &["isolate-leader", "split-all", "bridge", "deaf-leader", "mute-leader", "disaster-restore"],
-    );
+    all_invalid(Flaw::DoesNothing, &["isolate-leader", "split-all", "bridge", "deaf-leader", "mute-leader", "disaster-restore"]);
 }
 
 /// The injector swears that the fault is there: members that go on answering say that it is not.

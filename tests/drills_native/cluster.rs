@@ -118,7 +118,14 @@ impl Cluster {
             address: Ipv4Addr::new(10, 77, 0, 10 + i),
             seen: Mutex::default(),
         };
-        Cluster { hub: format!("{name}-hub"), tools: dir.join("bin"), members: (0..count).map(member).collect(), name, dir, owned }
+        Cluster {
+            hub: format!("{name}-hub"),
+            tools: dir.join("bin"),
+            members: (0..count).map(member).collect(),
+            name,
+            dir,
+            owned,
+        }
     }
 
     /// The cluster of another process, which told us by the environment; its end is not ours to make.
@@ -369,7 +376,9 @@ impl Drop for Cluster {
 
 /// Ends what still runs in the namespaces of a name, and removes them.
 fn remove(name: &str) {
-    for namespace in namespaces().iter().filter(|namespace| namespace.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))) {
+    for namespace in
+        namespaces().iter().filter(|namespace| namespace.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')))
+    {
         let pids = Command::new("ip").args(["netns", "pids", namespace]).output().expect("ip");
         for pid in String::from_utf8_lossy(&pids.stdout).lines().filter_map(|pid| pid.trim().parse().ok()) {
             // Our own threads visit the hub; they are not to die for it.

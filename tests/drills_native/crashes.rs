@@ -142,7 +142,10 @@ fn all(rows: &[Row]) {
             let found = etcdctl(&cluster, member, &["get", &witness.0, "--print-value-only"]);
             assert_eq!(found.trim(), witness.1, "{row:?}: what was written before");
         }
-        eprintln!("{name:17} killed at {step:?} ×{nth} + {delay} ms, then {next:?}: nothing left, {:.1} s", began.elapsed().as_secs_f64());
+        eprintln!(
+            "{name:17} killed at {step:?} ×{nth} + {delay} ms, then {next:?}: nothing left, {:.1} s",
+            began.elapsed().as_secs_f64()
+        );
     }
 }
 

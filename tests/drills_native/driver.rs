@@ -108,7 +108,8 @@ impl Driver {
     pub fn ends_well(mut self) -> Vec<String> {
         self.heard.extend(self.said.by_ref().map_while(Result::ok));
         let status = self.child.wait().expect("it ends");
-        let told: Vec<&str> = self.heard.iter().map(String::as_str).take_while(|line| !line.starts_with("stack backtrace")).collect();
+        let told: Vec<&str> =
+            self.heard.iter().map(String::as_str).take_while(|line| !line.starts_with("stack backtrace")).collect();
         assert!(status.success(), "{status}:\n{}", told.join("\n"));
         self.heard.iter().filter_map(|line| line.strip_prefix(MARK)).map(str::to_owned).collect()
     }

@@ -36,7 +36,12 @@ fn opened(browser: &str, profile: &Path, page: &Path, more: &[String]) -> Output
     let mut command = Command::new("unshare");
     command.args(["--net", "timeout", "--kill-after=5", PATIENCE, browser]);
     command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]);
-    command.args(["--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-dev-shm-usage"]);
+    command.args([
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-default-apps",
+        "--disable-dev-shm-usage",
+    ]);
     command.args(["--enable-logging=stderr", "--window-size=1200,1600", "--virtual-time-budget=2000"]);
     command.arg(format!("--user-data-dir={}", profile.display())).args(more).arg(format!("file://{}", page.display()));
     command.stdin(Stdio::null()).output().expect("unshare runs")
@@ -68,7 +73,8 @@ fn a_report_is_drawn_without_a_word_on_the_console_or_to_the_network() {
     };
     let cluster = Arc::new(Cluster::start(3));
     let native = Native::new(cluster.clone());
-    let (record, judgement) = cluster.block_on(async { steadily(&drill("leader-kill"), &cluster.site(), &native, &cluster).await });
+    let (record, judgement) =
+        cluster.block_on(async { steadily(&drill("leader-kill"), &cluster.site(), &native, &cluster).await });
     let page = html(&Report::new(record)).expect("a page");
     let place = tempfile::tempdir().expect("a directory");
     let file = |name: &str| -> PathBuf { place.path().join(name) };

@@ -2,7 +2,7 @@
 //! One 3 + 2 cluster serves what runs natively; the emulated one has three controllers.
 //! The tables are kept in `target/bench`.
 
-use crate::crashes::{ALL, kinds_without_a_row, killed_and_healed};
+use crate::crashes::{ALL, killed_and_healed, kinds_without_a_row};
 use crate::drills::{drilled, healthy, in_figures, stood_still};
 use crate::dying::{CONTROLLERS, Dying, on, residue};
 use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step};
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 /// Each leaves something that a timer in the guest takes away: a stopped and a paused unit, rules, a queue, a frozen disk, a
 /// clock, a certificate.
-const TIMED: [&str; 6] = ["leader-stop", "leader-pause", "isolate-leader", "slow-link", "stalled-disk", "clock-skew"];
+const TIMED: [&str; 7] =
+    ["leader-stop", "leader-pause", "isolate-leader", "slow-link", "stalled-disk", "clock-skew", "cert-expiry"];
 /// What `down` meets: a suspended machine, one without power, a frozen disk, rules.
 const TAKEN_DOWN: [&str; 4] = ["leader-freeze", "leader-power-off", "stalled-disk", "isolate-leader"];
 
@@ -29,7 +30,12 @@ fn every_drill_of_the_catalogue_passes() {
     let mut again = Vec::new();
     for run in runs {
         let name = run["drill"].as_str().expect("a name");
-        let row = format!("{:8} {} {}", run["result"].as_str().unwrap_or("not here"), in_figures(name, &run["figures"]), run["reasons"]);
+        let row = format!(
+            "{:8} {} {}",
+            run["result"].as_str().unwrap_or("not here"),
+            in_figures(name, &run["figures"]),
+            run["reasons"]
+        );
         step(&row);
         table.push_str(&format!("{row}\n"));
         match run["result"].as_str() {
