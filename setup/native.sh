@@ -66,9 +66,9 @@ part() {
 
 case $suite in
   test)
-    part --test-threads=2 passes:: --skip passes::one "$@"
+    part --test-threads=3 passes:: --skip passes::one "$@"
     part --test-threads=1 distribution:: "$@"
-    part --test-threads=4 --skip passes:: --skip distribution:: --skip driver:: "$@"
+    part --test-threads=6 --skip passes:: --skip distribution:: --skip driver:: "$@"
     ;;
   bench) part --test-threads=1 distribution:: "$@" ;;
 esac

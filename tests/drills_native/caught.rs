@@ -33,8 +33,13 @@ fn a_process_fault_that_is_not_injected_is_invalid() {
 }
 
 #[test]
-fn a_cut_or_a_loss_that_is_not_injected_is_invalid() {
-    all_invalid(Flaw::DoesNothing, &["isolate-leader", "split-all", "bridge", "deaf-leader", "mute-leader", "disaster-restore"]);
+fn a_cut_that_is_not_injected_is_invalid() {
+    all_invalid(Flaw::DoesNothing, &["isolate-leader", "split-all", "bridge"]);
+}
+
+#[test]
+fn half_a_cut_or_a_loss_that_is_not_injected_is_invalid() {
+    all_invalid(Flaw::DoesNothing, &["deaf-leader", "mute-leader", "disaster-restore"]);
 }
 
 /// The injector swears that the fault is there: members that go on answering say that it is not.

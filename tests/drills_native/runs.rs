@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 static RUNS: AtomicU64 = AtomicU64::new(1);
 /// A host that stands still says nothing about the engine: so many runs are made again.
 const STALLS: usize = 2;
+/// What proved nothing for another reason is made again once: a busy host has more ways than one to be in the way.
+const DOUBTS: usize = 1;
 
 pub fn drill(name: &str) -> Drill {
     let mut drill = find(name).expect("in the catalogue");
@@ -57,20 +59,23 @@ pub async fn drilled(drill: &Drill, site: &Site, injector: &dyn Injector, cluste
     (record, judgement)
 }
 
-/// As `drilled`; made again when the run itself says that the host stood still.
+/// As `drilled`; an invalid run, which says nothing about the cluster, is made again.
 pub async fn steadily(drill: &Drill, site: &Site, injector: &dyn Injector, cluster: &Cluster) -> (Record, Judgement) {
-    let mut ran = drilled(drill, site, injector, cluster).await;
-    for _ in 0..STALLS {
-        if !stalled(&ran.1) {
-            break;
+    let (mut stalls, mut doubts) = (0, 0);
+    loop {
+        let ran = drilled(drill, site, injector, cluster).await;
+        match &ran.1 {
+            judgement if judgement.result != Came::Invalid => return ran,
+            judgement if stalled(judgement) && stalls < STALLS => stalls += 1,
+            _ if doubts < DOUBTS => doubts += 1,
+            _ => return ran,
         }
-        ran = drilled(drill, site, injector, cluster).await;
     }
-    ran
 }
 
+/// Whether the run itself says that the host stood still, and nothing else.
 fn stalled(judgement: &Judgement) -> bool {
-    judgement.result == Came::Invalid && judgement.reasons.iter().all(|reason| reason.contains("stood still"))
+    judgement.reasons.iter().all(|reason| reason.contains("stood still"))
 }
 
 fn line(record: &Record, judgement: &Judgement) -> String {

@@ -141,7 +141,7 @@ fn refusals_inject_nothing(rig: &Rig) {
     step("refusals");
     rig.run(&["drill", "run", "leader-kil"]).exits(2).says("leader-kill");
     rig.run(&["drill", "run", "./nowhere.toml"]).exits(2).says("nowhere.toml");
-    rig.run(&["drill", "run", "leader-kill", "--target", "worker"]).exits(2).says("etcd members");
+    rig.run(&["drill", "run", "leader-kill", "--target", "worker"]).exits(2).says("--target worker");
     rig.on("controller-1", "systemctl stop etcd");
     rig.run(&["drill", "run", "leader-kill"]).exits(1).says("nothing was injected").says("drill heal");
     rig.run(&["drill", "heal"]).exits(0).says("a stopped etcd on controller-1");
