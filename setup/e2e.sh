@@ -8,7 +8,7 @@
 #   KTCW_E2E            the suite's name: `smoke`, `e2e`, `full` or `bench`
 #   KTCW_E2E_MODE       `kvm` (the image's kernel boots under KVM) · `kvm-test-kernel` · `tcg`
 #   KTCW_E2E_KERNEL     the unpacked test kernel, in mode kvm-test-kernel only
-#   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails
+#   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails; what is kept in any case goes into bench beside it
 #   XDG_STATE_HOME      a fresh directory, so that no cluster of the user's is seen or touched
 #
 # Read from outside: KTCW_E2E_MODE (no probing), KTCW_TEST_KERNEL (default ../shared/kernel/vmlinux.zst, when there),
@@ -78,7 +78,7 @@ finish() {
   private stop || say "the private libvirt of $namespace did not stop"
   rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/vmlinux"
   # Through sudo, the target directory is still the caller's: `make clean` must be able to empty it.
-  if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" 2>/dev/null || true; fi
+  if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" "$target/bench" 2>/dev/null || true; fi
   exit "$status"
 }
 
