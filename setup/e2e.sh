@@ -63,7 +63,7 @@ keep_evidence() {
   mkdir -p "$artefacts"
   (
     cd "$work" && find state lv/log doctor.log -type f \
-      \( -name '*.jsonl' -o -name '*.log' -o -name 'plan.json' -o -name 'spec.json' \) \
+      \( -name '*.jsonl' -o -name '*.log' -o -name 'plan.json' -o -name 'spec.json' -o -path '*/reports/*.json' \) \
       -not -path '*/pki/*' -not -path '*/ssh/*' -exec cp --parents -t "$artefacts" -- {} + 2>/dev/null
   ) || true
   { private exec virsh -q -c qemu:///system list --all && private exec ip -br address; } >"$artefacts/left.txt" 2>&1 || true

@@ -21,48 +21,48 @@ pub enum Next {
 }
 use Next::{Drill, Heal, KilledHeal, Up};
 
-/// A drill, the step at which it is killed (the so many-th of that name), and who comes next.
-pub type Row = (&'static str, &'static str, usize, Next);
+/// A drill, the step at which it is killed (the so many-th of that name, so many seconds into it), and who comes next.
+pub type Row = (&'static str, &'static str, usize, u64, Next);
 
 /// In `make e2e`: rules, a suspended machine, processes, and a member half replaced.
 pub const SOME: [Row; 4] = [
-    ("isolate-leader", "holding for", 1, Up),
-    ("leader-freeze", "holding for", 1, Heal),
-    ("quorum-loss", "kill etcd", 2, Drill("move-leader")),
-    ("replace-member", "remove etcd's data", 1, Heal),
+    ("isolate-leader", "holding for", 1, 0, Up),
+    ("leader-freeze", "holding for", 1, 0, Heal),
+    ("quorum-loss", "kill etcd", 2, 0, Drill("move-leader")),
+    ("replace-member", "remove etcd's data", 1, 0, Heal),
 ];
 
 pub const ALL: [Row; 30] = [
-    ("leader-kill", "kill etcd", 1, Heal),
-    ("quorum-loss", "kill etcd", 2, Drill("move-leader")),
-    ("apiserver-kill", "holding for", 1, Heal),
-    ("lease-holder-kill", "holding for", 1, Up),
-    ("leader-stop", "stop etcd", 1, Up),
-    ("kubelet-stop", "holding for", 1, Drill("move-leader")),
-    ("leader-pause", "holding for", 1, Drill("follower-kill")),
-    ("leader-freeze", "holding for", 1, Heal),
-    ("leader-freeze", "resume", 1, Up),
-    ("leader-power-off", "holding for", 1, Heal),
-    ("blackout", "power off", 2, Up),
-    ("worker-power-off", "power on", 1, Heal),
-    ("move-leader", "move leadership", 1, Heal),
-    ("rolling-restart", "await one leader", 2, Drill("move-leader")),
-    ("leader-flap", "kill the leader", 1, Heal),
-    ("isolate-leader", "holding for", 1, Up),
-    ("split-all", "drop packets", 2, KilledHeal(1)),
-    ("slow-link", "holding for", 1, Heal),
-    ("stalled-disk", "holding for", 1, Up),
-    ("full-quota", "with a quota of", 2, Heal),
-    ("full-quota", "fill the store", 1, Up),
-    ("full-quota", "compact", 1, KilledHeal(4)),
-    ("replace-member", "remove member", 1, Up),
-    ("replace-member", "join again", 1, KilledHeal(3)),
-    ("disaster-restore", "save a snapshot", 1, Heal),
-    ("disaster-restore", "remove etcd's data", 2, KilledHeal(6)),
-    ("disaster-restore", "restore the snapshot", 1, Heal),
-    ("clock-skew", "holding for", 1, Up),
-    ("cert-expiry", "give", 1, Heal),
-    ("cert-expiry", "holding for", 1, Drill("move-leader")),
+    ("leader-kill", "kill etcd", 1, 0, Heal),
+    ("quorum-loss", "kill etcd", 2, 0, Drill("move-leader")),
+    ("apiserver-kill", "holding for", 1, 0, Heal),
+    ("lease-holder-kill", "holding for", 1, 0, Up),
+    ("leader-stop", "stop etcd", 1, 0, Up),
+    ("kubelet-stop", "holding for", 1, 0, Drill("move-leader")),
+    ("leader-pause", "holding for", 1, 0, Drill("follower-kill")),
+    ("leader-freeze", "holding for", 1, 0, Heal),
+    ("leader-freeze", "resume", 1, 0, Up),
+    ("leader-power-off", "holding for", 1, 0, Heal),
+    ("blackout", "power off", 2, 0, Up),
+    ("worker-power-off", "power on", 1, 0, Heal),
+    ("move-leader", "move leadership", 1, 0, Heal),
+    ("rolling-restart", "await one leader", 2, 0, Drill("move-leader")),
+    ("leader-flap", "kill the leader", 1, 10, Heal),
+    ("isolate-leader", "holding for", 1, 0, Up),
+    ("split-all", "drop packets", 2, 0, KilledHeal(1)),
+    ("slow-link", "holding for", 1, 0, Heal),
+    ("stalled-disk", "holding for", 1, 0, Up),
+    ("full-quota", "with a quota of", 2, 0, Heal),
+    ("full-quota", "fill the store", 1, 2, Up),
+    ("full-quota", "compact", 1, 0, KilledHeal(4)),
+    ("replace-member", "remove member", 1, 1, Up),
+    ("replace-member", "join again", 1, 2, KilledHeal(3)),
+    ("disaster-restore", "save a snapshot", 1, 0, Heal),
+    ("disaster-restore", "remove etcd's data", 2, 0, KilledHeal(6)),
+    ("disaster-restore", "restore the snapshot", 1, 3, Heal),
+    ("clock-skew", "holding for", 1, 0, Up),
+    ("cert-expiry", "give", 1, 3, Heal),
+    ("cert-expiry", "holding for", 1, 0, Drill("move-leader")),
 ];
 
 /// Kinds of faults, as the catalogue names them, that no row has.
@@ -76,11 +76,10 @@ pub fn kinds_without_a_row() -> BTreeSet<String> {
 }
 
 pub fn killed_and_healed(rig: &Rig, row: Row) {
-    let (name, at, nth, next) = row;
+    let (name, at, nth, seconds, next) = row;
     healthy(rig);
     let began = std::time::Instant::now();
-    let mut dying = Dying::at(rig, name, at, nth);
-    dying.end("KILL");
+    Dying::at(rig, name, at, nth).kill_after(Duration::from_secs(seconds));
     if let KilledHeal(seconds) = next {
         Dying::healing(rig).kill_after(Duration::from_secs(seconds));
     }
@@ -98,5 +97,8 @@ pub fn killed_and_healed(rig: &Rig, row: Row) {
     rig.run(&["drill", "heal"]).exits(0).says("nothing to heal");
     healthy(rig);
     assert_eq!(residue(rig), Vec::<String>::new(), "{row:?}");
-    step(&format!("{name} killed at {at:?} ×{nth}, then {next:?}: nothing left, {:.0} s", began.elapsed().as_secs_f64()));
+    step(&format!(
+        "{name} killed at {at:?} ×{nth} + {seconds} s, then {next:?}: nothing left, {:.0} s",
+        began.elapsed().as_secs_f64()
+    ));
 }

@@ -71,7 +71,7 @@ fn a_small_round(rig: &Rig) {
     let rows: Vec<String> = ["leader-kill", "quorum-loss"].iter().map(|name| drilled(rig, name)).collect();
     rows.iter().for_each(|row| step(row));
     keep("drills.txt", &rows.join("\n"));
-    killed_and_healed(rig, ("isolate-leader", "holding for", 1, Next::Heal));
+    killed_and_healed(rig, ("isolate-leader", "holding for", 1, 0, Next::Heal));
     rig.run(&["down", "--yes"]).exits(0);
 }
 
