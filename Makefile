@@ -61,25 +61,27 @@ images: build ## what the machines run, from source; nothing to do when it is th
 ##@ Checks
 
 .PHONY: test
-test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down
+test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down; drills on real etcd processes
 	@setup/install.sh build run test $(if $(CI),ci)
 	cargo test --locked
 	@setup/e2e.sh smoke
+	@setup/native.sh test
 	@setup/go.sh vet
 
 .PHONY: e2e
-e2e: ## a real 3 + 2 cluster in a namespace of its own, looked at from all sides and broken; a small one under emulation
+e2e: ## a real 3 + 2 cluster in a namespace of its own, looked at from all sides and broken, another drilled; a small one under emulation
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh e2e
 
 .PHONY: e2e-full
-e2e-full: ## the same, clusters of other sizes and all of it under emulation, failure drills
+e2e-full: ## the same, other sizes, every drill of the catalogue, kill -9 in every kind of fault, drills under emulation
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh full
 
 .PHONY: bench
 bench: ## the figures, as ratios of one run; the JSON is kept in target/bench
 	@setup/install.sh build run test $(if $(CI),ci)
+	@setup/native.sh bench
 	@setup/e2e.sh bench
 
 .PHONY: lint
@@ -87,7 +89,7 @@ lint: ## formatting, clippy, licences and bans, shellcheck, gofmt
 	@setup/install.sh build test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test e2e -- -D warnings # `--all-targets` leaves it out, as `cargo test` does
+	cargo clippy --locked --test e2e --test drills_native -- -D warnings # `--all-targets` leaves them out, as `cargo test` does
 	@setup/go.sh fmt
 	shellcheck -x $(scripts)
 	"$$(setup/tool.sh cargo-deny)" --locked --log-level error check --hide-inclusion-graph licenses bans sources

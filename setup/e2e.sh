@@ -8,7 +8,7 @@
 #   KTCW_E2E            the suite's name: `smoke`, `e2e`, `full` or `bench`
 #   KTCW_E2E_MODE       `kvm` (the image's kernel boots under KVM) · `kvm-test-kernel` · `tcg`
 #   KTCW_E2E_KERNEL     the unpacked test kernel, in mode kvm-test-kernel only
-#   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails
+#   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails; what is kept in any case goes into bench beside it
 #   XDG_STATE_HOME      a fresh directory, so that no cluster of the user's is seen or touched
 #
 # Read from outside: KTCW_E2E_MODE (no probing), KTCW_TEST_KERNEL (default ../shared/kernel/vmlinux.zst, when there),
@@ -23,7 +23,7 @@ suite=${1:-}
 profile=debug cargo_flags=(--locked)
 case $suite in
   smoke) deadline=900 filter=(smoke::) ;;
-  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip sizes:: --skip drills::) ;;
+  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip sizes:: --skip full::) ;;
   full) deadline=14400 filter=(--skip smoke:: --skip bench::) ;;
   bench) deadline=3600 filter=(bench::) profile=release cargo_flags+=(--release) ;;
   *) die 2 "usage: setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]" ;;
@@ -63,7 +63,7 @@ keep_evidence() {
   mkdir -p "$artefacts"
   (
     cd "$work" && find state lv/log doctor.log -type f \
-      \( -name '*.jsonl' -o -name '*.log' -o -name 'plan.json' -o -name 'spec.json' \) \
+      \( -name '*.jsonl' -o -name '*.log' -o -name 'plan.json' -o -name 'spec.json' -o -path '*/reports/*.json' \) \
       -not -path '*/pki/*' -not -path '*/ssh/*' -exec cp --parents -t "$artefacts" -- {} + 2>/dev/null
   ) || true
   { private exec virsh -q -c qemu:///system list --all && private exec ip -br address; } >"$artefacts/left.txt" 2>&1 || true
@@ -78,7 +78,7 @@ finish() {
   private stop || say "the private libvirt of $namespace did not stop"
   rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/vmlinux"
   # Through sudo, the target directory is still the caller's: `make clean` must be able to empty it.
-  if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" 2>/dev/null || true; fi
+  if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" "$target/bench" 2>/dev/null || true; fi
   exit "$status"
 }
 

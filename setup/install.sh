@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to build, run or test: setup/install.sh [build] [run] [test] [ci]   (default: build run)
-# `ci` is what the tests insist on there and do without elsewhere: nobody's laptop gets an SSH server by typing `make test`.
+# `ci` is what the tests insist on there and do without elsewhere: nobody's laptop gets an SSH server or a browser by typing
+# `make test`.
 # Called by `make setup`, `make test` and CI; looks first, so that on a machine that has everything it says nothing and ends at once.
 # It knows Debian's package names; on other distributions it names the tools and the packages and stops with 69.
 set -euo pipefail
@@ -45,6 +46,7 @@ test  cmd:curl                              curl
 test  cmd:openssl                           openssl
 test  cmd:ssh-keygen                        openssh-client
 ci    cmd:sshd                              openssh-server
+ci    cmd:chromium,chromium-browser,google-chrome chromium
 TABLE
 }
 

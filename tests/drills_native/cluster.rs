@@ -1,7 +1,8 @@
 //! Real etcd processes, each in a network namespace of its own, joined by a bridge in another.
-//! The suite makes one per test and tears it down whatever happens; nothing of it is in the host's own namespace.
-//! It knows nothing of drills.
+//! The suite makes one per test and tears it down whatever happens; another process may attach to it, be killed, and lose nothing.
+//! It knows nothing of drills: what is so is asked of the kernel and of files, never remembered.
 
+use crate::process::{self, Process};
 use ktcw_vm::drill::bound::Timing;
 use ktcw_vm::drill::etcd::{Endpoint, Site};
 use ktcw_vm::drill::injector::Environment;
@@ -12,7 +13,7 @@ use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -20,12 +21,18 @@ use std::time::{Duration, Instant};
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// Namespaces of this suite begin with it, then the process id.
 const MARK: &str = "kd";
+/// Directories of this suite, likewise.
+const PLACE: &str = "ktcw-drill-";
+/// Tells a process to attach to a cluster: its name, its members' number and its directory.
+const ATTACH: &str = "KTCW_NATIVE_CLUSTER";
 
 pub struct Cluster {
     name: String,
     pub hub: String,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     tools: PathBuf,
+    /// Whoever made it takes it away.
+    owned: bool,
     pub members: Vec<Member>,
 }
 
@@ -33,14 +40,8 @@ pub struct Member {
     pub node: NodeName,
     pub namespace: String,
     pub address: Ipv4Addr,
-    pub state: Mutex<State>,
-}
-
-#[derive(Default)]
-pub struct State {
-    pub child: Option<Child>,
-    pub quota_mib: Option<u32>,
-    pub joining: bool,
+    /// Where to look first; held while a process is started, so that there is one at most.
+    seen: Mutex<Option<Process>>,
 }
 
 /// Runs a tool that must succeed.
@@ -68,46 +69,77 @@ fn tools() -> PathBuf {
         .unwrap_or_else(|| panic!("no etcd binary: run `ktcw-vm image build`, or name its directory in KTCW_ETCD_BIN_DIR"))
 }
 
+/// Memory, where there is some: killed processes lose no page cache, so a disk would add nothing but noise.
+fn parent() -> PathBuf {
+    if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() }
+}
+
 impl Cluster {
     /// Makes namespaces and starts `count` members; returns before they have elected.
     pub fn start(count: u8) -> Cluster {
         sweep();
         let source = tools();
         let name = format!("{MARK}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        // Memory, where there is some: killed processes lose no page cache, so a disk would add nothing but noise.
-        let parent = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
-        let dir = tempfile::Builder::new().prefix("ktcw-drill-").tempdir_in(parent).expect("a directory");
-        let tools = dir.path().join("bin");
+        let dir = parent().join(format!("{PLACE}{name}"));
+        fs::create_dir(&dir).expect("a directory");
+        let tools = dir.join("bin");
         fs::create_dir(&tools).expect("bin");
         for tool in ["etcd", "etcdctl", "etcdutl"] {
             let named = source.join(tool);
             let binary = if named.exists() { named } else { source.join("etcd") };
             std::os::unix::fs::symlink(binary, tools.join(tool)).expect("link");
         }
-        let hub = format!("{name}-hub");
-        must("ip", &["netns", "add", &hub]);
-        must("ip", &["-n", &hub, "link", "set", "lo", "up"]);
-        must("ip", &["-n", &hub, "link", "add", "br0", "type", "bridge"]);
-        must("ip", &["-n", &hub, "addr", "add", "10.77.0.1/24", "dev", "br0"]);
-        must("ip", &["-n", &hub, "link", "set", "br0", "up"]);
-        let mut members = Vec::new();
-        for i in 0..count {
-            let namespace = format!("{name}-{i}");
+        let cluster = Cluster::of(name, dir, count, true);
+        let hub = &cluster.hub;
+        must("ip", &["netns", "add", hub]);
+        must("ip", &["-n", hub, "link", "set", "lo", "up"]);
+        must("ip", &["-n", hub, "link", "add", "br0", "type", "bridge"]);
+        must("ip", &["-n", hub, "addr", "add", "10.77.0.1/24", "dev", "br0"]);
+        must("ip", &["-n", hub, "link", "set", "br0", "up"]);
+        for (i, Member { namespace, address, .. }) in cluster.members.iter().enumerate() {
             let port = format!("v{i}");
-            let address = Ipv4Addr::new(10, 77, 0, 10 + i);
-            must("ip", &["netns", "add", &namespace]);
-            must("ip", &["-n", &namespace, "link", "set", "lo", "up"]);
-            must("ip", &["-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
-            must("ip", &["-n", &hub, "link", "set", &port, "master", "br0", "up"]);
-            must("ip", &["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
-            must("ip", &["-n", &namespace, "link", "set", "eth0", "up"]);
-            members.push(Member { node: NodeName::controller(i), namespace, address, state: Mutex::default() });
+            must("ip", &["netns", "add", namespace]);
+            must("ip", &["-n", namespace, "link", "set", "lo", "up"]);
+            must("ip", &["-n", hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", namespace]);
+            must("ip", &["-n", hub, "link", "set", &port, "master", "br0", "up"]);
+            must("ip", &["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+            must("ip", &["-n", namespace, "link", "set", "eth0", "up"]);
         }
-        let cluster = Cluster { name, hub, dir, tools, members };
         for i in 0..usize::from(count) {
             cluster.spawn(i);
         }
         cluster
+    }
+
+    fn of(name: String, dir: PathBuf, count: u8, owned: bool) -> Cluster {
+        let member = |i| Member {
+            node: NodeName::controller(i),
+            namespace: format!("{name}-{i}"),
+            address: Ipv4Addr::new(10, 77, 0, 10 + i),
+            seen: Mutex::default(),
+        };
+        Cluster {
+            hub: format!("{name}-hub"),
+            tools: dir.join("bin"),
+            members: (0..count).map(member).collect(),
+            name,
+            dir,
+            owned,
+        }
+    }
+
+    /// The cluster of another process, which told us by the environment; its end is not ours to make.
+    pub fn attached() -> Cluster {
+        let told = std::env::var(ATTACH).expect("started by another process of this suite");
+        let mut parts = told.splitn(3, ' ');
+        let mut part = || parts.next().expect("name, count and directory").to_owned();
+        let (name, count, dir) = (part(), part().parse().expect("a count"), part().into());
+        Cluster::of(name, dir, count, false)
+    }
+
+    /// What makes another process attach to this one.
+    pub fn invitation(&self) -> (&'static str, String) {
+        (ATTACH, format!("{} {} {}", self.name, self.members.len(), self.dir.display()))
     }
 
     pub fn index(&self, node: &NodeName) -> usize {
@@ -115,7 +147,7 @@ impl Cluster {
     }
 
     pub fn path(&self, file: &str) -> PathBuf {
-        self.dir.path().join(file)
+        self.dir.join(file)
     }
 
     pub fn data(&self, i: usize) -> PathBuf {
@@ -135,11 +167,39 @@ impl Cluster {
         self.members.iter().map(of).collect::<Vec<_>>().join(",")
     }
 
+    /// The quota that a member is to be started with instead of its own, kept where every process finds it.
+    fn quota_file(&self, i: usize) -> PathBuf {
+        self.path(&format!("quota-{i}"))
+    }
+
+    pub fn quota(&self, i: usize) -> Option<u32> {
+        fs::read_to_string(self.quota_file(i)).ok().and_then(|text| text.parse().ok())
+    }
+
+    pub fn set_quota(&self, i: usize, mib: Option<u32>) -> std::io::Result<()> {
+        match mib {
+            Some(mib) => fs::write(self.quota_file(i), mib.to_string()),
+            None => match fs::remove_file(self.quota_file(i)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// Starts a member unless it runs.
     pub fn spawn(&self, i: usize) {
+        self.spawn_as(i, "new");
+    }
+
+    /// `state` is what etcd is told of the cluster: `new`, or `existing` for a joiner.
+    pub fn spawn_as(&self, i: usize, state: &str) {
         let member = &self.members[i];
-        let mut state = member.state.lock().expect("state");
-        if state.child.is_some() {
+        // As systemd does: what is being stopped is stopped first.
+        if self.stopping(i) {
+            let _ = self.end(i, Signal::SIGTERM);
+        }
+        let mut seen = member.seen.lock().expect("seen");
+        if process::refreshed(&mut seen, &self.sign(i)).is_some() {
             return;
         }
         let ip = member.address;
@@ -150,70 +210,105 @@ impl Cluster {
             .arg(self.tool("etcd"))
             .args([
                 format!("--name={}", member.node),
-                format!("--data-dir={}", self.data(i).display()),
+                self.sign(i),
                 format!("--listen-client-urls=http://{ip}:2379"),
                 format!("--advertise-client-urls=http://{ip}:2379"),
                 format!("--listen-peer-urls=http://{ip}:2380"),
                 format!("--initial-advertise-peer-urls=http://{ip}:2380"),
                 format!("--initial-cluster={}", self.initial_cluster()),
-                format!("--initial-cluster-state={}", if state.joining { "existing" } else { "new" }),
+                format!("--initial-cluster-state={state}"),
                 format!("--initial-cluster-token={}", self.name),
                 "--snapshot-count=10000".to_owned(),
                 "--log-level=info".to_owned(),
             ])
-            .args(state.quota_mib.map(|mib| format!("--quota-backend-bytes={}", u64::from(mib) << 20)))
+            .args(self.quota(i).map(|mib| format!("--quota-backend-bytes={}", u64::from(mib) << 20)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log);
         // `ip netns exec` becomes etcd, so the child's process id is etcd's.
-        state.child = Some(command.spawn().expect("ip netns exec etcd"));
-        state.joining = false;
+        *seen = Process::of(command.spawn().expect("ip netns exec etcd").id());
     }
 
-    pub fn pid(&self, i: usize) -> Option<Pid> {
-        let state = self.members[i].state.lock().expect("state");
-        state.child.as_ref().map(|child| Pid::from_raw(child.id() as i32))
+    /// The argument by which a member's process is known, whoever started it.
+    fn sign(&self, i: usize) -> String {
+        format!("--data-dir={}", self.data(i).display())
+    }
+
+    /// The member's process, if it has one that runs or stands still.
+    pub fn process(&self, i: usize) -> Option<Process> {
+        process::refreshed(&mut self.members[i].seen.lock().expect("seen"), &self.sign(i))
+    }
+
+    /// All of them: there is to be one.
+    pub fn processes(&self, i: usize) -> Vec<Process> {
+        process::with_argument(&self.sign(i))
     }
 
     pub fn signal(&self, i: usize, signal: Signal) {
-        if let Some(pid) = self.pid(i) {
-            let _ = kill(pid, signal);
+        if let Some(process) = self.process(i) {
+            let _ = kill(process.pid, signal);
         }
+    }
+
+    /// Who is being stopped, kept where every process finds it: whoever began may be gone before it has ended.
+    fn stopping_file(&self, i: usize) -> PathBuf {
+        self.path(&format!("stopping-{i}"))
+    }
+
+    /// Whether the member's process runs and has been told to end.
+    pub fn stopping(&self, i: usize) -> bool {
+        let told = fs::read_to_string(self.stopping_file(i)).ok();
+        self.process(i).is_some_and(|process| told.is_some_and(|told| told == process.who()))
     }
 
     /// Signals a member and waits until it has gone.
     pub fn end(&self, i: usize, signal: Signal) -> Result<(), String> {
+        if let Some(process) = self.process(i) {
+            fs::write(self.stopping_file(i), process.who()).map_err(|error| error.to_string())?;
+        }
         self.signal(i, signal);
         let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let mut state = self.members[i].state.lock().expect("state");
-            match state.child.as_mut().map(|child| child.try_wait()) {
-                None => return Ok(()),
-                Some(Ok(Some(_))) => {
-                    state.child = None;
-                    return Ok(());
-                }
-                Some(Ok(None)) if Instant::now() > deadline => return Err("it did not end within 30 s".to_owned()),
-                Some(Ok(None)) => (),
-                Some(Err(error)) => return Err(error.to_string()),
+        while self.process(i).is_some() {
+            if Instant::now() > deadline {
+                return Err("it did not end within 30 s".to_owned());
             }
-            drop(state);
             std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// A shell asleep until its time, that needs nothing of this process: `line` is what it does then.
+    pub fn dead_man(&self, after: Duration, line: &str) -> std::io::Result<()> {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("sleep {}; {line}", after.as_secs_f64()), &self.dead_mans_sign()]);
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(|_| ())
+    }
+
+    fn dead_mans_sign(&self) -> String {
+        format!("{}-dead-man", self.name)
+    }
+
+    /// Shells that still wait for their time.
+    pub fn dead_men(&self) -> Vec<Process> {
+        process::with_argument(&self.dead_mans_sign())
+    }
+
+    pub fn end_dead_men(&self) {
+        for sleeper in self.dead_men() {
+            // With the `sleep` that it waits for.
+            let _ = kill(Pid::from_raw(-sleeper.pid.as_raw()), Signal::SIGKILL);
         }
     }
 
-    /// The process's state as the kernel tells it: `S`, `R`, `T` (stopped) …, and its start time. `None`: there is none.
-    pub fn process(&self, i: usize) -> Option<(char, String)> {
-        let mut state = self.members[i].state.lock().expect("state");
-        if let Some(child) = &mut state.child
-            && matches!(child.try_wait(), Ok(Some(_)))
-        {
-            state.child = None;
+    /// What a failed test is understood from.
+    fn keep_logs(&self) {
+        let kept = crate::runs::kept().join(format!("failed-{}", self.name));
+        let _ = fs::create_dir_all(&kept);
+        for i in 0..self.members.len() {
+            let _ = fs::copy(self.log(i), kept.join(format!("log-{i}")));
         }
-        let pid = state.child.as_ref()?.id();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-        Some((fields.first()?.chars().next()?, format!("{pid}@{}", fields.get(19)?)))
+        eprintln!("logs of the members: {}", kept.display());
     }
 
     /// The cluster as drills see it, by its members' own addresses.
@@ -264,40 +359,57 @@ fn load() -> f64 {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        if std::thread::panicking() {
+            self.keep_logs();
+        }
+        self.end_dead_men();
         for i in 0..self.members.len() {
-            self.signal(i, Signal::SIGKILL);
             let _ = self.end(i, Signal::SIGKILL);
         }
         remove(&self.name);
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 /// Ends what still runs in the namespaces of a name, and removes them.
 fn remove(name: &str) {
-    let list = Command::new("ip").args(["netns", "list"]).output().expect("ip");
-    for namespace in String::from_utf8_lossy(&list.stdout).lines().filter_map(|line| line.split(' ').next()) {
-        if namespace.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')) {
-            let pids = Command::new("ip").args(["netns", "pids", namespace]).output().expect("ip");
-            for pid in String::from_utf8_lossy(&pids.stdout).lines().filter_map(|pid| pid.trim().parse().ok()) {
-                // Our own threads visit the hub; they are not to die for it.
-                if pid != std::process::id() as i32 {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
+    for namespace in
+        namespaces().iter().filter(|namespace| namespace.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')))
+    {
+        let pids = Command::new("ip").args(["netns", "pids", namespace]).output().expect("ip");
+        for pid in String::from_utf8_lossy(&pids.stdout).lines().filter_map(|pid| pid.trim().parse().ok()) {
+            // Our own threads visit the hub; they are not to die for it.
+            if pid != std::process::id() as i32 {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
-            let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
         }
+        let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
     }
 }
 
-/// Removes what a suite that was killed has left: namespaces marked with the id of a process that is no more.
+fn namespaces() -> Vec<String> {
+    let list = Command::new("ip").args(["netns", "list"]).output().expect("ip");
+    String::from_utf8_lossy(&list.stdout).lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// Removes what a suite that was killed has left: marked with the id of a process that is no more.
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
+    /// `kd123-4-hub` → `kd123`, if 123 is nobody.
+    fn of_the_dead(name: &str) -> Option<String> {
+        let pid = name.strip_prefix(MARK)?.split('-').next()?;
+        let number = !pid.is_empty() && pid.chars().all(|c| c.is_ascii_digit());
+        (number && !Path::new("/proc").join(pid).exists()).then(|| format!("{MARK}{pid}"))
+    }
     ONCE.call_once(|| {
-        let list = Command::new("ip").args(["netns", "list"]).output().expect("ip");
-        for namespace in String::from_utf8_lossy(&list.stdout).lines().filter_map(|line| line.split(' ').next()) {
-            let Some(pid) = namespace.strip_prefix(MARK).and_then(|rest| rest.split('-').next()) else { continue };
-            if !pid.is_empty() && pid.chars().all(|c| c.is_ascii_digit()) && !Path::new(&format!("/proc/{pid}")).exists() {
-                remove(&format!("{MARK}{pid}"));
+        namespaces().iter().filter_map(|namespace| of_the_dead(namespace)).for_each(|name| remove(&name));
+        for entry in fs::read_dir(parent()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.strip_prefix(PLACE).and_then(of_the_dead).is_some() {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
     });

@@ -1,5 +1,6 @@
 //! The injector for etcd processes in network namespaces: signals, nft in the member's namespace, files.
-//! Injectors that do not do their work are here too: the engine must find them out.
+//! The suite hands it to the engine, in its own process and in those that it kills.
+//! It remembers nothing of what it did: another process's injector finds and undoes the same.
 
 use crate::cluster::Cluster;
 use futures::FutureExt;
@@ -12,22 +13,21 @@ use ktcw_vm::spec::NodeName;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub struct Native {
     pub cluster: Arc<Cluster>,
     /// Where each log stood when the injector was made.
     offsets: Vec<u64>,
-    dead_men: Mutex<Vec<Child>>,
 }
 
 impl Native {
     pub fn new(cluster: Arc<Cluster>) -> Native {
         let length = |i| fs::metadata(cluster.log(i)).map_or(0, |log| log.len());
         let offsets = (0..cluster.members.len()).map(length).collect();
-        Native { cluster, offsets, dead_men: Mutex::default() }
+        Native { cluster, offsets }
     }
 
     fn nft(&self, node: &NodeName, args: &[&str], text: &str) -> Result<String, String> {
@@ -74,7 +74,10 @@ impl Native {
             Act::Start { node, process } => {
                 etcd_only(process)?;
                 let i = cluster.index(node);
-                cluster.process(i);
+                // As on machines: without its data it would start as a new and empty member.
+                if !cluster.data(i).join("member").exists() {
+                    return Err("etcd has no data here".to_owned());
+                }
                 cluster.spawn(i);
                 Ok(())
             }
@@ -91,26 +94,38 @@ impl Native {
                 self.nft(node, &["-f", "-"], &text).map(|_| ())
             }
             Act::Uncut { node } => self.nft(node, &["-f", "-"], &format!("table {TABLE}\ndelete table {TABLE}\n")).map(|_| ()),
-            Act::Wipe { node } => match fs::remove_dir_all(cluster.data(cluster.index(node))) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
-                _ => Ok(()),
-            },
-            Act::StartJoining { node } => {
+            Act::Wipe { node } => {
                 let i = cluster.index(node);
-                cluster.members[i].state.lock().expect("state").joining = true;
-                cluster.spawn(i);
+                if cluster.process(i).is_some() {
+                    return Err("etcd is running".to_owned());
+                }
+                // Whole or gone: half a store would be started as an empty one.
+                let gone = cluster.data(i).with_extension(format!("gone-{}", std::process::id()));
+                match fs::rename(cluster.data(i), &gone) {
+                    Ok(()) => fs::remove_dir_all(gone).map_err(|error| error.to_string()),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            Act::StartJoining { node } => {
+                cluster.spawn_as(cluster.index(node), "existing");
                 Ok(())
             }
             Act::Quota { node, mib } => {
                 let i = cluster.index(node);
+                cluster.set_quota(i, *mib).map_err(|error| error.to_string())?;
                 cluster.end(i, Signal::SIGTERM)?;
-                cluster.members[i].state.lock().expect("state").quota_mib = *mib;
                 cluster.spawn(i);
                 Ok(())
             }
             Act::RestoreData { nodes, snapshot } => {
-                if nodes.iter().all(|node| cluster.data(cluster.index(node)).exists()) {
+                if nodes.iter().all(|node| cluster.data(cluster.index(node)).join("member").exists()) {
                     return Ok(());
+                }
+                // All are empty before one is restored: killed in between, the next heal must not take old data for restored.
+                for node in nodes {
+                    self.act(&Act::Down { node: node.clone(), process: Process::Etcd, graceful: false })?;
+                    self.act(&Act::Wipe { node: node.clone() })?;
                 }
                 nodes.iter().try_for_each(|node| self.restore(node, snapshot))
             }
@@ -121,17 +136,22 @@ impl Native {
     fn restore(&self, node: &NodeName, snapshot: &str) -> Result<(), String> {
         let cluster = &self.cluster;
         let i = cluster.index(node);
-        self.act(&Act::Wipe { node: node.clone() })?;
+        // Whole or absent, also when this process ends in the middle.
+        let whole = cluster.data(i);
+        let partial = whole.with_extension(std::process::id().to_string());
         let out = Command::new(cluster.tool("etcdutl"))
             .args(["snapshot", "restore", snapshot, "--bump-revision=1000000000", "--mark-compacted"])
-            .arg(format!("--data-dir={}", cluster.data(i).display()))
+            .arg(format!("--data-dir={}", partial.display()))
             .arg(format!("--name={node}"))
             .arg(format!("--initial-cluster={}", cluster.initial_cluster()))
             .arg("--initial-cluster-token=restored")
             .arg(format!("--initial-advertise-peer-urls=http://{}:2380", self.address(node)))
             .output()
             .map_err(|error| error.to_string())?;
-        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+        }
+        fs::rename(partial, whole).map_err(|error| error.to_string())
     }
 
     fn look(&self, claim: &Claim) -> Result<Proof, String> {
@@ -140,10 +160,12 @@ impl Native {
         Ok(match claim {
             Claim::Down { node, .. } => match process(node) {
                 None => Proof { held: true, evidence: "no process".to_owned() },
-                Some((state, who)) => Proof { held: false, evidence: format!("process {who} is there, state {state}") },
+                Some(seen) => Proof { held: false, evidence: format!("process {} is there, state {}", seen.who(), seen.state) },
             },
             Claim::Paused { node, .. } => match process(node) {
-                Some((state, who)) => Proof { held: state == 'T', evidence: format!("process {who} is in state {state}") },
+                Some(seen) => {
+                    Proof { held: seen.state == 'T', evidence: format!("process {} is in state {}", seen.who(), seen.state) }
+                }
                 None => Proof { held: false, evidence: "no process".to_owned() },
             },
             Claim::Dropping { node } => {
@@ -178,26 +200,20 @@ impl Injector for Native {
     /// A shell per act, asleep until then, that needs nothing of this process.
     fn arm<'a>(&'a self, undo: &'a [Act], after: Duration) -> BoxFuture<'a, Result<(), InjectError>> {
         async move {
-            let mut dead_men = self.dead_men.lock().expect("dead men");
             for act in undo {
                 let line = match act {
                     Act::Uncut { node } => {
                         let namespace = &self.cluster.members[self.cluster.index(node)].namespace;
                         format!("ip netns exec {namespace} nft delete table {TABLE}")
                     }
-                    Act::Continue { node, .. } => match self.cluster.pid(self.cluster.index(node)) {
-                        Some(pid) => format!("kill -CONT {pid}"),
+                    Act::Continue { node, .. } => match self.cluster.process(self.cluster.index(node)) {
+                        Some(process) => format!("kill -CONT {}", process.pid),
                         None => continue,
                     },
                     _ => continue,
                 };
-                let sleeper = Command::new("sh")
-                    .args(["-c", &format!("sleep {}; {line}", after.as_secs_f64())])
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .spawn();
                 let reason = |error: std::io::Error| InjectError::Act { act: format!("arm {act}"), reason: error.to_string() };
-                dead_men.push(sleeper.map_err(reason)?);
+                self.cluster.dead_man(after, &line).map_err(reason)?;
             }
             Ok(())
         }
@@ -206,10 +222,7 @@ impl Injector for Native {
 
     fn disarm(&self) -> BoxFuture<'_, Result<(), InjectError>> {
         async move {
-            for mut sleeper in self.dead_men.lock().expect("dead men").drain(..) {
-                let _ = sleeper.kill();
-                let _ = sleeper.wait();
-            }
+            self.cluster.end_dead_men();
             Ok(())
         }
         .boxed()
@@ -221,15 +234,16 @@ impl Injector for Native {
             for (i, member) in self.cluster.members.iter().enumerate() {
                 let node = member.node.clone();
                 let mut push = |what: &str, undo| all.push(Leftover { node: node.clone(), what: what.to_owned(), undo });
-                match tokio::task::block_in_place(|| self.cluster.process(i)) {
+                let process = tokio::task::block_in_place(|| self.cluster.process(i).filter(|_| !self.cluster.stopping(i)));
+                match process.map(|process| process.state) {
                     None => push("a stopped etcd", Act::Start { node: node.clone(), process: Process::Etcd }),
-                    Some(('T', _)) => push("a paused etcd", Act::Continue { node: node.clone(), process: Process::Etcd }),
+                    Some('T') => push("a paused etcd", Act::Continue { node: node.clone(), process: Process::Etcd }),
                     Some(_) => (),
                 }
                 if tokio::task::block_in_place(|| self.table(&node)).is_some() {
                     push("packet rules", Act::Uncut { node: node.clone() });
                 }
-                if member.state.lock().expect("state").quota_mib.is_some() {
+                if self.cluster.quota(i).is_some() {
                     push("a small quota", Act::Quota { node: node.clone(), mib: None });
                 }
             }
@@ -258,73 +272,8 @@ impl Injector for Native {
         async move {
             let i = self.cluster.index(node);
             let gone = || InjectError::Look { what: format!("which etcd runs on {node}"), reason: "none".to_owned() };
-            self.cluster.process(i).map(|(_, who)| who).ok_or_else(gone)
+            self.cluster.process(i).map(|process| process.who()).ok_or_else(gone)
         }
         .boxed()
-    }
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        if let Ok(mut sleepers) = self.dead_men.lock() {
-            for mut sleeper in sleepers.drain(..) {
-                let _ = sleeper.kill();
-                let _ = sleeper.wait();
-            }
-        }
-    }
-}
-
-/// Does nothing when it is told to break something, and says that it did. Everything else is honest.
-pub struct DoesNothing(pub Native);
-
-impl Injector for DoesNothing {
-    fn perform<'a>(&'a self, _: &'a Act) -> BoxFuture<'a, Result<(), InjectError>> {
-        async { Ok(()) }.boxed()
-    }
-    fn prove<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Proof, InjectError>> {
-        self.0.prove(claim)
-    }
-    fn arm<'a>(&'a self, undo: &'a [Act], after: Duration) -> BoxFuture<'a, Result<(), InjectError>> {
-        self.0.arm(undo, after)
-    }
-    fn disarm(&self) -> BoxFuture<'_, Result<(), InjectError>> {
-        self.0.disarm()
-    }
-    fn leftovers(&self) -> BoxFuture<'_, Result<Vec<Leftover>, InjectError>> {
-        self.0.leftovers()
-    }
-    fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>> {
-        self.0.alarming_logs()
-    }
-    fn incarnation<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<String, InjectError>> {
-        self.0.incarnation(node)
-    }
-}
-
-/// As above, and swears that every fault is there: telemetry alone can find it out.
-pub struct Liar(pub DoesNothing);
-
-impl Injector for Liar {
-    fn perform<'a>(&'a self, act: &'a Act) -> BoxFuture<'a, Result<(), InjectError>> {
-        self.0.perform(act)
-    }
-    fn prove<'a>(&'a self, _: &'a Claim) -> BoxFuture<'a, Result<Proof, InjectError>> {
-        async { Ok(Proof { held: true, evidence: "believe me".to_owned() }) }.boxed()
-    }
-    fn arm<'a>(&'a self, undo: &'a [Act], after: Duration) -> BoxFuture<'a, Result<(), InjectError>> {
-        self.0.arm(undo, after)
-    }
-    fn disarm(&self) -> BoxFuture<'_, Result<(), InjectError>> {
-        self.0.disarm()
-    }
-    fn leftovers(&self) -> BoxFuture<'_, Result<Vec<Leftover>, InjectError>> {
-        self.0.leftovers()
-    }
-    fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>> {
-        self.0.alarming_logs()
-    }
-    fn incarnation<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<String, InjectError>> {
-        self.0.incarnation(node)
     }
 }

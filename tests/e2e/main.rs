@@ -1,6 +1,6 @@
 //! The VM suite: the real program, real machines. `setup/e2e.sh` starts it in a namespace with a libvirt of its own.
 //!
-//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes` and `drills` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
+//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes` and `full` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
 //! chooses by name. One cluster serves many checks, because booting it is what costs.
 
 #![expect(
@@ -13,7 +13,10 @@
 
 mod bad_input;
 mod bench;
+mod crashes;
 mod drills;
+mod dying;
+mod full;
 mod ha3;
 mod rig;
 mod sizes;

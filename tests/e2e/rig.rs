@@ -48,6 +48,13 @@ pub fn artefacts() -> PathBuf {
     PathBuf::from(std::env::var_os("KTCW_E2E_ARTEFACTS").expect("started by setup/e2e.sh"))
 }
 
+/// Keeps a table or a report beyond this run and the next, in `target/bench`.
+pub fn keep(name: &str, text: &str) {
+    let kept = artefacts().parent().expect("the target directory").join("bench");
+    std::fs::create_dir_all(&kept).expect("a directory");
+    std::fs::write(kept.join(name), text).expect("kept");
+}
+
 impl Rig {
     /// A cluster that runs as well as this machine can.
     pub fn native(cluster: &'static str) -> Rig {
