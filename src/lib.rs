@@ -33,6 +33,7 @@ pub mod seed;
 pub mod store;
 
 pub mod apply;
+pub mod life;
 pub mod preflight;
 pub mod verify;
 

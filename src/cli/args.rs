@@ -58,6 +58,14 @@ pub enum Verb {
     Verify,
     /// Remove the cluster: machines, disks, network, keys
     Down,
+    /// Switch the machines off in order: workers, control plane, then all etcd members together
+    Stop(Stop),
+    /// Switch the machines on together, bring everything back, verify
+    Start(Start),
+    /// Freeze all machines in one moment
+    Pause(Pause),
+    /// Let paused machines go on, with their clocks set
+    Resume(Resume),
     /// Nodes, roles, etcd leader and term, units, lease holders
     Status(Output),
     /// All clusters kept here
@@ -203,6 +211,46 @@ impl SpecArgs {
             kernel_args: self.kernel_args.clone(),
         }
     }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Stop {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Also where --node takes the quorum away
+    #[arg(long, requires = "node")]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Start {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Show where the time went, by stage and node
+    #[arg(long)]
+    pub timings: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Pause {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Resume {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,0 +1,89 @@
+//! A cluster opened to be changed as a whole: under its lock, with the libvirt it lives in and its machines.
+//! `stop`, `pause`, `resume` and `snapshot` begin with it, and with what stands in their way.
+//! It changes nothing but the lock.
+
+use super::args::Global;
+use super::error::CliError;
+use super::session::{self, Session};
+use super::{exit, signals};
+use crate::host::libvirt::LibvirtHost;
+use crate::inject;
+use crate::life::power::{Power, Whole};
+use crate::life::{LifeError, Machines};
+use crate::spec::NodeName;
+use crate::store::Lock;
+use crate::store::journal::{History, Journal};
+use std::sync::Arc;
+
+pub struct Opened {
+    pub session: Session,
+    pub lock: Lock,
+    pub host: Arc<LibvirtHost>,
+    pub machines: Machines,
+}
+
+impl Opened {
+    /// `verb` is what the user typed, for who finds the cluster busy.
+    pub fn new(global: &Global, verb: &str) -> Result<Opened, CliError> {
+        let session = Session::open(global)?;
+        let lock = session.dir.lock(verb)?;
+        let host = session::connect_to(global, &session.dir)?;
+        let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
+        Ok(Opened { session, lock, host, machines })
+    }
+
+    /// The journal of this run, and what it said before.
+    pub fn journal(&self, verb: &str) -> Result<(Journal, History), CliError> {
+        Ok(self.session.dir.journal(&self.lock, crate::store::draw_id(), verb)?)
+    }
+
+    /// Refuses while a drill's fault is in force: what is kept or frozen now would hold the fault.
+    pub fn without_fault(&self) -> Result<(), CliError> {
+        let open = inject::log::open(&self.session.dir.history()?).map_err(CliError::failed)?;
+        match open.first() {
+            None => Ok(()),
+            Some(fault) => {
+                Err(CliError::failed(format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run))
+                    .hint(format!("ktcw-vm drill heal -c {}", self.session.plan.cluster)))
+            }
+        }
+    }
+
+    /// The node, or an error that lists those there are.
+    pub fn known(&self, node: Option<&NodeName>) -> Result<(), CliError> {
+        node.map_or(Ok(()), |node| self.session.node(node).map(|_| ()))
+    }
+
+    /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
+    pub fn all(&self, power: &Power, wanted: &Whole) -> Result<(), CliError> {
+        let whole = power.whole();
+        if whole == *wanted {
+            return Ok(());
+        }
+        let name = &self.session.plan.cluster;
+        let said = CliError::failed(format!("the machines of cluster {name} are {whole}, and all have to be {wanted}"));
+        Err(match whole.way_back() {
+            Some(verb) => said.hint(format!("ktcw-vm {verb} -c {name}")),
+            None => said,
+        })
+    }
+}
+
+/// Ends work that only waits when Ctrl-C comes; what it has done so far stays done.
+pub async fn or_interrupted<T>(left: &str, work: impl Future<Output = T>) -> Result<T, CliError> {
+    let mut stop = signals::interrupted();
+    tokio::select! {
+        done = work => Ok(done),
+        _ = stop.wait_for(|stop| *stop) => Err(CliError::new(exit::INTERRUPTED, "interrupted").left(left)),
+    }
+}
+
+impl From<LifeError> for CliError {
+    fn from(error: LifeError) -> Self {
+        let hint = error.hint();
+        match error {
+            LifeError::Host(error) => CliError::from(error),
+            other => CliError { hint, ..CliError::failed(other) },
+        }
+    }
+}
