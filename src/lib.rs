@@ -35,6 +35,7 @@ pub mod store;
 pub mod apply;
 pub mod life;
 pub mod preflight;
+pub mod snapshot;
 pub mod verify;
 
 pub mod drill;

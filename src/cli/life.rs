@@ -23,6 +23,7 @@ pub async fn stop(global: &Global, args: &Stop) -> Result<u8, CliError> {
     let opened = Opened::new(global, "stop")?;
     let node = args.node.as_ref();
     opened.known(node)?;
+    opened.without_open_restore()?;
     let plan = opened.session.plan.clone();
     let guests: Arc<dyn Guest> = opened.session.guests()?;
     let power = opened.machines.power().await?;
@@ -123,6 +124,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     let opened = Opened::new(global, "resume")?;
     let node = args.node.as_ref();
     opened.known(node)?;
+    opened.without_open_restore()?;
     let plan = opened.session.plan.clone();
     let name = &plan.cluster;
     let power = opened.machines.power().await?;

@@ -20,6 +20,7 @@ mod render;
 mod resolve;
 mod session;
 mod signals;
+mod snapshot;
 mod ssh;
 mod start;
 mod status;
@@ -67,6 +68,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Start(args) => start::run(global, args).await,
         Verb::Pause(args) => life::pause(global, args).await,
         Verb::Resume(args) => life::resume(global, args).await,
+        Verb::Snapshot(args) => snapshot::run(global, &args.what).await,
         Verb::Drill(args) => drill::run(global, &args.what).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {

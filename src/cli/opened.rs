@@ -10,6 +10,7 @@ use crate::host::libvirt::LibvirtHost;
 use crate::inject;
 use crate::life::power::{Power, Whole};
 use crate::life::{LifeError, Machines};
+use crate::snapshot;
 use crate::spec::NodeName;
 use crate::store::Lock;
 use crate::store::journal::{History, Journal};
@@ -49,6 +50,11 @@ impl Opened {
         }
     }
 
+    /// Refuses while a restore is half-done: machines of different moments must not run together.
+    pub fn without_open_restore(&self) -> Result<(), CliError> {
+        no_open_restore(&self.session.dir.history()?, self.session.plan.cluster.as_str())
+    }
+
     /// The node, or an error that lists those there are.
     pub fn known(&self, node: Option<&NodeName>) -> Result<(), CliError> {
         node.map_or(Ok(()), |node| self.session.node(node).map(|_| ()))
@@ -66,6 +72,18 @@ impl Opened {
             Some(verb) => said.hint(format!("ktcw-vm {verb} -c {name}")),
             None => said,
         })
+    }
+}
+
+/// See `Opened::without_open_restore`.
+pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError> {
+    match snapshot::open_restore(history) {
+        None => Ok(()),
+        Some(name) => {
+            Err(CliError::failed(format!("the restore of snapshot {name} was cut off: machines may be of different moments"))
+                .left("everything as it was")
+                .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} finishes it")))
+        }
     }
 }
 

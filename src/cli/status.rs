@@ -213,7 +213,7 @@ fn or_nobody(holder: Option<&str>) -> &str {
     holder.unwrap_or("nobody")
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
+pub fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
     table

@@ -5,6 +5,7 @@
 use super::args::{Format, Global, Up};
 use super::drill::bench::Bench;
 use super::error::CliError;
+use super::opened::no_open_restore;
 use super::{exit, render, resolve, session, signals, spec_of};
 use crate::apply::{self, ApplyError, World};
 use crate::event::{Event, Events, Stage};
@@ -12,11 +13,13 @@ use crate::guest::Guest;
 use crate::guest::ssh::keys;
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, blocking};
-use crate::life::power::{Power, Whole};
+use crate::life::Machines;
+use crate::life::power::Whole;
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
+use crate::snapshot;
 use crate::spec::{ClusterName, ClusterSpec, NodeName};
 use crate::store::journal::Journal;
 use crate::store::{ClusterDir, Lock, SshKey, SshKeys, StoreError};
@@ -154,6 +157,7 @@ async fn raise(
     };
     dir.save_libvirt(&lock, host.uri())?;
     if old.is_some() {
+        no_open_restore(&dir.history()?, spec.name.as_str())?;
         // A drill that died has left a fault, and steps would be made on top of it.
         Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
     }
@@ -180,6 +184,13 @@ pub(super) struct Settled {
 pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
     let Settled { dir, lock, plan, host, files, verb, only, verify } = settled;
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
+    no_open_restore(&history, plan.cluster.as_str())?;
+    let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
+    if !dir.load_snapshots::<snapshot::Record>()?.is_empty() {
+        let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
+        let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
+        snapshot::tidy(&desk).await?;
+    }
 
     let stage = Stage1::begin(events, Stage::Keys);
     let (ssh, made_ssh) = ensure_ssh(&dir, &lock, &plan)?;
@@ -228,8 +239,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     applied.changed += more.changed;
     applied.timings.extend(more.timings);
     // One node of a cluster whose other machines are off is not yet a cluster to be verified.
-    let asked = host.clone();
-    let power = Power::of(&plan, &blocking(move || asked.observe()).await?);
+    let power = machines.power().await?;
     let partial = only.is_some() && power.whole() != Whole::Running;
     if partial {
         events.send(Event::Note { text: format!("not verified: the machines are {}", power.whole()) });

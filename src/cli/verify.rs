@@ -12,6 +12,7 @@ use crate::host::{Host, blocking};
 use crate::life::power::Power;
 use crate::pki::check;
 use crate::plan::{CertPlan, Plan};
+use crate::snapshot;
 use crate::spec::NodeName;
 use crate::verify::certs::Problem;
 use crate::verify::{self, Check, Group, Report};
@@ -25,6 +26,7 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     let mut checks = machines(global, &session).await;
     // Asking machines of which none runs would only add a deadline and its unknowns.
     let asleep = checks.len() == session.plan.nodes.len();
+    checks.extend(half_restored(&session)?);
     let report = if asleep {
         Report { cluster: session.plan.cluster.to_string(), checks, elapsed: begin.elapsed() }
     } else {
@@ -57,6 +59,19 @@ async fn machines(global: &Global, session: &Session) -> Vec<Check> {
         hint: way_back.clone(),
     };
     power.not_running().map(check).collect()
+}
+
+/// A failed check while a restore is cut off in the middle.
+fn half_restored(session: &Session) -> Result<Option<Check>, CliError> {
+    Ok(snapshot::open_restore(&session.dir.history()?).map(|name| Check {
+        id: "snapshot.restore".to_owned(),
+        group: Group::Machines,
+        node: None,
+        verdict: Verdict::Fail,
+        summary: format!("the restore of snapshot {name} was cut off: machines may be of different moments"),
+        evidence: String::new(),
+        hint: Some(format!("ktcw-vm snapshot restore {name} -c {}", session.plan.cluster)),
+    }))
 }
 
 /// Runs the checks with this host's clock.
