@@ -5,7 +5,7 @@
 use super::args::{Format, Global, Pause, Resume, Stop};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::{Opened, or_interrupted};
+use super::opened::{Opened, known, or_interrupted};
 use super::{exit, render, session};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -20,9 +20,8 @@ use std::time::{Duration, Instant};
 
 pub async fn stop(global: &Global, args: &Stop) -> Result<u8, CliError> {
     let begin = Instant::now();
-    let opened = Opened::new(global, "stop")?;
     let node = args.node.as_ref();
-    opened.known(node)?;
+    let opened = Opened::new(global, "stop", |session| known(session, node))?;
     opened.without_open_restore()?;
     let plan = opened.session.plan.clone();
     let guests: Arc<dyn Guest> = opened.session.guests()?;
@@ -85,9 +84,8 @@ fn keeps_quorum(opened: &Opened, power: &Power, node: &NodeName) -> Result<(), C
 }
 
 pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
-    let opened = Opened::new(global, "pause")?;
     let node = args.node.as_ref();
-    opened.known(node)?;
+    let opened = Opened::new(global, "pause", |session| known(session, node))?;
     opened.without_fault()?;
     let power = opened.machines.power().await?;
     let name = &opened.session.plan.cluster;
@@ -121,9 +119,8 @@ pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
 }
 
 pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
-    let opened = Opened::new(global, "resume")?;
     let node = args.node.as_ref();
-    opened.known(node)?;
+    let opened = Opened::new(global, "resume", |session| known(session, node))?;
     opened.without_open_restore()?;
     let plan = opened.session.plan.clone();
     let name = &plan.cluster;

@@ -24,9 +24,10 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// `verb` is what the user typed, for who finds the cluster busy.
-    pub fn new(global: &Global, verb: &str) -> Result<Opened, CliError> {
+    /// `verb` is what the user typed, for who finds the cluster busy. What `wrong` says of names is said before libvirt is asked.
+    pub fn new(global: &Global, verb: &str, wrong: impl FnOnce(&Session) -> Result<(), CliError>) -> Result<Opened, CliError> {
         let session = Session::open(global)?;
+        wrong(&session)?;
         let lock = session.dir.lock(verb)?;
         let host = session::connect_to(global, &session.dir)?;
         let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
@@ -55,11 +56,6 @@ impl Opened {
         no_open_restore(&self.session.dir.history()?, self.session.plan.cluster.as_str())
     }
 
-    /// The node, or an error that lists those there are.
-    pub fn known(&self, node: Option<&NodeName>) -> Result<(), CliError> {
-        node.map_or(Ok(()), |node| self.session.node(node).map(|_| ()))
-    }
-
     /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
     pub fn all(&self, power: &Power, wanted: &Whole) -> Result<(), CliError> {
         let whole = power.whole();
@@ -73,6 +69,11 @@ impl Opened {
             None => said,
         })
     }
+}
+
+/// For verbs with `--node`: the node is one of the cluster's, or the error lists those.
+pub fn known(session: &Session, node: Option<&NodeName>) -> Result<(), CliError> {
+    node.map_or(Ok(()), |node| session.node(node).map(|_| ()))
 }
 
 /// See `Opened::without_open_restore`.

@@ -36,7 +36,7 @@ pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
 async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     let begin = Instant::now();
     let name = &args.name;
-    let opened = Opened::new(global, &format!("snapshot save {name}"))?;
+    let opened = Opened::new(global, &format!("snapshot save {name}"), |_| Ok(()))?;
     let plan = opened.session.plan.clone();
     let cluster = &plan.cluster;
     opened.without_fault()?;
@@ -185,13 +185,11 @@ impl After {
 
 async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, CliError> {
     let begin = Instant::now();
-    let opened = Opened::new(global, &format!("snapshot restore {name}"))?;
+    let opened = Opened::new(global, &format!("snapshot restore {name}"), |session| named(&session.dir, name).map(|_| ()))?;
     let plan = opened.session.plan.clone();
     let cluster = &plan.cluster;
     opened.without_fault()?;
-    let records = records(&opened.session.dir)?;
-    let record = chosen(&records, name)
-        .map_err(|said| CliError::usage(said).hint(format!("ktcw-vm snapshot list -c {cluster}; nothing was touched")))?;
+    let record = &named(&opened.session.dir, name)?;
     let host = opened.host.clone();
     let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
     let differs = record.fits.differs(&Fits::of(&plan, &facts));
@@ -249,23 +247,20 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
 }
 
 async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
-    let opened = Opened::new(global, &format!("snapshot delete {name}"))?;
+    // Also one that cannot be read, or was never finished, is removed by its name.
+    let there = |dir: &ClusterDir| -> Result<bool, CliError> {
+        Ok(dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str()))
+    };
+    let wrong = |session: &session::Session| match there(&session.dir)? {
+        true => Ok(()),
+        false => named(&session.dir, name).map(|_| ()),
+    };
+    let opened = Opened::new(global, &format!("snapshot delete {name}"), wrong)?;
     let cluster = &opened.session.plan.cluster;
     opened.without_open_restore()?;
     let (journal, _) = opened.journal("snapshot")?;
     let desk = desk(&opened, &journal);
-    let tidied = snapshot::tidy(&desk).await?;
-    // One that cannot be read can still be removed by its file's name.
-    let there = opened.session.dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str());
-    if !there && tidied.contains(name) {
-        render::print_line(&format!("snapshot {name} of cluster {cluster}, which was never finished, is removed"));
-        return Ok(exit::OK);
-    }
-    if !there {
-        let records = records(&opened.session.dir)?;
-        let said = chosen(&records, name).err().unwrap_or_default();
-        return Err(CliError::usage(said).hint(format!("ktcw-vm snapshot list -c {cluster}; nothing was touched")));
-    }
+    snapshot::tidy(&desk).await?;
     snapshot::remove(&desk, name).await.map_err(|error| {
         CliError::from(error)
             .left(format!("a part of snapshot {name}, which does not count any more"))
@@ -325,9 +320,11 @@ fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> 
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
 }
 
-/// Those that can be read.
-fn records(dir: &ClusterDir) -> Result<Vec<Record>, CliError> {
-    Ok(dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok()).collect())
+/// The whole snapshot of that name, or an error that lists those there are.
+fn named(dir: &ClusterDir, name: &Name) -> Result<Record, CliError> {
+    let records: Vec<Record> = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok()).collect();
+    let hint = format!("ktcw-vm snapshot list -c {}; nothing was touched", dir.name());
+    chosen(&records, name).cloned().map_err(|said| CliError::usage(said).hint(hint))
 }
 
 impl From<SnapshotError> for CliError {
