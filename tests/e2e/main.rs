@@ -15,6 +15,7 @@ mod bad_input;
 mod bench;
 mod drills;
 mod ha3;
+mod lab;
 mod rig;
 mod sizes;
 mod smoke;

@@ -305,19 +305,15 @@ impl Host for FakeHost {
 
     fn revert(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
         self.change("revert", &domain.name, |world| {
-            let (off, defined) = {
-                let found = world.domain(domain, mark)?;
-                let off = matches!(found.state, DomainState::ShutOff | DomainState::Crashed);
-                (off, found.plan.clone())
-            };
+            let found = world.domain(domain, mark)?;
+            let off = matches!(found.state, DomainState::ShutOff | DomainState::Crashed);
+            let (defined, content) = (found.plan.clone(), found.snapshots.get(name).copied());
+            let content = content.ok_or_else(|| missing("snapshot", &format!("{name} of {}", domain.name)))?;
             if let (true, Some((plan, storage))) = (off, &defined) {
                 world.startable(plan, storage)?;
             }
             let found = world.domain(domain, mark)?;
-            let Some(content) = found.snapshots.get(name) else {
-                return Err(missing("snapshot", &format!("{name} of {}", domain.name)));
-            };
-            (found.content, found.state) = (*content, DomainState::Paused);
+            (found.content, found.state) = (content, DomainState::Paused);
             Ok(Done::Changed)
         })
     }
