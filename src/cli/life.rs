@@ -39,7 +39,7 @@ pub async fn stop(global: &Global, args: &Stop) -> Result<u8, CliError> {
     let told = |text: &str| render::status(text);
     let stopping = life::stop(&opened.machines, &*guests, (&journal, &history), node, &told);
     let left = "machines that are still running, some of them on their way down";
-    let stopped = or_interrupted(left, stopping).await.map_err(|error| {
+    let stopped = or_interrupted(&opened.stop, left, stopping).await.map_err(|error| {
         error.hint(format!("ktcw-vm stop -c {0} goes on; ktcw-vm start -c {0} brings them back", plan.cluster))
     })??;
     match global.format {
@@ -143,7 +143,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     })?;
     let guests = opened.session.guests()?;
     let left = "clocks that may be late";
-    let clocks = or_interrupted(left, life::repair(&plan, &*guests, jiff::Timestamp::now, &woken))
+    let clocks = or_interrupted(&opened.stop, left, life::repair(&plan, &*guests, jiff::Timestamp::now, &woken))
         .await
         .map_err(|error| error.hint(format!("ktcw-vm up -c {name} sets them")))?;
     journal.done("resume", node).map_err(CliError::failed)?;
@@ -153,7 +153,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     } else {
         let nowhere = Events::nowhere();
         let looking = super::verify::settled(&plan, &*guests, &nowhere);
-        Some(or_interrupted("nothing that was not there before", looking).await??)
+        Some(or_interrupted(&opened.stop, "nothing that was not there before", looking).await??)
     };
     let unset: Vec<&String> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().err()).collect();
     match global.format {

@@ -15,12 +15,18 @@ use crate::spec::NodeName;
 use crate::store::Lock;
 use crate::store::journal::{History, Journal};
 use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Becomes true at Ctrl-C. As long as it is held, the first Ctrl-C only says so: machines that are suspended together must
+/// not be left so.
+pub type Stop = watch::Receiver<bool>;
 
 pub struct Opened {
     pub session: Session,
     pub lock: Lock,
     pub host: Arc<LibvirtHost>,
     pub machines: Machines,
+    pub stop: Stop,
 }
 
 impl Opened {
@@ -31,7 +37,7 @@ impl Opened {
         let lock = session.dir.lock(verb)?;
         let host = session::connect_to(global, &session.dir)?;
         let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
-        Ok(Opened { session, lock, host, machines })
+        Ok(Opened { session, lock, host, machines, stop: signals::interrupted() })
     }
 
     /// The journal of this run, and what it said before.
@@ -89,8 +95,8 @@ pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError>
 }
 
 /// Ends work that only waits when Ctrl-C comes; what it has done so far stays done.
-pub async fn or_interrupted<T>(left: &str, work: impl Future<Output = T>) -> Result<T, CliError> {
-    let mut stop = signals::interrupted();
+pub async fn or_interrupted<T>(stop: &Stop, left: &str, work: impl Future<Output = T>) -> Result<T, CliError> {
+    let mut stop = stop.clone();
     tokio::select! {
         done = work => Ok(done),
         _ = stop.wait_for(|stop| *stop) => Err(CliError::new(exit::INTERRUPTED, "interrupted").left(left)),

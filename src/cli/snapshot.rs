@@ -54,7 +54,7 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     let fits = Fits::of(&plan, &has_room(&opened).await?);
     let guests = opened.session.guests()?;
     let nowhere = Events::nowhere();
-    let report = or_interrupted("nothing", super::verify::checked(&plan, &*guests, &nowhere)).await??;
+    let report = or_interrupted(&opened.stop, "nothing", super::verify::checked(&plan, &*guests, &nowhere)).await??;
     let accepted: Vec<String> = report
         .problems()
         .map(|check| check.node.as_ref().map_or_else(|| check.id.clone(), |node| format!("{} {node}", check.id)))
@@ -214,7 +214,7 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
         Ok::<_, CliError>((after, report))
     };
     let left = format!("cluster {cluster} as it was in snapshot {name}, not verified");
-    let (after, report) = or_interrupted(&left, looking).await??;
+    let (after, report) = or_interrupted(&opened.stop, &left, looking).await??;
     let took = begin.elapsed();
     match global.format {
         Format::Json => {

@@ -57,8 +57,9 @@ pub fn waves(plan: &Plan, only: Option<&NodeName>) -> Vec<Wave> {
     }
     let names = |role: Role| plan.nodes.iter().filter(|node| node.role == role).map(|node| node.name.clone()).collect::<Vec<_>>();
     let mut waves = Vec::new();
-    if names(Role::Worker) != [] {
-        waves.push(Wave::PowerOff(names(Role::Worker)));
+    let workers = names(Role::Worker);
+    if !workers.is_empty() {
+        waves.push(Wave::PowerOff(workers));
     }
     waves.push(Wave::StopUnits(plan.control_planes().map(|node| node.name.clone()).collect()));
     waves.push(Wave::PowerOff(names(Role::Controller)));

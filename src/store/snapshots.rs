@@ -27,9 +27,12 @@ struct CurrentFile {
     current: Option<String>,
 }
 
+/// A record by its file's name, or why it cannot be read.
+pub type Read<T> = (String, Result<T, StoreError>);
+
 impl ClusterDir {
     /// Every record by its file's name; one that cannot be read is told with the reason.
-    pub fn load_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<(String, Result<T, StoreError>)>, StoreError> {
+    pub fn load_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<Read<T>>, StoreError> {
         let dir = self.snapshots();
         let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
         let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed))? else { return Ok(Vec::new()) };
