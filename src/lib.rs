@@ -33,7 +33,9 @@ pub mod seed;
 pub mod store;
 
 pub mod apply;
+pub mod life;
 pub mod preflight;
+pub mod snapshot;
 pub mod verify;
 
 pub mod drill;

@@ -52,7 +52,9 @@ pub fn judge(
 
 fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) -> Option<Refusal> {
     let ours = |domain: &DomainSeen| mark.is_some_and(|mark| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs)));
-    let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && d.state == DomainState::Running && ours(d));
+    // A paused machine has its memory already.
+    let takes = |state| !matches!(state, DomainState::ShutOff | DomainState::Crashed);
+    let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && takes(d.state) && ours(d));
     let new: Vec<_> = plan.nodes.iter().filter(|node| !runs(&node.domain.name)).collect();
     let need: u64 = new.iter().map(|node| u64::from(node.domain.memory_mib) + overhead_mib(&node.domain.accel)).sum();
     (need > facts.free_memory_mib).then(|| Refusal {

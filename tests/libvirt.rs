@@ -141,6 +141,9 @@ fn contract(host: &dyn Host, name: &str) {
         ("shutdown", host.shutdown(domain, &stranger)),
         ("suspend", host.suspend(domain, &stranger)),
         ("resume", host.resume(domain, &stranger)),
+        ("ensure_snapshot", host.ensure_snapshot(domain, "one", &stranger)),
+        ("revert", host.revert(domain, "one", &stranger)),
+        ("remove_snapshot", host.remove_snapshot(domain, "one", &stranger)),
         ("remove_domain", host.remove_domain(&domain.name, domain.uuid, &stranger)),
     ];
     for (call, refusal) in refusals {
@@ -310,6 +313,54 @@ fn a_machine_runs_pauses_stops_and_goes_with_its_snapshots() {
     assert!(theirs.undefine().is_err(), "the premise of this test");
     assert_eq!(host.remove_domain(&domain.name, domain.uuid, mark).expect("removed"), Done::Changed);
     assert_eq!(state(), None);
+}
+
+/// Saved while paused, gone back to from running, paused and off, removed in any order; strangers' snapshots are not ours.
+#[test]
+fn a_machine_goes_back_to_a_snapshot_and_stays_paused() {
+    for (host, real) in [(&test_host() as &dyn Host, true), (&FakeHost::new(), false)] {
+        let conn = libvirt();
+        let lab = lab(if real { "snapped" } else { "snapped-fake" }, Accel::Tcg);
+        let (domain, mark) = (&lab.domain, &lab.mark);
+        host.ensure_network(&lab.network, mark).expect("network");
+        host.ensure_pools(&lab.storage, mark).expect("pools");
+        host.ensure_domain(domain, &lab.storage, &lab.node, mark).expect("domain");
+        let state = || {
+            host.observe().expect("observe").domains.into_iter().find(|found| found.name == domain.name).map(|found| found.state)
+        };
+        let error = host.ensure_snapshot(domain, "early", mark).expect_err("it is off");
+        assert!(error.to_string().contains("not paused"), "{error}");
+        if real {
+            host.ensure_running(domain, mark).expect("running");
+            let theirs = conn.lookup_domain_by_name(&domain.name).expect("there");
+            theirs.create_snapshot_xml("<domainsnapshot><name>theirs</name></domainsnapshot>", 0).expect("snapshot");
+            host.suspend(domain, mark).expect("paused");
+            assert_eq!(host.snapshots(domain, mark).expect("listed"), Vec::<String>::new());
+            for name in ["one", "two"] {
+                assert_eq!(host.ensure_snapshot(domain, name, mark).expect(name), Done::Changed);
+                assert_eq!(host.ensure_snapshot(domain, name, mark).expect(name), Done::Unchanged);
+            }
+            assert_eq!(
+                (host.snapshots(domain, mark).expect("listed"), state()),
+                (vec!["one".into(), "two".into()], Some(DomainState::Paused))
+            );
+            host.resume(domain, mark).expect("running");
+            host.revert(domain, "one", mark).expect("from running");
+            assert_eq!(state(), Some(DomainState::Paused));
+            host.power_off(domain, mark).expect("off");
+            host.revert(domain, "two", mark).expect("from off");
+            assert_eq!(state(), Some(DomainState::Paused));
+            for expected in [Done::Changed, Done::Unchanged] {
+                assert_eq!(host.remove_snapshot(domain, "one", mark).expect("removed"), expected);
+            }
+            assert_eq!(host.snapshots(domain, mark).expect("listed"), ["two"]);
+            host.resume(domain, mark).expect("running");
+        }
+        let error = host.revert(domain, "nowhere", mark).expect_err("unknown");
+        assert!(matches!(&error, HostError::Missing { name, .. } if name.contains("nowhere")), "{error}");
+        assert_eq!(host.remove_domain(&domain.name, domain.uuid, mark).expect("removed"), Done::Changed);
+        assert_eq!(host.remove_snapshot(domain, "two", mark).expect("gone with it"), Done::Unchanged);
+    }
 }
 
 #[test]

@@ -14,4 +14,4 @@ pub use inventory::{Inventory, NodeObserved, observe};
 pub use perform::World;
 pub use remove::{Removed, remove};
 pub use run::{Applied, ApplyError, Failure, Timing, run, settle};
-pub use step::{Action, Step, steps};
+pub use step::{Action, Step, only, steps};

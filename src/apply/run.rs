@@ -142,10 +142,14 @@ pub async fn run(
     if failures.is_empty() { Ok(applied) } else { Err(ApplyError::Failed { failures, done, left }) }
 }
 
-/// Says in the journal what an observation has shown: a step that an earlier `up` began, and that is not among `steps`, is done.
+/// Verbs whose steps an observation shows to be done or not. A restore is none of them: whether all machines are back in the same
+/// moment cannot be seen.
+const SETTLED: [&str; 5] = ["up", "start", "stop", "pause", "resume"];
+
+/// Says in the journal what an observation has shown: a step that an earlier run began, and that is not among `steps`, is done.
 /// Otherwise what a crash left open would look open for ever, because nobody has to do it again.
 pub fn settle(journal: &Journal, history: &History, steps: &[Step]) -> Result<(), JournalError> {
-    for record in history.pending().into_iter().chain(history.failed()).filter(|record| record.verb == "up") {
+    for record in history.pending().into_iter().chain(history.failed()).filter(|record| SETTLED.contains(&record.verb.as_str())) {
         if let Entry::Step { step, node, .. } = &record.entry
             && !steps.iter().any(|left| &left.id == step)
         {

@@ -91,6 +91,19 @@ pub fn steps(plan: &Plan, seen: &Inventory) -> Vec<Step> {
     list
 }
 
+/// Of `steps` those that bring back `node`: its own, and what any machine needs of the host. Where too few other members run
+/// for a quorum, its machine is started and awaited, and its units wait for the others.
+pub fn only(plan: &Plan, seen: &Inventory, steps: Vec<Step>, node: &NodeName) -> Vec<Step> {
+    let running = |name: &NodeName| name == node || seen.node(name).domain == Some(DomainState::Running);
+    let members = plan.controllers().count();
+    let quorum = plan.controllers().filter(|member| running(&member.name)).count() > members / 2;
+    let wanted = |step: &Step| match &step.node {
+        Some(of) => of == node && (quorum || matches!(step.stage, Stage::Network | Stage::Machines)),
+        None => step.stage == Stage::Network,
+    };
+    steps.into_iter().filter(wanted).collect()
+}
+
 fn host_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
     let mut add = |id: &str, action, after: &[&str]| {
         let after = after.iter().map(|&id| id.to_owned()).collect();
@@ -342,5 +355,27 @@ mod tests {
         let ids: Vec<String> = steps(&plan, &seen).into_iter().map(|s| s.id).collect();
         let expected = ["start", "ssh", "clock", "boot", "etcd", "apiserver", "apiserver ready", "control plane"];
         assert_eq!(ids, expected.map(|verb| format!("{verb} controller-2")));
+    }
+
+    #[test]
+    fn one_node_alone_is_started_with_its_units_only_where_there_is_a_quorum() {
+        let plan = sample(kvm(), 3, 2);
+        let off = || NodeObserved { domain: Some(DomainState::ShutOff), ..NodeObserved::default() };
+        let ids = |seen: &Inventory, node: NodeName| -> Vec<String> {
+            only(&plan, seen, steps(&plan, seen), &node).into_iter().map(|step| step.id).collect()
+        };
+        let mut seen = applied(&plan);
+        seen.nodes.insert(NodeName::controller(2), off());
+        seen.nodes.insert(NodeName::worker(0), off());
+        let started = ids(&seen, NodeName::controller(2));
+        assert!(
+            started.contains(&"etcd controller-2".to_owned()) && !started.iter().any(|id| id.ends_with("worker-0")),
+            "{started:?}"
+        );
+        seen.network_active = false;
+        seen.nodes.insert(NodeName::controller(1), off());
+        seen.nodes.insert(NodeName::controller(0), off());
+        let alone = ["network", "start controller-2", "ssh controller-2", "clock controller-2", "boot controller-2"];
+        assert_eq!(ids(&seen, NodeName::controller(2)), alone);
     }
 }

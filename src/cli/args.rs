@@ -2,6 +2,7 @@
 //! `mod.rs` dispatches on `Verb`; each verb has a file of its own.
 //! Nothing is decided here but what is optional.
 
+use crate::snapshot::Name;
 use crate::spec::{AccelChoice, NodeName, RawSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -58,6 +59,16 @@ pub enum Verb {
     Verify,
     /// Remove the cluster: machines, disks, network, keys
     Down,
+    /// Switch the machines off in order: workers, control plane, then all etcd members together
+    Stop(Stop),
+    /// Switch the machines on together, bring everything back, verify
+    Start(Start),
+    /// Freeze all machines in one moment
+    Pause(Pause),
+    /// Let paused machines go on, with their clocks set
+    Resume(Resume),
+    /// The whole cluster in one moment, memory and disks: save, list, restore, delete
+    Snapshot(SnapshotArgs),
     /// Nodes, roles, etcd leader and term, units, lease holders
     Status(Output),
     /// All clusters kept here
@@ -208,6 +219,85 @@ impl SpecArgs {
             kernel_args: self.kernel_args.clone(),
         }
     }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Stop {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Also where --node takes the quorum away
+    #[arg(long, requires = "node")]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Start {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Show where the time went, by stage and node
+    #[arg(long)]
+    pub timings: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Pause {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Resume {
+    /// Only this machine
+    #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
+    pub node: Option<NodeName>,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotArgs {
+    #[command(subcommand)]
+    pub what: SnapshotWhat,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum SnapshotWhat {
+    /// Suspend all machines, save memory and disks of each, let all go on
+    Save(SnapshotSave),
+    /// Snapshots as a tree, with age, size and which of them the cluster goes on from
+    List(Output),
+    /// Take all machines back to that moment, set their clocks, verify
+    Restore {
+        #[arg(value_parser = Name::parse)]
+        name: Name,
+        /// Leave out the final verify
+        #[arg(long)]
+        no_verify: bool,
+    },
+    /// Remove one; those made after it stay
+    Delete {
+        #[arg(value_parser = Name::parse)]
+        name: Name,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotSave {
+    #[arg(value_parser = Name::parse)]
+    pub name: Name,
+    /// What to remember about it
+    #[arg(long, short = 'm', value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Save it although not every check passes
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Args)]

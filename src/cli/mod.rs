@@ -11,14 +11,18 @@ mod drill;
 mod error;
 pub mod exit;
 mod image;
+mod life;
 mod logs;
+mod opened;
 mod plan;
 mod proxy;
 mod render;
 mod resolve;
 mod session;
 mod signals;
+mod snapshot;
 mod ssh;
+mod start;
 mod status;
 mod terminal;
 mod tools;
@@ -62,6 +66,11 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Plan(args) => plan::run(global, args),
         Verb::Verify => verify::run(global).await,
         Verb::Down => down::run(global).await,
+        Verb::Stop(args) => life::stop(global, args).await,
+        Verb::Start(args) => start::run(global, args).await,
+        Verb::Pause(args) => life::pause(global, args).await,
+        Verb::Resume(args) => life::resume(global, args).await,
+        Verb::Snapshot(args) => snapshot::run(global, &args.what).await,
         Verb::Drill(args) => drill::run(global, &args.what).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {

@@ -8,7 +8,8 @@ use super::session::{self, Session};
 use super::{exit, render};
 use crate::guest::{Cmd, Guest};
 use crate::host::libvirt::LibvirtHost;
-use crate::host::{DomainSeen, DomainState, Host, HostSeen, blocking};
+use crate::host::{DomainState, Host, HostSeen, blocking};
+use crate::life::power::{Power, Whole, word};
 use crate::plan::{ELECTIONS, NodePlan, Plan, lease_holder};
 use crate::spec::Role;
 use crate::store::{self, ClusterDir};
@@ -22,6 +23,8 @@ use std::time::Duration;
 struct Status {
     cluster: String,
     api: String,
+    /// `running`, `paused`, `off`, or so many of each.
+    machines: Whole,
     /// Node that holds the virtual address.
     vip_holder: Option<String>,
     nodes: Vec<NodeStatus>,
@@ -42,6 +45,30 @@ struct NodeStatus {
     kubernetes_ready: Option<bool>,
 }
 
+impl NodeStatus {
+    /// A node that was not asked, or has not answered.
+    fn of(node: &NodePlan) -> NodeStatus {
+        NodeStatus {
+            name: node.name.to_string(),
+            role: match (node.role, node.control_plane) {
+                (Role::Controller, true) => "etcd, control plane".to_owned(),
+                (Role::Controller, false) => "etcd".to_owned(),
+                (Role::Worker, _) => "worker".to_owned(),
+            },
+            address: node.ip.to_string(),
+            machine: None,
+            ssh: false,
+            units: BTreeMap::new(),
+            etcd: None,
+            kubernetes_ready: None,
+        }
+    }
+
+    fn runs(&self) -> bool {
+        self.machine == Some(DomainState::Running)
+    }
+}
+
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct EtcdStatus {
     leader: bool,
@@ -57,15 +84,25 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let plan = &session.plan;
     let host = session::connect_to(global, &session.dir)?;
     let seen = blocking(move || host.observe()).await?;
+    let power = Power::of(plan, &seen);
     let guests = session.guests()?;
     let api = session.api()?;
     let patience = PATIENCE * if plan.timers.staged { 6 } else { 1 };
 
-    let nodes = join_all(plan.nodes.iter().map(|node| ask(node, &*guests, patience)));
+    // Who sleeps is not asked: the answer would be its deadline.
+    let awake = power.0.iter().any(|(_, state)| *state == Some(DomainState::Running));
+    let nodes = join_all(plan.nodes.iter().map(|node| {
+        let asked = power.is_running(&node.name);
+        let guests = &guests;
+        async move { if asked { ask(node, &**guests, patience).await } else { (NodeStatus::of(node), false) } }
+    }));
     let lease = |name: &'static str| {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
         let api = &api;
         async move {
+            if !awake {
+                return (name.to_owned(), None);
+            }
             let lease = api.get_json(plan.network.vip, &path, patience).await.ok();
             let holder = lease.and_then(|l| l.pointer("/spec/holderIdentity").and_then(|h| h.as_str()).map(str::to_owned));
             (name.to_owned(), holder.map(|holder| lease_holder(&holder).to_owned()))
@@ -75,6 +112,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
         let api = &api;
         async move {
             match node.role {
+                Role::Worker if !awake => Some(false),
                 Role::Worker => Some(api.node_ready(plan.network.vip, &node.name, patience).await.is_ok()),
                 Role::Controller => None,
             }
@@ -84,7 +122,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let (mut nodes, leases, ready) = tokio::join!(nodes, leases, ready);
     let mut vip_holder = None;
     for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(ready) {
-        status.machine = machine(&seen, node);
+        status.machine = power.get(&node.name);
         status.kubernetes_ready = ready;
         if *holds_vip {
             vip_holder = Some(node.name.to_string());
@@ -93,6 +131,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let status = Status {
         cluster: plan.cluster.to_string(),
         api: format!("https://{}:6443", plan.network.vip),
+        machines: power.whole(),
         vip_holder,
         nodes: nodes.into_iter().map(|(status, _)| status).collect(),
         leases: leases.into_iter().collect(),
@@ -117,25 +156,9 @@ async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeSt
     let units = node.units.iter().cloned().zip(states.map(str::to_owned)).collect();
     let addresses = lines.next().unwrap_or_default();
     let holds_vip = addresses.split_whitespace().any(|address| address.ends_with("/32"));
-    let status = NodeStatus {
-        name: node.name.to_string(),
-        role: match (node.role, node.control_plane) {
-            (Role::Controller, true) => "etcd, control plane".to_owned(),
-            (Role::Controller, false) => "etcd".to_owned(),
-            (Role::Worker, _) => "worker".to_owned(),
-        },
-        address: node.ip.to_string(),
-        machine: None,
-        ssh: !text.is_empty(),
-        units,
-        etcd: lines.next().and_then(etcd_status),
-        kubernetes_ready: None,
-    };
+    let etcd = lines.next().and_then(etcd_status);
+    let status = NodeStatus { ssh: !text.is_empty(), units, etcd, ..NodeStatus::of(node) };
     (status, holds_vip)
-}
-
-fn machine(seen: &HostSeen, node: &NodePlan) -> Option<DomainState> {
-    seen.domains.iter().find(|domain| domain.name == node.domain.name).map(|domain| domain.state)
 }
 
 /// `etcdctl endpoint status -w json`: a list with one entry.
@@ -155,27 +178,31 @@ fn etcd_status(text: &str) -> Option<EtcdStatus> {
 fn text(status: &Status) -> String {
     let mut table = table(["node", "role", "address", "machine", "etcd", "units"]);
     for node in &status.nodes {
-        let machine = node.machine.map_or_else(|| "not there".to_owned(), state);
+        let machine = word(node.machine).to_owned();
         let etcd = match &node.etcd {
             Some(etcd) if etcd.leader => format!("leader, term {}", etcd.term),
             Some(etcd) => format!("follower, term {}", etcd.term),
-            None if node.role.starts_with("etcd") => "no answer".to_owned(),
+            None if node.role.starts_with("etcd") && node.runs() => "no answer".to_owned(),
             None => String::new(),
         };
         let off: Vec<String> = node.units.iter().filter(|(_, s)| *s != "active").map(|(u, s)| format!("{u} {s}")).collect();
         let units = match (node.ssh, off.is_empty()) {
+            (false, _) if !node.runs() => String::new(),
             (false, _) => "no answer".to_owned(),
             (true, true) => format!("{} active", node.units.len()),
             (true, false) => off.join(", "),
         };
         let ready = match node.kubernetes_ready {
             Some(true) => ", Ready",
-            Some(false) => ", not Ready",
-            None => "",
+            Some(false) if node.runs() => ", not Ready",
+            _ => "",
         };
         table.add_row([&node.name, &node.role, &node.address, &machine, &etcd, &format!("{units}{ready}")]);
     }
     let mut out = format!("cluster {}  {}  (held by {})\n", status.cluster, status.api, or_nobody(status.vip_holder.as_deref()));
+    if let Some(verb) = status.machines.way_back() {
+        out.push_str(&format!("machines: {}; ktcw-vm {verb} -c {} lets it run\n", status.machines, status.cluster));
+    }
     out.push_str(&format!("{table}\n"));
     for (lease, holder) in &status.leases {
         out.push_str(&format!("{lease}: {}\n", or_nobody(holder.as_deref())));
@@ -187,11 +214,7 @@ fn or_nobody(holder: Option<&str>) -> &str {
     holder.unwrap_or("nobody")
 }
 
-fn state(state: DomainState) -> String {
-    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
+pub fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
     table
@@ -205,6 +228,8 @@ struct ListedCluster {
     api: Option<String>,
     /// Running machines, when libvirt answers.
     running: Option<usize>,
+    /// All machines in one word, when libvirt answers.
+    machines: Option<Whole>,
     created: Option<String>,
     problem: Option<String>,
 }
@@ -225,15 +250,15 @@ pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
         .map(|listed| match listed.opened {
             Ok(dir) => {
                 let plan: Option<Plan> = dir.load_plan().ok().flatten();
-                let mark = session::mark(&dir);
-                let ours = |domain: &&DomainSeen| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs));
-                let running = |s: HostSeen| s.domains.iter().filter(ours).filter(|d| d.state == DomainState::Running).count();
+                let power = plan.as_ref().zip(seen(&dir)).map(|(plan, seen)| Power::of(plan, &seen));
+                let running = |power: &Power| power.0.iter().filter(|(_, state)| *state == Some(DomainState::Running)).count();
                 ListedCluster {
                     name: listed.name.to_string(),
                     etcd: dir.spec().etcd,
                     workers: dir.spec().workers,
                     api: plan.as_ref().map(|p| format!("https://{}:6443", p.network.vip)),
-                    running: seen(&dir).map(running),
+                    running: power.as_ref().map(running),
+                    machines: power.map(|power| power.whole()),
                     created: Some(dir.created().strftime("%Y-%m-%d %H:%M").to_string()),
                     problem: None,
                 }
@@ -244,6 +269,7 @@ pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
                 workers: 0,
                 api: None,
                 running: None,
+                machines: None,
                 created: None,
                 problem: Some(error.to_string()),
             },
@@ -257,9 +283,9 @@ pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
         render::print_line(&format!("no clusters in {}", parent.display()));
         return Ok(exit::OK);
     }
-    let mut table = table(["cluster", "machines", "running", "API", "created"]);
+    let mut table = table(["cluster", "machines", "state", "API", "created"]);
     for row in rows {
-        let running = row.running.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let running = row.machines.map_or_else(|| "?".to_owned(), |whole| whole.to_string());
         let note = row.problem.or(row.api).unwrap_or_else(|| "not planned yet".to_owned());
         table.add_row([row.name, format!("{} + {}", row.etcd, row.workers), running, note, row.created.unwrap_or_default()]);
     }

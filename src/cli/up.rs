@@ -5,43 +5,59 @@
 use super::args::{Format, Global, Up};
 use super::drill::bench::Bench;
 use super::error::CliError;
+use super::opened::no_open_restore;
 use super::{exit, render, resolve, session, signals, spec_of};
 use crate::apply::{self, ApplyError, World};
 use crate::event::{Event, Events, Stage};
 use crate::guest::Guest;
 use crate::guest::ssh::keys;
+use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, blocking};
+use crate::life::Machines;
+use crate::life::power::Whole;
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
-use crate::spec::{ClusterSpec, NodeName};
+use crate::snapshot;
+use crate::spec::{ClusterName, ClusterSpec, NodeName};
+use crate::store::journal::Journal;
 use crate::store::{ClusterDir, Lock, SshKey, SshKeys, StoreError};
 use crate::verify;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 pub async fn run(global: &Global, up: &Up) -> Result<u8, CliError> {
-    let begin = Instant::now();
     let spec = spec_of(global, &up.spec)?;
     let parent = session::parent(global)?;
+    let (spec, parent) = (&spec, &parent);
+    shown(global, &spec.name, up.timings, |events| async move { raise(global, up, spec, parent, &events).await }).await
+}
+
+/// Shows what happens while `work` raises or starts a cluster, then what came of it, as text or JSON.
+pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
+    global: &Global,
+    name: &ClusterName,
+    timings: bool,
+    work: impl FnOnce(Events) -> F,
+) -> Result<u8, CliError> {
+    let begin = Instant::now();
     let (events, receiver) = Events::channel();
     let shown = progress::show(progress::Mode::choose(global.format == Format::Json), receiver);
-    let result = raise(global, up, &spec, &parent, &events).await;
-    drop(events);
+    let result = work(events).await;
     let _ = shown.await;
     let outcome = result?;
-    if let (true, Format::Text) = (up.timings, global.format) {
+    if let (true, Format::Text) = (timings, global.format) {
         render::print(&render::timings(&outcome.timings));
     }
     if global.format == Format::Json {
         let mut summary = serde_json::json!({
-            "event": "summary", "cluster": spec.name, "changed": outcome.changed, "elapsed_ms": begin.elapsed().as_millis() as u64,
+            "event": "summary", "cluster": name, "changed": outcome.changed, "elapsed_ms": begin.elapsed().as_millis() as u64,
         });
         if let Some(report) = &outcome.report {
             summary["verify"] = serde_json::to_value(report).unwrap_or_default();
         }
-        if up.timings {
+        if timings {
             summary["timings"] = serde_json::to_value(&outcome.timings).unwrap_or_default();
         }
         render::print_line(&summary.to_string());
@@ -57,7 +73,7 @@ pub async fn run(global: &Global, up: &Up) -> Result<u8, CliError> {
     })
 }
 
-struct Outcome {
+pub(super) struct Outcome {
     plan: Arc<Plan>,
     changed: usize,
     timings: Vec<apply::Timing>,
@@ -141,12 +157,40 @@ async fn raise(
     };
     dir.save_libvirt(&lock, host.uri())?;
     if old.is_some() {
+        no_open_restore(&dir.history()?, spec.name.as_str())?;
         // A drill that died has left a fault, and steps would be made on top of it.
         Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
     }
     dir.save_spec(&lock, spec)?;
     dir.save_plan(&lock, &plan)?;
-    let (journal, history) = dir.journal(&lock, crate::store::draw_id(), "up")?;
+    carry_out(Settled { dir, lock, plan, host, files: Some(files), verb: "up", only: None, verify: !up.no_verify }, events).await
+}
+
+/// A cluster whose plan is written down, under its lock.
+pub(super) struct Settled {
+    pub dir: ClusterDir,
+    pub lock: Lock,
+    pub plan: Arc<Plan>,
+    pub host: Arc<LibvirtHost>,
+    /// Behind the plan's image volumes; `None`: not on this computer, and not needed while the volumes are there.
+    pub files: Option<resolve::Files>,
+    pub verb: &'static str,
+    /// The steps of one node only.
+    pub only: Option<NodeName>,
+    pub verify: bool,
+}
+
+/// Keys → what is there → steps → verify: the way of `up` and of `start`.
+pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
+    let Settled { dir, lock, plan, host, files, verb, only, verify } = settled;
+    let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
+    no_open_restore(&history, plan.cluster.as_str())?;
+    let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
+    if !dir.load_snapshots::<snapshot::Record>()?.is_empty() {
+        let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
+        let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
+        snapshot::tidy(&desk).await?;
+    }
 
     let stage = Stage1::begin(events, Stage::Keys);
     let (ssh, made_ssh) = ensure_ssh(&dir, &lock, &plan)?;
@@ -154,6 +198,7 @@ async fn raise(
     stage.done(made_ssh + made > 0);
 
     let guests = session::guests(&plan, &ssh)?;
+    let (base, kernel, initrd) = files.clone().map_or_else(Default::default, |files| (files.base, files.kernel, files.initrd));
     let world = Arc::new(World {
         host: host.clone() as Arc<dyn Host>,
         guest: guests.clone() as Arc<dyn Guest>,
@@ -162,23 +207,44 @@ async fn raise(
         ssh,
         mark: session::mark(&dir),
         clock: jiff::Timestamp::now,
-        base: files.base,
-        kernel: files.kernel,
-        initrd: files.initrd,
+        base,
+        kernel,
+        initrd,
     });
     let stop = signals::interrupted();
     events.send(Event::Note { text: "looking at what is there".to_owned() });
-    let inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
-    let steps = apply::steps(&plan, &inventory);
-    apply::settle(&journal, &history, &steps).map_err(CliError::failed)?;
+    let mut inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
     let journal = Arc::new(Mutex::new(journal));
+    let mut applied = apply::Applied::default();
+    if !inventory.pools_active {
+        // What an inactive pool holds is not seen: after the host was rebooted it would look as if no disk were there.
+        let pools = apply::steps(&plan, &inventory).into_iter().filter(|step| step.action == apply::Action::Pools).collect();
+        applied = run_steps(&plan, pools, &world, &journal, events, &stop).await?;
+        inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
+    }
+    let mut steps = apply::steps(&plan, &inventory);
+    with_journal(&journal, |journal| apply::settle(journal, &history, &steps)).map_err(CliError::failed)?;
+    if let Some(node) = &only {
+        steps = apply::only(&plan, &inventory, steps, node);
+    }
+    if files.is_none() && steps.iter().any(|step| matches!(step.action, apply::Action::BaseVolume | apply::Action::KernelVolumes))
+    {
+        return Err(CliError::failed("the image that this cluster runs is neither in libvirt nor on this computer")
+            .hint(format!("ktcw-vm up -c {} builds it", plan.cluster)));
+    }
     if steps.is_empty() {
         events.send(Event::Note { text: format!("cluster {} is as planned; nothing to do", plan.cluster) });
     }
-    let applied = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop.clone())
-        .await
-        .map_err(|error| explain(&plan, error))?;
-    let report = if up.no_verify {
+    let more = run_steps(&plan, steps, &world, &journal, events, &stop).await?;
+    applied.changed += more.changed;
+    applied.timings.extend(more.timings);
+    // One node of a cluster whose other machines are off is not yet a cluster to be verified.
+    let power = machines.power().await?;
+    let partial = only.is_some() && power.whole() != Whole::Running;
+    if partial {
+        events.send(Event::Note { text: format!("not verified: the machines are {}", power.whole()) });
+    }
+    let report = if !verify || partial {
         None
     } else {
         let stage = Stage1::begin(events, Stage::Verify);
@@ -196,8 +262,24 @@ async fn raise(
     Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report })
 }
 
+async fn run_steps(
+    plan: &Arc<Plan>,
+    steps: Vec<apply::Step>,
+    world: &Arc<World>,
+    journal: &Arc<Mutex<Journal>>,
+    events: &Events,
+    stop: &tokio::sync::watch::Receiver<bool>,
+) -> Result<apply::Applied, CliError> {
+    let ran = apply::run(plan.clone(), steps, world.clone(), journal.clone(), events.clone(), stop.clone());
+    ran.await.map_err(|error| explain(plan, error))
+}
+
+fn with_journal<T>(journal: &Mutex<Journal>, act: impl FnOnce(&Journal) -> T) -> T {
+    act(&journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
 /// All reasons at once; an empty list is none.
-fn refuse(refusals: &[preflight::Refusal]) -> Result<(), CliError> {
+pub(super) fn refuse(refusals: &[preflight::Refusal]) -> Result<(), CliError> {
     if refusals.is_empty() {
         return Ok(());
     }

@@ -31,6 +31,9 @@ struct FakeDomain {
     node: Option<NodeName>,
     /// `None`: foreign.
     plan: Option<(DomainPlan, StoragePlan)>,
+    /// Content of memory and disks, as a number that a test sets; each snapshot keeps the one of its moment.
+    content: u64,
+    snapshots: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +129,15 @@ impl FakeHost {
 
     /// A running machine that is not ours.
     pub fn add_foreign_domain(&self, name: &str, uuid: Uuid) {
-        let domain = FakeDomain { uuid, state: DomainState::Running, mark: None, node: None, plan: None };
+        let domain = FakeDomain {
+            uuid,
+            state: DomainState::Running,
+            mark: None,
+            node: None,
+            plan: None,
+            content: 0,
+            snapshots: BTreeMap::new(),
+        };
         self.lock().domains.insert(name.to_owned(), domain);
     }
 
@@ -156,6 +167,16 @@ impl FakeHost {
             }
             None => Err(missing("domain", domain)),
         }
+    }
+
+    /// What a machine's memory and disks hold, as one number.
+    pub fn set_content_of(&self, domain: &str, content: u64) -> Result<(), HostError> {
+        let mut world = self.lock();
+        world.domains.get_mut(domain).map(|found| found.content = content).ok_or_else(|| missing("domain", domain))
+    }
+
+    pub fn content_of(&self, domain: &str) -> Option<u64> {
+        self.lock().domains.get(domain).map(|found| found.content)
     }
 
     /// The host was rebooted: nothing is started by itself.

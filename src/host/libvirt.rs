@@ -8,6 +8,7 @@ mod domains;
 mod facts;
 mod networks;
 mod pools;
+mod snapshots;
 mod transfer;
 mod volumes;
 
@@ -168,6 +169,22 @@ impl Host for LibvirtHost {
 
     fn resume(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
         self.connection.run(|conn| domains::resume(conn, domain, mark))
+    }
+
+    fn snapshots(&self, domain: &DomainPlan, mark: &Mark) -> Result<Vec<String>, HostError> {
+        self.connection.run(|conn| snapshots::list(conn, domain, mark))
+    }
+
+    fn ensure_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| snapshots::ensure(conn, domain, name, mark))
+    }
+
+    fn revert(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| snapshots::revert(conn, domain, name, mark))
+    }
+
+    fn remove_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.connection.run(|conn| snapshots::remove(conn, domain, name, mark))
     }
 
     fn remove_domain(&self, name: &str, uuid: Uuid, mark: &Mark) -> Result<Done, HostError> {

@@ -177,6 +177,15 @@ pub trait Host: Send + Sync {
     fn shutdown(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError>;
     fn suspend(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError>;
     fn resume(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError>;
+    /// Names of our snapshots of this machine.
+    fn snapshots(&self, domain: &DomainPlan, mark: &Mark) -> Result<Vec<String>, HostError>;
+    /// Memory and all writable disks of a paused machine under that name; it stays paused. One that is there is `Unchanged`,
+    /// whenever it was made.
+    fn ensure_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError>;
+    /// The machine as it was in that snapshot, paused; also one that is off. What it was doing until now is given up.
+    fn revert(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError>;
+    /// Removes one snapshot and keeps those made after it. `Unchanged` when it, or the machine, is not there.
+    fn remove_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError>;
     /// Powers off and undefines with snapshots, managed save and metadata. By name and UUID as observed: `down` must work
     /// when no plan is left. Its disks stay; they go with the pool.
     fn remove_domain(&self, name: &str, uuid: Uuid, mark: &Mark) -> Result<Done, HostError>;

@@ -132,6 +132,19 @@ struct VolumeTemplate<'a> {
     mode: &'static str,
 }
 
+struct SnapshotDisk<'a> {
+    target: &'a str,
+    how: &'static str,
+}
+
+#[derive(Template)]
+#[template(path = "snapshot.xml")]
+struct SnapshotTemplate<'a> {
+    name: &'a str,
+    description: String,
+    disks: Vec<SnapshotDisk<'a>>,
+}
+
 /// A domain. The digest of all it says is in its metadata, so that a later `up` can tell whether anything changed
 /// without knowing how libvirt fills in defaults.
 pub fn domain_xml(
@@ -203,6 +216,16 @@ pub fn network_xml(plan: &NetworkPlan, mark: &Mark) -> Result<String, HostError>
 /// A directory pool. Pools have no metadata: whose it is stands in its path, see `libvirt::storage`.
 pub fn pool_xml(name: &str, uuid: Uuid, path: &str) -> Result<String, HostError> {
     PoolTemplate { name, uuid, path }.render().map_err(|error| unrendered(name, &error))
+}
+
+/// A snapshot of memory and disks, kept inside the disks. The seed is raw and read-only: nothing of it changes.
+pub fn snapshot_xml(plan: &DomainPlan, name: &str, mark: &Mark) -> Result<String, HostError> {
+    let disks = plan.disks.iter().map(|disk| SnapshotDisk {
+        target: &disk.target,
+        how: if matches!(disk.kind, DiskKind::Seed) { "no" } else { "internal" },
+    });
+    let description = format!("of cluster {}, all machines in one moment, by ktcw-vm", mark.cluster);
+    SnapshotTemplate { name, description, disks: disks.collect() }.render().map_err(|error| unrendered(name, &error))
 }
 
 pub fn volume_xml(volume: &NewVolume<'_>) -> Result<String, HostError> {

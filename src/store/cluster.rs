@@ -182,6 +182,10 @@ impl ClusterDir {
     pub fn pki(&self) -> PathBuf {
         self.path.join("pki")
     }
+    /// Records of snapshots, see `snapshots.rs` beside this file.
+    pub(super) fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
     pub fn reports(&self) -> PathBuf {
         self.path.join("reports")
     }
@@ -199,7 +203,9 @@ impl ClusterDir {
             Some(about) if about.instance == self.about.instance => {}
             _ => return Err(StoreError::Vanished { path: self.path.clone() }),
         }
-        for dir in [self.path.clone(), self.pki(), self.path.join("pki/ca"), self.path.join("ssh"), self.reports()] {
+        for dir in
+            [self.path.clone(), self.pki(), self.path.join("pki/ca"), self.path.join("ssh"), self.reports(), self.snapshots()]
+        {
             files::sweep(&dir)?;
         }
         self.path.parent().map_or(Ok(()), finish_removals)?;
@@ -317,7 +323,7 @@ impl ClusterDir {
         Ok(())
     }
 
-    fn guarded(&self, lock: &Lock) -> Result<(), StoreError> {
+    pub(super) fn guarded(&self, lock: &Lock) -> Result<(), StoreError> {
         if lock.dir() == self.path {
             Ok(())
         } else {
@@ -395,7 +401,7 @@ fn remove_tree(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| StoreError::Generate { what: path.display().to_string(), reason: error.to_string() })?;
     text.push(b'\n');
@@ -403,7 +409,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
 }
 
 /// Looks at the format first, so that a newer file is called newer and not damaged.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,

@@ -10,6 +10,7 @@ pub mod files;
 pub mod journal;
 mod lock;
 pub mod shared;
+mod snapshots;
 mod ssh;
 
 pub use cluster::{ClusterDir, Listed, default_parent, finish_removals, list};

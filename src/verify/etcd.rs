@@ -138,7 +138,12 @@ fn replies(answer: &Sections, section: &str, token: &str) -> Result<BTreeMap<Str
     Ok(curl::replies(&answer.get(section)?.body, token))
 }
 
-fn from_probe<T: for<'de> Deserialize<'de>>(answer: &Sections, section: &str, name: &str, token: &str) -> Result<T, String> {
+pub(super) fn from_probe<T: for<'de> Deserialize<'de>>(
+    answer: &Sections,
+    section: &str,
+    name: &str,
+    token: &str,
+) -> Result<T, String> {
     parse(&replies(answer, section, token)?, name)
 }
 

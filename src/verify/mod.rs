@@ -8,6 +8,7 @@ mod curl;
 pub mod election;
 pub mod etcd;
 pub mod machines;
+mod members;
 pub mod observe;
 pub mod render;
 pub mod report;
@@ -18,6 +19,7 @@ mod tests;
 mod workers;
 
 pub use crate::guest::clock::Clock;
+pub use members::{MemberSeen, members};
 pub use observe::{Observed, observe};
 pub use report::{Check, Group, Report};
 

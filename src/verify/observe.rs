@@ -140,7 +140,7 @@ pub(super) async fn clock_seen(
 }
 
 /// A script that takes too long is ended on the node, a little before we would give up: what it printed until then still counts.
-async fn ask(plan: &Plan, guest: &dyn Guest, node: &NodeName, script: String, token: &str) -> Answer {
+pub(super) async fn ask(plan: &Plan, guest: &dyn Guest, node: &NodeName, script: String, token: &str) -> Answer {
     let deadline = Deadlines::of(plan).script;
     let line = format!("timeout -k 1 {} bash -s", deadline.as_secs() - deadline.as_secs() / 10);
     let cmd = Cmd { line, stdin: Some(script.into_bytes()), deadline, limit: MOST_BYTES };

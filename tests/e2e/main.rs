@@ -18,6 +18,7 @@ mod drills;
 mod dying;
 mod full;
 mod ha3;
+mod lab;
 mod rig;
 mod sizes;
 mod smoke;

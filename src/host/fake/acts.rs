@@ -193,8 +193,10 @@ impl Host for FakeHost {
                 guard("domain", name, other.mark.as_ref(), mark)?;
             }
             let defined = Some((plan.clone(), storage.clone()));
+            let (mut content, mut snapshots) = (0, std::collections::BTreeMap::new());
             let state = match world.domains.get(&plan.name) {
                 Some(found) => {
+                    (content, snapshots) = (found.content, found.snapshots.clone());
                     guard("domain", &plan.name, found.mark.as_ref(), mark)?;
                     if found.plan == defined {
                         return Ok(Done::Unchanged);
@@ -203,7 +205,8 @@ impl Host for FakeHost {
                 }
                 None => DomainState::ShutOff,
             };
-            let domain = FakeDomain { uuid: plan.uuid, state, mark: Some(mark.clone()), node: Some(node.clone()), plan: defined };
+            let (uuid, mark, node) = (plan.uuid, Some(mark.clone()), Some(node.clone()));
+            let domain = FakeDomain { uuid, state, mark, node, plan: defined, content, snapshots };
             world.domains.insert(plan.name.clone(), domain);
             Ok(Done::Changed)
         })
@@ -277,6 +280,48 @@ impl Host for FakeHost {
                 }
                 _ => Err(refused("resume", "domain", &domain.name, "Requested operation is not valid: domain is not running")),
             }
+        })
+    }
+
+    fn snapshots(&self, domain: &DomainPlan, mark: &Mark) -> Result<Vec<String>, HostError> {
+        let mut world = self.lock();
+        world.reachable()?;
+        Ok(world.domain(domain, mark)?.snapshots.keys().cloned().collect())
+    }
+
+    fn ensure_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.change("ensure_snapshot", &domain.name, |world| {
+            let found = world.domain(domain, mark)?;
+            if found.snapshots.contains_key(name) {
+                return Ok(Done::Unchanged);
+            }
+            if found.state != DomainState::Paused {
+                return Err(refused("snapshot", "domain", &domain.name, "it is not paused"));
+            }
+            found.snapshots.insert(name.to_owned(), found.content);
+            Ok(Done::Changed)
+        })
+    }
+
+    fn revert(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.change("revert", &domain.name, |world| {
+            let found = world.domain(domain, mark)?;
+            let off = matches!(found.state, DomainState::ShutOff | DomainState::Crashed);
+            let (defined, content) = (found.plan.clone(), found.snapshots.get(name).copied());
+            let content = content.ok_or_else(|| missing("snapshot", &format!("{name} of {}", domain.name)))?;
+            if let (true, Some((plan, storage))) = (off, &defined) {
+                world.startable(plan, storage)?;
+            }
+            let found = world.domain(domain, mark)?;
+            (found.content, found.state) = (content, DomainState::Paused);
+            Ok(Done::Changed)
+        })
+    }
+
+    fn remove_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
+        self.change("remove_snapshot", &domain.name, |world| match world.domain(domain, mark) {
+            Err(HostError::Missing { .. }) => Ok(Done::Unchanged),
+            found => Ok(if found?.snapshots.remove(name).is_some() { Done::Changed } else { Done::Unchanged }),
         })
     }
 

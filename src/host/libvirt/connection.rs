@@ -100,9 +100,15 @@ pub fn unreadable(kind: &'static str, name: &str, reason: String) -> HostError {
 
 /// The thing went away, or never was.
 pub fn is_absent(error: &Error) -> bool {
-    [ErrorNumber::NoDomain, ErrorNumber::NoNetwork, ErrorNumber::NoStoragePool, ErrorNumber::NoStorageVolume]
-        .into_iter()
-        .any(|absent| error.code().is(absent))
+    [
+        ErrorNumber::NoDomain,
+        ErrorNumber::NoDomainSnapshot,
+        ErrorNumber::NoNetwork,
+        ErrorNumber::NoStoragePool,
+        ErrorNumber::NoStorageVolume,
+    ]
+    .into_iter()
+    .any(|absent| error.code().is(absent))
 }
 
 /// `None` for what is not there, whatever kind of lookup it was.

@@ -189,7 +189,7 @@ fn state(domain: &Domain) -> Result<Option<DomainState>, HostError> {
     }))
 }
 
-fn present_state(domain: &Domain, name: &str) -> Result<DomainState, HostError> {
+pub fn present_state(domain: &Domain, name: &str) -> Result<DomainState, HostError> {
     state(domain)?.ok_or_else(|| HostError::Missing { kind: KIND, name: name.to_owned() })
 }
 

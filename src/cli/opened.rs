@@ -1,0 +1,114 @@
+//! A cluster opened to be changed as a whole: under its lock, with the libvirt it lives in and its machines.
+//! `stop`, `pause`, `resume` and `snapshot` begin with it, and with what stands in their way.
+//! It changes nothing but the lock.
+
+use super::args::Global;
+use super::error::CliError;
+use super::session::{self, Session};
+use super::{exit, signals};
+use crate::host::libvirt::LibvirtHost;
+use crate::inject;
+use crate::life::power::{Power, Whole};
+use crate::life::{LifeError, Machines};
+use crate::snapshot;
+use crate::spec::NodeName;
+use crate::store::Lock;
+use crate::store::journal::{History, Journal};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Becomes true at Ctrl-C. As long as it is held, the first Ctrl-C only says so: machines that are suspended together must
+/// not be left so.
+pub type Stop = watch::Receiver<bool>;
+
+pub struct Opened {
+    pub session: Session,
+    pub lock: Lock,
+    pub host: Arc<LibvirtHost>,
+    pub machines: Machines,
+    pub stop: Stop,
+}
+
+impl Opened {
+    /// `verb` is what the user typed, for who finds the cluster busy. What `wrong` says of names is said before libvirt is asked.
+    pub fn new(global: &Global, verb: &str, wrong: impl FnOnce(&Session) -> Result<(), CliError>) -> Result<Opened, CliError> {
+        let session = Session::open(global)?;
+        wrong(&session)?;
+        let lock = session.dir.lock(verb)?;
+        let host = session::connect_to(global, &session.dir)?;
+        let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
+        Ok(Opened { session, lock, host, machines, stop: signals::interrupted() })
+    }
+
+    /// The journal of this run, and what it said before.
+    pub fn journal(&self, verb: &str) -> Result<(Journal, History), CliError> {
+        Ok(self.session.dir.journal(&self.lock, crate::store::draw_id(), verb)?)
+    }
+
+    /// Refuses while a drill's fault is in force: what is kept or frozen now would hold the fault.
+    pub fn without_fault(&self) -> Result<(), CliError> {
+        let open = inject::log::open(&self.session.dir.history()?).map_err(CliError::failed)?;
+        match open.first() {
+            None => Ok(()),
+            Some(fault) => {
+                Err(CliError::failed(format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run))
+                    .hint(format!("ktcw-vm drill heal -c {}", self.session.plan.cluster)))
+            }
+        }
+    }
+
+    /// Refuses while a restore is half-done: machines of different moments must not run together.
+    pub fn without_open_restore(&self) -> Result<(), CliError> {
+        no_open_restore(&self.session.dir.history()?, self.session.plan.cluster.as_str())
+    }
+
+    /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
+    pub fn all(&self, power: &Power, wanted: &Whole) -> Result<(), CliError> {
+        let whole = power.whole();
+        if whole == *wanted {
+            return Ok(());
+        }
+        let name = &self.session.plan.cluster;
+        let said = CliError::failed(format!("the machines of cluster {name} are {whole}, and all have to be {wanted}"));
+        Err(match whole.way_back() {
+            Some(verb) => said.hint(format!("ktcw-vm {verb} -c {name}")),
+            None => said,
+        })
+    }
+}
+
+/// For verbs with `--node`: the node is one of the cluster's, or the error lists those.
+pub fn known(session: &Session, node: Option<&NodeName>) -> Result<(), CliError> {
+    node.map_or(Ok(()), |node| session.node(node).map(|_| ()))
+}
+
+/// See `Opened::without_open_restore`.
+pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError> {
+    match snapshot::open_restore(history) {
+        None => Ok(()),
+        Some(name) => {
+            Err(CliError::failed(format!("the restore of snapshot {name} was cut off: machines may be of different moments"))
+                .left("everything as it was")
+                .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} finishes it")))
+        }
+    }
+}
+
+/// Ends work that only waits when Ctrl-C comes; what it has done so far stays done.
+pub async fn or_interrupted<T>(stop: &Stop, left: &str, work: impl Future<Output = T>) -> Result<T, CliError> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        done = work => Ok(done),
+        _ = stop.wait_for(|stop| *stop) => Err(CliError::new(exit::INTERRUPTED, "interrupted").left(left)),
+    }
+}
+
+impl From<LifeError> for CliError {
+    fn from(error: LifeError) -> Self {
+        let hint = error.hint();
+        match error {
+            LifeError::Host(error) => CliError::from(error),
+            other => CliError { hint, ..CliError::failed(other) },
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Clocks of machines that slept: read once they answer again, set as this computer's, and how far each was off.
+//! `resume` and `snapshot restore` call it: a machine wakes in the moment in which it was suspended.
+//! It takes any node it is given and does not ask why its clock is wrong.
+
+use crate::guest::clock::{self, RIGHT_S};
+use crate::guest::{Guest, GuestError};
+use crate::plan::Plan;
+use crate::spec::NodeName;
+use crate::wait::{Seen, until};
+use futures::future::join_all;
+use serde::Serialize;
+use std::time::Duration;
+
+/// How a node's clock was moved.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Shift {
+    pub node: NodeName,
+    /// Milliseconds that it was moved by; positive: it was behind.
+    pub by_ms: i64,
+    /// Milliseconds that it is ahead of this computer's now, as read afterwards.
+    pub left_ms: i64,
+}
+
+/// This computer's clock, as `guest::clock` takes it.
+pub type Now = fn() -> jiff::Timestamp;
+
+/// Sets the clocks of `nodes`, all at the same time. A node that does not answer in time, or cannot be set, is told by name
+/// and does not keep the others from being set.
+pub async fn repair(plan: &Plan, guest: &dyn Guest, now: Now, nodes: &[NodeName]) -> Vec<(NodeName, Result<Shift, String>)> {
+    let deadline = Duration::from_secs(u64::from(plan.timers.probe_deadline_s));
+    join_all(nodes.iter().map(|node| async move { (node.clone(), one(guest, now, node, deadline).await) })).await
+}
+
+async fn one(guest: &dyn Guest, now: Now, node: &NodeName, deadline: Duration) -> Result<Shift, String> {
+    // What was connected before it slept is dead on one side or on both.
+    guest.forget(node).await;
+    let answers = until(
+        format!("{node} answering SSH"),
+        deadline * 2,
+        Duration::from_millis(250),
+        |_| (),
+        || async {
+            match clock::read(guest, node, &now, deadline).await {
+                Ok(Ok(seen)) => Seen::Ready(Ok(seen)),
+                Ok(Err(said)) => Seen::Ready(Err(said)),
+                Err(error @ GuestError::HostKey { .. }) => Seen::Ready(Err(error.to_string())),
+                Err(error) => Seen::NotYet(error.to_string()),
+            }
+        },
+    );
+    let before = answers.await.map_err(|late| late.to_string())??;
+    let by_s = if before.ahead_s.abs() <= before.uncertain_s + RIGHT_S { 0.0 } else { -before.ahead_s };
+    if by_s != 0.0 {
+        clock::shift(guest, node, by_s, deadline).await.map_err(|error| error.to_string())?;
+    }
+    let after = clock::read(guest, node, &now, deadline).await.map_err(|error| error.to_string())??;
+    Ok(Shift { node: node.clone(), by_ms: millis(by_s), left_ms: millis(after.ahead_s) })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "clocks are not off by millions of years")]
+fn millis(seconds: f64) -> i64 {
+    (seconds * 1000.0).round() as i64
+}

@@ -1,0 +1,224 @@
+//! Saving, restoring and removing, each step written down before it is done, so that after a crash either state is whole.
+//! A save counts from its record's last word; a restore is open from its first record in the journal until its last.
+//! It takes what it is given: whether the cluster is fit to be saved, or a record fits the host, its callers have asked.
+
+use super::SnapshotError;
+use super::record::{Name, Record, State};
+use crate::host::{DomainState, Host, Mark, blocking};
+use crate::life::{LifeError, Machines};
+use crate::store::journal::{Entry, History, Journal, Phase};
+use crate::store::{ClusterDir, Lock};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// Journal step of a whole restore.
+const RESTORE: &str = "restore";
+
+/// What every piece of work needs.
+pub struct Desk<'a> {
+    pub machines: &'a Machines,
+    pub dir: &'a ClusterDir,
+    pub lock: &'a Lock,
+    pub journal: &'a Journal,
+    pub told: &'a (dyn Fn(&str) + Sync),
+}
+
+impl Desk<'_> {
+    fn records(&self) -> Result<Vec<Record>, SnapshotError> {
+        Ok(self.dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok()).collect())
+    }
+
+    fn save_record(&self, record: &Record) -> Result<(), SnapshotError> {
+        Ok(self.dir.save_snapshot(self.lock, record.name.as_str(), record)?)
+    }
+
+    /// One effect on the machines, between its two records.
+    async fn step<T>(&self, name: &str, work: impl Future<Output = Result<T, LifeError>>) -> Result<T, SnapshotError> {
+        self.journal.begin(name, None)?;
+        match work.await {
+            Ok(done) => {
+                self.journal.done(name, None)?;
+                Ok(done)
+            }
+            Err(error) => {
+                self.journal.failed(name, None, &error.to_string())?;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn pool_bytes(&self) -> Result<u64, SnapshotError> {
+        let (host, pool) = (self.machines.host.clone(), self.machines.plan.storage.pool.clone());
+        let seen = blocking(move || host.observe()).await?;
+        let pool = seen.pools.iter().find(|found| found.name == pool);
+        Ok(pool.map_or(0, |pool| pool.volumes.iter().map(|volume| volume.allocation).sum()))
+    }
+}
+
+/// Suspends all, saves all, lets all go on. All machines must run. `record` comes with all that is known before; it is
+/// returned, and kept, with the rest. A save that fails leaves nothing but running machines.
+pub async fn save(desk: &Desk<'_>, record: Record) -> Result<Record, SnapshotError> {
+    let step = format!("save {}", record.name);
+    desk.journal.begin_with(&step, None, json!({ "snapshot": record.name }))?;
+    let mut record = Record { state: State::Making, ..record };
+    desk.save_record(&record)?;
+    let before = desk.pool_bytes().await?;
+    let captured = capture(desk, &mut record).await;
+    // Whatever happened: nobody is left frozen.
+    (desk.told)("letting the machines go on");
+    let woken = desk.step("snapshot wake", wake(desk.machines)).await;
+    match captured.and(woken) {
+        Ok(_) => {
+            record.bytes = desk.pool_bytes().await?.saturating_sub(before);
+            desk.save_record(&record)?;
+            desk.dir.set_current_snapshot(desk.lock, Some(record.name.as_str()))?;
+            desk.journal.done(&step, None)?;
+            Ok(record)
+        }
+        Err(error) => {
+            desk.journal.failed(&step, None, &error.to_string())?;
+            // One that was captured whole is kept: it was the waking that failed.
+            tidy(desk).await?;
+            Err(error)
+        }
+    }
+}
+
+/// From the first suspend to the record that says whole.
+async fn capture(desk: &Desk<'_>, record: &mut Record) -> Result<(), SnapshotError> {
+    let machines = desk.machines;
+    (desk.told)("suspending all machines");
+    let began = Instant::now();
+    let skew = desk.step("snapshot suspend", machines.suspend(machines.nodes(None))).await?;
+    record.skew_at_most_us = u64::try_from(skew.as_micros()).unwrap_or(u64::MAX);
+    (desk.told)("saving memory and disks of all machines");
+    let name = record.name.to_string();
+    let saving = machines.each(machines.nodes(None), move |host, domain, mark| host.ensure_snapshot(domain, &name, mark));
+    desk.step("snapshot capture", saving).await?;
+    record.state = State::Whole;
+    record.stood_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    desk.save_record(record)
+}
+
+/// Lets go on whoever is paused.
+async fn wake(machines: &Machines) -> Result<Duration, LifeError> {
+    let power = machines.power().await?;
+    let asleep = |state| matches!(state, Some(DomainState::Paused | DomainState::PausedIoError));
+    let nodes = machines.nodes(None).into_iter().filter(|node| asleep(power.get(&node.name))).collect();
+    Ok(machines.resume(nodes).await?.1)
+}
+
+/// All machines as they were, then let go on together. Until the last has gone back none runs, so that no two of different
+/// moments ever speak to each other. Returns within which time all were let go on.
+pub async fn restore(desk: &Desk<'_>, record: &Record) -> Result<Duration, SnapshotError> {
+    let machines = desk.machines;
+    desk.journal.begin_with(RESTORE, None, json!({ "snapshot": record.name }))?;
+    let done = async {
+        let (storage, network) = (machines.plan.storage.clone(), machines.plan.network.clone());
+        let there = host_call(machines, move |host, mark| {
+            host.ensure_pools(&storage, mark)?;
+            host.ensure_network(&network, mark)
+        });
+        desk.step("snapshot network and pools", there).await?;
+        (desk.told)("suspending what runs");
+        let power = machines.power().await?;
+        let running = machines.nodes(None).into_iter().filter(|node| power.is_running(&node.name)).collect();
+        desk.step("snapshot suspend", machines.suspend(running)).await?;
+        (desk.told)("taking all machines back");
+        let name = record.name.to_string();
+        let reverting = machines.each(machines.nodes(None), move |host, domain, mark| host.revert(domain, &name, mark));
+        desk.step("snapshot revert", reverting).await?;
+        (desk.told)("letting the machines go on");
+        let window = desk.step("snapshot wake", wake(machines)).await?;
+        desk.dir.set_current_snapshot(desk.lock, Some(record.name.as_str()))?;
+        Ok(window)
+    };
+    match done.await {
+        Ok(window) => {
+            desk.journal.done(RESTORE, None)?;
+            Ok(window)
+        }
+        Err(error) => {
+            let error: SnapshotError = error;
+            desk.journal.failed(RESTORE, None, &error.to_string())?;
+            Err(error)
+        }
+    }
+}
+
+async fn host_call<T: Send + 'static>(
+    machines: &Machines,
+    call: impl FnOnce(&dyn Host, &Mark) -> Result<T, crate::host::HostError> + Send + 'static,
+) -> Result<T, LifeError> {
+    let (host, mark) = (machines.host.clone(), machines.mark.clone());
+    Ok(blocking(move || call(&*host, &mark)).await?)
+}
+
+/// Removes one: its children become its parent's. Works on whole ones and on halves.
+pub async fn remove(desk: &Desk<'_>, name: &Name) -> Result<(), SnapshotError> {
+    let step = format!("remove snapshot {name}");
+    let records = desk.records()?;
+    let own = records.iter().find(|record| record.name == *name);
+    desk.journal.begin(&step, None)?;
+    if let Some(record) = own.filter(|record| record.state != State::Removing) {
+        desk.save_record(&Record { state: State::Removing, ..record.clone() })?;
+    }
+    let gone = name.to_string();
+    desk.machines.each(desk.machines.nodes(None), move |host, domain, mark| host.remove_snapshot(domain, &gone, mark)).await?;
+    let parent = own.and_then(|record| record.parent.clone());
+    for child in records.iter().filter(|record| record.parent.as_ref() == Some(name)) {
+        desk.save_record(&Record { parent: parent.clone(), ..child.clone() })?;
+    }
+    if desk.dir.current_snapshot()?.as_deref() == Some(name.as_str()) {
+        desk.dir.set_current_snapshot(desk.lock, parent.as_ref().map(Name::as_str))?;
+    }
+    desk.dir.remove_snapshot(desk.lock, name.as_str())?;
+    desk.journal.done(&step, None)?;
+    Ok(())
+}
+
+/// Removes what a crash left half-made or half-removed, and what machines keep that no record knows. Returns the names.
+pub async fn tidy(desk: &Desk<'_>) -> Result<Vec<Name>, SnapshotError> {
+    let listed = desk.dir.load_snapshots::<Record>()?;
+    let mut halves: BTreeSet<Name> = BTreeSet::new();
+    for (_, record) in &listed {
+        if let Ok(record) = record
+            && record.state != State::Whole
+        {
+            halves.insert(record.name.clone());
+        }
+    }
+    let there = desk.machines.power().await?;
+    let defined = desk.machines.nodes(None).into_iter().filter(|node| there.get(&node.name).is_some()).collect();
+    let kept = desk.machines.each(defined, |host, domain, mark| host.snapshots(domain, mark)).await?;
+    for name in kept.values().flat_map(|(names, _)| names) {
+        // A record that cannot be read may be a whole one: its machines' part stays.
+        if !listed.iter().any(|(file, _)| file == name)
+            && let Ok(name) = Name::parse(name)
+        {
+            halves.insert(name);
+        }
+    }
+    for name in &halves {
+        (desk.told)(&format!("removing snapshot {name}, which was never finished"));
+        remove(desk, name).await?;
+        desk.journal.done(&format!("save {name}"), None)?;
+    }
+    Ok(halves.into_iter().collect())
+}
+
+/// The snapshot of a restore that was begun and did not come to its end: machines of different moments may be waiting.
+pub fn open_restore(history: &History) -> Option<String> {
+    let mut open = None;
+    for record in &history.records {
+        match &record.entry {
+            Entry::Step { step, phase: Phase::Begin, detail, .. } if step == RESTORE => {
+                open = Some(detail.get("snapshot").and_then(|name| name.as_str()).unwrap_or("?").to_owned());
+            }
+            Entry::Step { step, phase: Phase::Done, .. } if step == RESTORE => open = None,
+            _ => {}
+        }
+    }
+    open
+}

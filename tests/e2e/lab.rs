@@ -1,0 +1,212 @@
+//! A lab that lives: power cut and back, saved and rewound, frozen and woken, stopped and started; nothing acknowledged is lost.
+
+use crate::rig::{Remove, Rig, command, eventually, libvirt_names, step, virsh};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const NODES: [&str; 3] = ["controller-0", "controller-1", "controller-2"];
+
+#[test]
+fn a_lab_is_cut_off_rewound_frozen_and_always_comes_back() {
+    let before = libvirt_names();
+    let rig = Rig::native("lab");
+    let _guard = Remove(&rig);
+    let up = rig.up(&["--etcd", "3", "--workers", "0"]).exits(0);
+    step(&format!("up took {:.1} s", up.took.as_secs_f64()));
+
+    saved_and_rewound(&rig);
+    a_save_that_was_killed_leaves_no_half(&rig);
+    frozen_for_a_minute(&rig);
+    power_cut_everywhere(&rig);
+    stopped_and_started(&rig);
+
+    step("down leaves nothing, snapshots or not");
+    rig.run(&["down", "--yes"]).exits(0);
+    assert_eq!(libvirt_names(), before);
+    assert!(!rig.dir().exists());
+}
+
+fn get(rig: &Rig, key: &str) -> String {
+    rig.run(&["etcdctl", "get", key, "--print-value-only"]).exits(0).out.trim().to_owned()
+}
+
+fn put(rig: &Rig, key: &str, value: &str) {
+    rig.run(&["etcdctl", "put", key, value]).exits(0);
+}
+
+fn saved_and_rewound(rig: &Rig) {
+    step("what is written after a save is gone after its restore");
+    put(rig, "lab", "before");
+    let saved = rig.run(&["snapshot", "save", "one", "-m", "before the lab", "--format", "json"]).exits(0);
+    let said = saved.json();
+    step(&format!(
+        "saved in {:.1} s: suspended at most {} µs apart, stood {} ms, {} MiB",
+        saved.took.as_secs_f64(),
+        said["snapshot"]["skew_at_most_us"],
+        said["snapshot"]["stood_ms"],
+        said["snapshot"]["bytes"].as_u64().expect("bytes") >> 20
+    ));
+    assert!(said["snapshot"]["skew_at_most_us"].as_u64().expect("a skew") > 0, "it was measured");
+    assert_eq!(said["snapshot"]["members"].as_object().map(serde_json::Map::len), Some(3), "{said}");
+    put(rig, "lab", "after");
+    let restored = rig.run(&["snapshot", "restore", "one", "--format", "json"]).exits(0);
+    let said = restored.json();
+    step(&format!(
+        "restored and verified in {:.1} s, machines back after {} ms",
+        restored.took.as_secs_f64(),
+        said["machines_back_ms"]
+    ));
+    step(&format!("members: {}", said["members"]));
+    assert_eq!(get(rig, "lab"), "before");
+    rig.verifies();
+    clocks_are_right(rig);
+
+    step("and what cannot be is refused");
+    rig.run(&["snapshot", "save", "one"]).exits(2).says("there is a snapshot one already");
+    rig.run(&["snapshot", "restore", "two"]).exits(2).says("there is no snapshot two; there are one");
+    rig.run(&["snapshot", "delete", "two"]).exits(2).says("there is no snapshot two; there are one");
+    rig.on("controller-2", "systemctl stop kube-scheduler");
+    rig.run(&["snapshot", "save", "two"]).exits(3).says("unit.kube-scheduler controller-2").says("--force");
+    rig.on("controller-2", "systemctl start kube-scheduler");
+    rig.run(&["snapshot", "list"]).exits(0).says("one (current)").says("before the lab");
+    let path = rig.dir().join("snapshots/one.json");
+    let record = std::fs::read_to_string(&path).expect("the record");
+    std::fs::write(&path, record.replace("\"qemu_version\": \"", "\"qemu_version\": \"0.")).expect("written");
+    rig.run(&["snapshot", "restore", "one"]).exits(69).says("QEMU was 0.");
+    std::fs::write(&path, record).expect("put back");
+    assert_eq!(get(rig, "lab"), "before");
+}
+
+/// The program dies while machines are being saved: they are found paused, go on, and the half is gone with the next save.
+fn a_save_that_was_killed_leaves_no_half(rig: &Rig) {
+    step("a save is killed while it saves");
+    eventually("the scheduler counts as running again", Duration::from_secs(60), || rig.not_passing().0 == 0);
+    let mut save = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
+        .args(["snapshot", "save", "half", "-c", rig.cluster])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let lines = BufReader::new(save.stderr.take().expect("piped")).lines();
+    let saving = lines.map_while(Result::ok).any(|line| line.contains("saving memory"));
+    save.kill().expect("killed");
+    save.wait().expect("ended");
+    assert!(saving, "it came as far as saving");
+    // What libvirt was told to do it does to its end.
+    eventually("no machine is busy", Duration::from_secs(60), || {
+        NODES.iter().all(|node| virsh(&["domjobinfo", &format!("lab-{node}")]).out.contains("None"))
+    });
+    rig.run(&["status"]).exits(0).says("machines: paused").says("ktcw-vm resume");
+    rig.run(&["snapshot", "save", "more"]).exits(1).says("are paused").says("ktcw-vm resume");
+    rig.run(&["snapshot", "list"]).exits(0).says("one (current)");
+    rig.run(&["resume"]).exits(0).says("all machines running");
+    for node in NODES {
+        let kept = virsh(&["snapshot-list", "--name", &format!("lab-{node}")]).exits(0).out;
+        assert_eq!(kept.split_whitespace().collect::<Vec<_>>(), ["ktcw.one"], "{node}");
+    }
+    assert_eq!(get(rig, "lab"), "before");
+}
+
+/// Each node's clock against this computer's, to the nearest of the way there and back.
+fn clocks_are_right(rig: &Rig) {
+    for node in NODES {
+        let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        let before = now();
+        let there: f64 = rig.on(node, "date +%s.%N").parse().expect("a time");
+        assert!(before - 1.0 < there && there < now() + 1.0, "{node}: {there} is not within 1 s of {before}");
+    }
+}
+
+fn frozen_for_a_minute(rig: &Rig) {
+    step("paused for a minute");
+    rig.run(&["pause"]).exits(0).says("3 machines paused");
+    let asleep = Instant::now();
+    rig.run(&["status"]).exits(0).says("machines: paused");
+    rig.run(&["list"]).exits(0).says("paused");
+    rig.run(&["verify"]).exits(3).says("the machine is paused").says("ktcw-vm resume");
+    eventually("a minute", Duration::from_secs(90), || asleep.elapsed() >= Duration::from_secs(60));
+    let woken = rig.run(&["resume", "--format", "json"]).exits(0);
+    let said = woken.json();
+    step(&format!("resumed and verified in {:.1} s; clocks: {}", woken.took.as_secs_f64(), said["clocks"]));
+    for clock in said["clocks"].as_array().expect("clocks") {
+        assert!(clock["by_ms"].as_i64().is_some_and(|by| (59_000..75_000).contains(&by)), "{clock}");
+    }
+    clocks_are_right(rig);
+    rig.verifies();
+}
+
+/// Writes until the plug of every machine is pulled in the middle; every write that was acknowledged is there afterwards.
+fn power_cut_everywhere(rig: &Rig) {
+    step("every plug is pulled under a writer");
+    let over = AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut acknowledged = BTreeMap::new();
+            for n in 0.. {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (key, value) = (format!("acked-{n}"), format!("{n}"));
+                if rig.run(&["etcdctl", "put", &key, &value, "--command-timeout=2s"]).code == 0 {
+                    acknowledged.insert(key, value);
+                }
+            }
+            acknowledged
+        });
+        std::thread::sleep(Duration::from_secs(4));
+        for node in NODES {
+            virsh(&["destroy", &format!("lab-{node}")]).exits(0);
+        }
+        over.store(true, Ordering::SeqCst);
+        writer.join().expect("the writer ends")
+    });
+    step(&format!("{} writes were acknowledged", acknowledged.len()));
+    assert!(acknowledged.len() > 5, "the writer wrote");
+    step("the host's network and pools are off too, as after its reboot");
+    virsh(&["net-destroy", "ktcw-lab"]).exits(0);
+    for pool in virsh(&["pool-list", "--name"]).exits(0).out.split_whitespace() {
+        virsh(&["pool-destroy", pool]).exits(0);
+    }
+    let started = rig.run(&["start"]).exits(0);
+    step(&format!("started and verified in {:.1} s", started.took.as_secs_f64()));
+    let kept = rig.run(&["etcdctl", "get", "acked-", "--prefix"]).exits(0).out;
+    let lines: Vec<&str> = kept.lines().collect();
+    let found: BTreeMap<String, String> = lines.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect();
+    for (key, value) in &acknowledged {
+        assert_eq!(found.get(key), Some(value), "{key} was acknowledged and is lost");
+    }
+}
+
+fn stopped_and_started(rig: &Rig) {
+    step("stopped in order, one machine first");
+    rig.run(&["stop", "--node", "controller-1"]).exits(0).says("controller-1  off in");
+    rig.run(&["stop", "--node", "controller-2"]).exits(1).says("a quorum needs 2");
+    rig.run(&["snapshot", "save", "two"]).exits(1).says("1 off");
+    let stopped = rig.run(&["stop"]).exits(0).says("controller-1  was off").says("controller-0  off in");
+    step(&format!("stopped in {:.1} s", stopped.took.as_secs_f64()));
+    rig.run(&["stop"]).exits(0).says("controller-0  was off");
+    rig.run(&["status"]).exits(0).says("machines: off").says("ktcw-vm start");
+    let state = virsh(&["list", "--name"]).exits(0).out;
+    assert!(!state.contains("lab-"), "{state}");
+    step("a snapshot is restored from off");
+    let restored = rig.run(&["snapshot", "restore", "one"]).exits(0);
+    step(&format!("from off, restored and verified in {:.1} s", restored.took.as_secs_f64()));
+    assert_eq!(get(rig, "lab"), "before");
+    assert_eq!(rig.run(&["etcdctl", "get", "acked-", "--prefix"]).exits(0).out, "", "written after the snapshot");
+    rig.run(&["snapshot", "delete", "one"]).exits(0);
+    rig.run(&["snapshot", "list"]).exits(0).says("no snapshots");
+    let disk = command("find", &[&pool_directory(), "-name", "*.qcow2"]).exits(0).out;
+    for file in disk.split_whitespace() {
+        let kept = command("qemu-img", &["snapshot", "-l", "-U", file]).exits(0).out;
+        assert!(!kept.contains("ktcw."), "{file}: {kept}");
+    }
+    rig.verifies();
+}
+
+fn pool_directory() -> String {
+    let xml = virsh(&["pool-dumpxml", "ktcw-lab"]).exits(0).out;
+    xml.split("<path>").nth(1).and_then(|rest| rest.split("</path>").next()).expect("a path").to_owned()
+}
