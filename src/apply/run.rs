@@ -143,9 +143,11 @@ pub async fn run(
 }
 
 /// Says in the journal what an observation has shown: a step that an earlier `up` began, and that is not among `steps`, is done.
-/// Otherwise what a crash left open would look open for ever, because nobody has to do it again.
+/// Otherwise what a crash left open would look open for ever, because nobody has to do it again. A `down` that was cut off, too,
+/// is over once `up` turns it round.
 pub fn settle(journal: &Journal, history: &History, steps: &[Step]) -> Result<(), JournalError> {
-    for record in history.pending().into_iter().chain(history.failed()).filter(|record| record.verb == "up") {
+    let open = history.pending().into_iter().chain(history.failed());
+    for record in open.filter(|record| ["up", "down"].contains(&record.verb.as_str())) {
         if let Entry::Step { step, node, .. } = &record.entry
             && !steps.iter().any(|left| &left.id == step)
         {

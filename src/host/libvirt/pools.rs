@@ -114,11 +114,16 @@ pub fn remove_empty_images(conn: &Connect, plan: &StoragePlan) -> Result<Done, H
     };
     if active(&pool, name)? || pool.create(0).is_ok() {
         when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
-        if !volumes::complete(volumes::observe(&pool)?).is_empty() {
+        let all = volumes::observe(&pool)?;
+        if !volumes::complete(all.clone()).is_empty() {
             return Ok(Done::Unchanged);
         }
-        // What an upload that broke off left behind.
-        volumes::remove_all(&pool, "")?;
+        // What an upload that broke off left behind goes; what somebody else put there keeps the pool.
+        let (ours, theirs) = volumes::ours_in_images(all);
+        volumes::remove_these(&pool, ours, "")?;
+        if !theirs.is_empty() {
+            return Ok(Done::Unchanged);
+        }
     }
     dismantle(&pool, name)
 }
