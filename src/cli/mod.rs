@@ -91,11 +91,24 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
+/// More than anybody writes into a file of settings: what goes on longer is no such file (a device, a pipe without end).
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+fn read_config(path: &std::path::Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(CONFIG_LIMIT + 1).read_to_string(&mut text)? as u64;
+    if read > CONFIG_LIMIT {
+        return Err(std::io::Error::other(format!("it is longer than {} KiB", CONFIG_LIMIT >> 10)));
+    }
+    Ok(text)
+}
+
 /// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
 fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec, CliError> {
     let mut raw = args.raw(global.cluster.clone());
     if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path)
+        let text = read_config(path)
             .map_err(|error| CliError::usage(format!("--config: {}: {error}; accepted: a TOML file", path.display())))
             .map_err(|error| error.hint("ktcw-vm plan --config-schema says what is in it"))?;
         let file = crate::spec::parse_config(&text).map_err(|error| {

@@ -8,10 +8,11 @@ use super::lock::{self, Lock};
 use super::ssh::{self, SshKey, SshKeys};
 use super::{Class, StoreError, failpoint};
 use crate::plan::Plan;
-use crate::spec::{ClusterName, ClusterSpec, NodeName};
+use crate::spec::{ClusterName, ClusterSpec, NodeName, RawSpec, validate};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 /// Format of `cluster.json` and `plan.json` that this program writes and the newest it reads.
 const FORMAT: u32 = 1;
-const ABOUT: &str = "cluster.json";
+pub(super) const ABOUT: &str = "cluster.json";
 const PLAN: &str = "plan.json";
 const JOURNAL: &str = "journal.jsonl";
 /// Prefixes of directories under way; no cluster's name begins with a dot.
@@ -153,6 +154,12 @@ impl ClusterDir {
         };
         if about.name != *name || about.spec.name != *name {
             return Err(StoreError::Damaged { path: file, what: format!("it describes cluster {}", about.name) });
+        }
+        // Nothing behind this door checks a specification again.
+        if let Err(problems) = validate(&RawSpec::from(&about.spec)) {
+            let problems: Vec<String> =
+                problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
+            return Err(StoreError::Damaged { path: file, what: format!("spec: {}", problems.join("; ")) });
         }
         Ok(ClusterDir { path, about })
     }
@@ -396,10 +403,27 @@ fn remove_tree(path: &Path) -> Result<(), StoreError> {
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
-    let mut text = serde_json::to_vec_pretty(value)
+    let text = serde_json::to_string_pretty(value)
         .map_err(|error| StoreError::Generate { what: path.display().to_string(), reason: error.to_string() })?;
-    text.push(b'\n');
-    Ok(files::write_atomic(path, &text, SECRET)?)
+    Ok(files::write_atomic(path, seal(&text).as_bytes(), SECRET)?)
+}
+
+const SEAL: &str = ",\n  \"sum\": \"";
+
+/// The last line of an object holds the sum of all before it: a bit that flipped in a number is no other number then.
+fn seal(text: &str) -> String {
+    let body = text.strip_suffix("\n}").unwrap_or(text);
+    format!("{body}{SEAL}{}\"\n}}\n", sum(body))
+}
+
+/// `false`: it carries a sum, and another one. Without one it is taken as it is, so that a person may edit it.
+fn unbroken(text: &str) -> bool {
+    let sealed = text.rsplit_once(SEAL).and_then(|(body, rest)| Some((body, rest.strip_suffix("\"\n}\n")?)));
+    sealed.is_none_or(|(body, found)| found == sum(body))
+}
+
+fn sum(body: &str) -> String {
+    Sha256::digest(body).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Looks at the format first, so that a newer file is called newer and not damaged.
@@ -410,6 +434,10 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> 
     }
     let Some(text) = if_there(files::read_secret(path))? else { return Ok(None) };
     let damaged = |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
+    if !unbroken(text.expose()) {
+        let what = "its content is not that of its sum (if you changed it by hand, take out the line \"sum\")".to_owned();
+        return Err(StoreError::Damaged { path: path.to_owned(), what });
+    }
     let Format { format } = serde_json::from_str(text.expose()).map_err(damaged)?;
     if format > FORMAT {
         return Err(StoreError::Newer { path: path.to_owned(), found: format, known: FORMAT });
