@@ -20,6 +20,7 @@ mod session;
 mod signals;
 mod ssh;
 mod status;
+mod support;
 mod terminal;
 mod tools;
 mod up;
@@ -77,6 +78,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Certs(args) => certs::run(global, args.what).await,
         Verb::Proxy(args) => proxy::run(global, args).await,
         Verb::Doctor(args) => doctor::run(global, args),
+        Verb::Support(args) => support::run(global, &args.what).await,
     }
 }
 

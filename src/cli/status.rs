@@ -183,6 +183,9 @@ fn or_nobody(holder: Option<&str>) -> &str {
 }
 
 fn state(state: DomainState) -> String {
+    if state == DomainState::PausedIoError {
+        return "paused: the host could not write (disk full?)".to_owned();
+    }
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -260,6 +263,12 @@ pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_paused_by_a_full_disk_is_said_to_be() {
+        assert!(state(DomainState::PausedIoError).contains("disk full"));
+        assert_eq!((state(DomainState::Paused), state(DomainState::ShutOff)), ("paused".to_owned(), "shut-off".to_owned()));
+    }
 
     #[test]
     fn the_leader_is_the_member_that_names_itself() {

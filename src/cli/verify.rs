@@ -7,23 +7,38 @@ use super::error::CliError;
 use super::{exit, render, session::Session};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::Guest;
+use crate::host::{DomainState, Host, blocking};
 use crate::pki::check;
 use crate::plan::{CertPlan, Plan};
+use crate::spec::NodeName;
 use crate::verify::certs::Problem;
 use crate::verify::{self, Report};
 use crate::wait::{Seen, until};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let guests = session.guests()?;
-    let report = checked(&session.plan, &*guests, &Events::nowhere()).await?;
+    let mut report = checked(&session.plan, &*guests, &Events::nowhere()).await?;
+    if report.problems().any(|check| check.id == "ssh.reachable") {
+        verify::machines::explain(&mut report, &session.plan, &states(global, &session).await);
+    }
     match global.format {
         Format::Text => render::print(&verify::render::table(&report)),
         Format::Json => render::print_line(&serde_json::to_string_pretty(&report).map_err(CliError::failed)?),
     }
     Ok(if report.verdict() == Verdict::Pass { exit::OK } else { exit::CHECK_FAILED })
+}
+
+/// What libvirt says of the machines; nothing when it cannot be asked, which is not this verb's finding.
+async fn states(global: &Global, session: &Session) -> BTreeMap<NodeName, DomainState> {
+    let Ok(host) = super::session::connect_to(global, &session.dir) else { return BTreeMap::new() };
+    let seen = blocking(move || host.observe()).await.unwrap_or_default();
+    let mark = session.mark();
+    let ours = seen.domains.into_iter().filter(|domain| domain.mark.as_ref().is_some_and(|found| mark.owns(found)));
+    ours.filter_map(|domain| Some((domain.node?, domain.state))).collect()
 }
 
 /// Runs the checks with this host's clock.

@@ -8,6 +8,7 @@ use super::lock::{self, Lock};
 use super::ssh::{self, SshKey, SshKeys};
 use super::{Class, StoreError, failpoint};
 use crate::plan::Plan;
+use crate::secret::Secret;
 use crate::spec::{ClusterName, ClusterSpec, NodeName, RawSpec, validate};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -185,6 +186,28 @@ impl ClusterDir {
     pub fn spec(&self) -> &ClusterSpec {
         &self.about.spec
     }
+    /// The content of every file that only its owner may read below `pki` and `ssh`: what must be in nothing that is handed on.
+    /// Looked up by the directory, so that it works where `cluster.json` does not.
+    pub fn secrets_in(path: &Path) -> Result<Vec<Secret>, StoreError> {
+        let mut found = Vec::new();
+        let mut todo = vec![path.join("pki"), path.join("ssh")];
+        while let Some(dir) = todo.pop() {
+            let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
+            for entry in if_there(fs::read_dir(&dir).map_err(failed))?.into_iter().flatten() {
+                let path = entry.map_err(failed)?.path();
+                let seen = fs::symlink_metadata(&path).map_err(|source| io_error("look at", &path, source))?;
+                if seen.is_dir() {
+                    todo.push(path);
+                } else if seen.is_file() && seen.mode() & 0o077 == 0 {
+                    // Whatever is in it: a damaged key is half a key.
+                    let bytes = fs::read(&path).map_err(|source| io_error("read", &path, source))?;
+                    found.push(Secret::from(String::from_utf8_lossy(&bytes).into_owned()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Where `pki::Keyring` keeps its files.
     pub fn pki(&self) -> PathBuf {
         self.path.join("pki")

@@ -2,6 +2,8 @@
 //! that the whole answer would not have been, nothing panics, and two hundred runs leave neither memory nor files behind.
 
 use super::*;
+use crate::host::DomainState;
+use crate::verify::machines::explain;
 use proptest::prelude::*;
 
 const SCRIPTS: [&str; 12] = [
@@ -88,13 +90,42 @@ proptest! {
     }
 }
 
+/// A machine that QEMU paused because the host's disk is full says nothing over SSH: libvirt's word makes that the finding.
+#[test]
+fn a_machine_paused_by_a_full_disk_is_called_that_and_not_a_dead_network() {
+    let mut cluster = Cluster::healthy();
+    cluster.dead("controller-0");
+    cluster.dead("worker-1");
+    let mut report = report(&cluster);
+    let states =
+        [("controller-0", DomainState::PausedIoError), ("worker-1", DomainState::ShutOff), ("worker-0", DomainState::Running)];
+    explain(&mut report, &cluster.plan, &states.map(|(name, state)| (node(name), state)).into());
+    let said = |name: &str| {
+        report.checks.iter().find(|check| check.id == "ssh.reachable" && check.node == Some(node(name))).expect("a check")
+    };
+    let full = said("controller-0");
+    assert_eq!(full.verdict, Verdict::Fail);
+    assert!(
+        full.summary.contains("paused") && full.summary.contains("could not write") && full.evidence.contains("no route to host"),
+        "{full:?}"
+    );
+    assert!(full.hint.as_ref().is_some_and(|hint| hint.contains("ktcw-vm up")), "{full:?}");
+    assert!(said("worker-1").summary.contains("is off"), "{:?}", said("worker-1"));
+    assert_eq!(said("worker-0").verdict, Verdict::Pass);
+    let failed = report.checks.iter().filter(|check| check.verdict == Verdict::Fail).map(|check| check.id.as_str());
+    assert_eq!(failed.collect::<Vec<_>>(), ["ssh.reachable"; 2], "nothing is said to be broken that was only not asked");
+    let text = render::text(&report, Show::default());
+    assert!(text.contains("the host could not write to its disk"), "{text}");
+}
+
 /// A hundred megabytes on every channel are no answer, and no hundred megabytes of ours.
 #[test]
 fn a_flood_from_every_node_is_no_answer() {
     let mut cluster = Cluster::healthy();
     let flood = vec![b'x'; 8 << 20];
-    for script in SCRIPTS {
-        cluster.instead(script, flood.clone());
+    let nodes: Vec<String> = cluster.plan.nodes.iter().map(|node| node.name.to_string()).collect();
+    for script in nodes.iter().flat_map(|node| ["clock", "probe", "api", "hash", "pod"].map(|kind| format!("{node} {kind}"))) {
+        cluster.instead(&script, flood.clone());
     }
     let report = report(&cluster);
     assert_eq!(report.count(Verdict::Pass), SSH_ONLY, "{:?}", report.checks.iter().find(|check| check.verdict == Verdict::Pass));
