@@ -98,6 +98,10 @@ lint: ## formatting, clippy, licences and bans, shellcheck, gofmt
 audit: ## known vulnerabilities; where the databases cannot be reached it says "not checked"
 	@setup/audit.sh
 
+.PHONY: fuzz
+fuzz: ## five minutes of libFuzzer on every parser; what it finds is kept in fuzz/artifacts
+	@fuzz/run.sh
+
 ##@ Housekeeping
 
 .PHONY: clean

@@ -131,6 +131,15 @@ fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
     for pool in seen.pools.iter().filter(|p| p.name == plan.storage.pool || p.uuid == plan.storage.pool_uuid) {
         check("pool", &pool.name, &pool.mark);
     }
+    // The images' pool is every cluster's and carries no mark: its name and UUID together say that it is this program's.
+    let (name, uuid) = (&plan.storage.image_pool, plan.storage.image_pool_uuid);
+    for pool in seen.pools.iter().filter(|pool| (pool.name == *name) != (pool.uuid == uuid)) {
+        refusals.push(Refusal {
+            about: "name",
+            message: format!("pool {} exists and is not of this program, which keeps its images in a pool {name}", pool.name),
+            hint: format!("it will not be touched; rename it, or remove it yourself: virsh pool-undefine {}", pool.name),
+        });
+    }
     refusals
 }
 

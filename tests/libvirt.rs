@@ -284,6 +284,73 @@ fn foreign_networks_and_pools_are_refused_and_stay_as_they_were() {
     pool.undefine().expect("undefined");
 }
 
+/// libvirt replaces what is defined again under the same name and UUID without a word: only the mark stands between. And what only
+/// begins like ours, or has our UUID under its own name, is nobody's to touch either, whatever is asked.
+#[test]
+fn strangers_with_our_name_and_uuid_together_or_our_prefix_stay_as_they_were() {
+    let (host, conn) = (std::sync::Arc::new(test_host()), libvirt());
+    let lab = lab("twins", Accel::Tcg);
+    let domain_xml = |name: &str, uuid: Uuid| {
+        format!(
+            "<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>"
+        )
+    };
+    let network_xml = |name: &str, uuid: Uuid, third: u8| {
+        format!(
+            "<network><name>{name}</name><uuid>{uuid}</uuid><bridge name='virbr1{third}'/><ip address='10.98.{third}.1' prefix='24'/></network>"
+        )
+    };
+    let pool_xml = |name: &str, uuid: Uuid| {
+        format!("<pool type='dir'><name>{name}</name><uuid>{uuid}</uuid><target><path>/theirs/{name}</path></target></pool>")
+    };
+    let prefix = Uuid::from_u128(0x7717);
+    let domains = [(lab.domain.name.clone(), lab.domain.uuid), ("twins-controller-9".to_owned(), prefix)]
+        .map(|(name, uuid)| conn.define_domain_xml(&domain_xml(&name, uuid)).expect("defined"));
+    let networks = [(lab.network.name.clone(), lab.network.uuid), ("ktcw-twins-2".to_owned(), prefix)];
+    let networks: Vec<_> = (0..)
+        .zip(networks)
+        .map(|(third, (name, uuid))| conn.define_network_xml(&network_xml(&name, uuid, third)).expect("defined"))
+        .collect();
+    let pools = [(lab.storage.pool.clone(), lab.storage.pool_uuid), ("ktcw-twins-2".to_owned(), prefix)]
+        .map(|(name, uuid)| conn.define_storage_pool_xml(&pool_xml(&name, uuid), 0).expect("defined"));
+    let all = || {
+        let mut texts: Vec<String> = domains.iter().map(|domain| domain.xml_desc(0).expect("still there")).collect();
+        texts.extend(networks.iter().map(|network| network.xml_desc(0).expect("still there")));
+        texts.extend(pools.iter().map(|pool| pool.xml_desc(0).expect("still there")));
+        texts
+    };
+    let before = all();
+    let (storage, domain, mark) = (&lab.storage, &lab.domain, &lab.mark);
+    for (call, refusal) in [
+        ("ensure_network", host.ensure_network(&lab.network, mark)),
+        ("remove_network", host.remove_network(&lab.network.name, mark)),
+        ("ensure_pools", host.ensure_pools(storage, mark)),
+        ("remove_pool", host.remove_pool(&storage.pool, mark)),
+        ("ensure_blank", host.ensure_blank(storage, "x", 1 << 20, mark)),
+        ("ensure_content", host.ensure_content(storage, "x", b"x", mark)),
+        ("ensure_domain", host.ensure_domain(domain, storage, &lab.node, mark)),
+        ("ensure_running", host.ensure_running(domain, mark)),
+        ("suspend", host.suspend(domain, mark)),
+        ("resume", host.resume(domain, mark)),
+        ("shutdown", host.shutdown(domain, mark)),
+        ("power_off", host.power_off(domain, mark)),
+        ("remove_domain", host.remove_domain(&domain.name, domain.uuid, mark)),
+    ] {
+        let error = refusal.expect_err(call);
+        assert!(matches!(error, HostError::NotOurs { .. }), "{call}: {error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")), "{call}: {error}");
+        assert_eq!(all(), before, "{call}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let removed = runtime.block_on(ktcw_vm::apply::remove(host.clone(), mark, |_| ())).expect("nothing of ours");
+    assert!(removed.is_empty(), "{removed:?}");
+    assert_eq!(all(), before, "down");
+    assert_eq!(host.definitions(mark).expect("read").iter().filter(|(name, _)| !name.contains("images")).count(), 0);
+    domains.iter().for_each(|domain| domain.undefine().expect("undefined"));
+    networks.iter().for_each(|network| network.undefine().expect("undefined"));
+    pools.iter().for_each(|pool| pool.undefine().expect("undefined"));
+}
+
 #[test]
 fn a_machine_runs_pauses_stops_and_goes_with_its_snapshots() {
     let (host, conn) = (test_host(), libvirt());

@@ -376,3 +376,23 @@ fn base_image(private: &Private) -> PathBuf {
     assert!(status.success());
     base
 }
+
+/// A daemon that is there and says nothing: a call that is under way ends, a new one is refused, and when it goes on so do we.
+#[test]
+#[ignore = "needs root and libvirtd; run with `cargo test --test libvirt_real -- --ignored`"]
+fn a_daemon_that_falls_silent_is_given_up_and_found_again() {
+    let private = Private::start();
+    let host = LibvirtHost::connect(Some(&private.uri())).expect("connected");
+    host.observe().expect("observed");
+    let pid = std::fs::read_to_string(private.state().join("pids/libvirtd.pid")).expect("pid");
+    let send = |signal: &str| assert!(Command::new("kill").args([signal, pid.trim()]).status().expect("kill").success());
+    send("-STOP");
+    let begin = Instant::now();
+    let error = host.observe().expect_err("nobody answers");
+    let gave_up = begin.elapsed();
+    send("-CONT");
+    println!("given up after {:.0} s: {error}", gave_up.as_secs_f64());
+    assert!(gave_up < Duration::from_secs(90), "{gave_up:?}");
+    assert!(error.hint().is_some(), "{error}");
+    host.observe().expect("found again");
+}

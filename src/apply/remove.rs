@@ -3,7 +3,7 @@
 //! It believes what it observes, not what was planned, and touches nothing without the mark.
 
 use crate::host::{Host, HostError, HostSeen, Mark, blocking};
-use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan};
+use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan, is_image};
 use std::sync::Arc;
 
 /// What was removed, by kind and name.
@@ -48,14 +48,16 @@ pub async fn remove(host: Arc<dyn Host>, mark: &Mark, mut told: impl FnMut(&str)
     }
     let observer = host.clone();
     let left = blocking(move || observer.observe()).await?;
-    if !in_use(&left) {
+    // A pool of that name with another UUID is somebody else's.
+    let shared = StoragePlan::shared();
+    let images = left.pools.iter().find(|pool| pool.name == IMAGE_POOL && pool.uuid == shared.image_pool_uuid);
+    if let Some(images) = images.filter(|_| !in_use(&left)) {
         told("removing the images, which no cluster uses any more");
-        let volumes = left.pools.iter().filter(|pool| pool.name == IMAGE_POOL).flat_map(|pool| &pool.volumes);
-        for volume in volumes {
+        for volume in images.volumes.iter().filter(|volume| is_image(&volume.name)) {
             let (host, name) = (host.clone(), volume.name.clone());
             blocking(move || host.remove_image_volume(&StoragePlan::shared(), &name)).await?;
         }
-        blocking(move || host.remove_empty_image_pool(&StoragePlan::shared())).await?;
+        blocking(move || host.remove_empty_image_pool(&shared)).await?;
     }
     Ok(removed)
 }

@@ -143,8 +143,8 @@ pub async fn run(
 }
 
 /// Verbs whose steps an observation shows to be done or not. A restore is none of them: whether all machines are back in the same
-/// moment cannot be seen.
-const SETTLED: [&str; 5] = ["up", "start", "stop", "pause", "resume"];
+/// moment cannot be seen. A `down` that was cut off is over once `up` turns it round.
+const SETTLED: [&str; 6] = ["up", "down", "start", "stop", "pause", "resume"];
 
 /// Says in the journal what an observation has shown: a step that an earlier run began, and that is not among `steps`, is done.
 /// Otherwise what a crash left open would look open for ever, because nobody has to do it again.

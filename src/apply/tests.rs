@@ -2,7 +2,9 @@
 //! After each failure the report names the step, nothing was begun after it, `up` again ends where a run without failure
 //! ends, and `down` leaves what was there before `up`.
 
+mod killed;
 mod lab;
+mod strangers;
 
 use super::{Applied, ApplyError, observe, remove, run, settle, steps};
 use crate::event::{Event, Events};

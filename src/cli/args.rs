@@ -100,6 +100,8 @@ pub enum Verb {
     Image(ImageArgs),
     /// What this host lacks, and what to install
     Doctor(SpecArgs),
+    /// What others need to help: everything about a cluster in one file, without its secrets
+    Support(SupportArgs),
     /// Shell completions
     Completions {
         #[arg(value_enum)]
@@ -484,4 +486,19 @@ pub enum ImageWhat {
     },
     /// Remove images that neither this version nor a cluster kept here uses
     Prune,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SupportArgs {
+    #[command(subcommand)]
+    pub what: SupportWhat,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum SupportWhat {
+    /// Versions, plan, journal, reports, libvirt's definitions, consoles and the nodes' logs as a .tar.gz; keys and tokens are taken out
+    Bundle {
+        /// Where to write it [default: ./ktcw-support-<cluster>.tar.gz]
+        file: Option<PathBuf>,
+    },
 }

@@ -24,6 +24,7 @@ mod snapshot;
 mod ssh;
 mod start;
 mod status;
+mod support;
 mod terminal;
 mod tools;
 mod up;
@@ -88,6 +89,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Certs(args) => certs::run(global, args.what).await,
         Verb::Proxy(args) => proxy::run(global, args).await,
         Verb::Doctor(args) => doctor::run(global, args),
+        Verb::Support(args) => support::run(global, &args.what).await,
     }
 }
 
@@ -100,6 +102,19 @@ fn log(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("KTCW_LOG").unwrap_or_else(|_| filter.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// More than anybody writes into a file of settings: what goes on longer is no such file (a device, a pipe without end).
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+fn read_config(path: &std::path::Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(CONFIG_LIMIT + 1).read_to_string(&mut text)? as u64;
+    if read > CONFIG_LIMIT {
+        return Err(std::io::Error::other(format!("it is longer than {} KiB", CONFIG_LIMIT >> 10)));
+    }
+    Ok(text)
 }
 
 /// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
@@ -133,7 +148,7 @@ fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec,
 
 /// What a `--config` file says, and all that is wrong with it. Files that it names are beside it.
 fn config(path: &Path) -> (RawSpec, Vec<String>) {
-    let text = match std::fs::read_to_string(path) {
+    let text = match read_config(path) {
         Ok(text) => text,
         Err(error) => {
             return (RawSpec::default(), vec![format!("--config: {}: {error}; accepted: a TOML file", path.display())]);

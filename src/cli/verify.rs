@@ -13,7 +13,7 @@ use crate::life::power::Power;
 use crate::pki::Keyring;
 use crate::plan::{Ca, CertPlan, Plan};
 use crate::snapshot;
-use crate::spec::NodeName;
+use crate::spec::{ClusterName, NodeName};
 use crate::verify::certs::{Problem, Trust};
 use crate::verify::{self, Check, Group, Report};
 use crate::wait::{Seen, until};
@@ -23,17 +23,24 @@ use std::time::{Duration, Instant};
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let begin = Instant::now();
-    let mut checks = machines(global, &session).await;
-    // Asking machines of which none runs would only add a deadline and its unknowns.
-    let asleep = checks.len() == session.plan.nodes.len();
-    checks.extend(half_restored(&session)?);
-    let report = if asleep {
-        Report { cluster: session.plan.cluster.to_string(), checks, elapsed: begin.elapsed() }
-    } else {
-        let guests = session.guests()?;
-        let report = checked(&session.plan, &session.keyring, &*guests, &Events::nowhere()).await;
-        checks.extend(report.checks);
-        Report { checks, ..report }
+    let cluster = &session.plan.cluster;
+    let power = power(global, &session).await;
+    let mut checks: Vec<Check> = half_restored(&session)?.into_iter().collect();
+    let report = match &power {
+        // Asking machines of which none runs would only add a deadline and its unknowns.
+        Some(power) if !power.runs() => {
+            checks.extend(asleep(power, cluster));
+            Report { cluster: cluster.to_string(), checks, elapsed: begin.elapsed() }
+        }
+        _ => {
+            let guests = session.guests()?;
+            let mut report = checked(&session.plan, &session.keyring, &*guests, &Events::nowhere()).await;
+            if let Some(power) = &power {
+                verify::machines::explain(&mut report, &session.plan, &power.states());
+            }
+            checks.append(&mut report.checks);
+            Report { checks, ..report }
+        }
     };
     match global.format {
         Format::Text => render::print(&verify::render::table(&report)),
@@ -46,13 +53,16 @@ pub fn exit_code(report: &Report) -> u8 {
     if report.verdict() == Verdict::Pass { exit::OK } else { exit::CHECK_FAILED }
 }
 
-/// A failed check for each machine that libvirt says is not running. Without an answer from libvirt there is none: what a node
-/// says over SSH counts then as ever.
-async fn machines(global: &Global, session: &Session) -> Vec<Check> {
-    let Ok(host) = session::connect_to(global, &session.dir) else { return Vec::new() };
-    let Ok(seen) = blocking(move || host.observe()).await else { return Vec::new() };
-    let power = Power::of(&session.plan, &seen);
-    let way_back = power.whole().way_back().map(|verb| format!("ktcw-vm {verb} -c {}", session.plan.cluster));
+/// What libvirt says of the machines. Without an answer what a node says over SSH counts alone.
+async fn power(global: &Global, session: &Session) -> Option<Power> {
+    let host = session::connect_to(global, &session.dir).ok()?;
+    let seen = blocking(move || host.observe()).await.ok()?;
+    Some(Power::of(&session.plan, &seen))
+}
+
+/// A failed check for each machine, none of which is running.
+fn asleep(power: &Power, cluster: &ClusterName) -> Vec<Check> {
+    let way_back = power.whole().way_back().map(|verb| format!("ktcw-vm {verb} -c {cluster}"));
     let check = |(node, word): (&NodeName, &'static str)| Check {
         id: "machine.running".to_owned(),
         group: Group::Machines,

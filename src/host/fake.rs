@@ -7,6 +7,7 @@ mod acts;
 use super::{Console, DomainState, Done, HostError, HostFacts, Mark, NetworkSeen, guard};
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
 use crate::spec::NodeName;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
@@ -23,7 +24,7 @@ pub enum Strike {
     After,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FakeDomain {
     uuid: Uuid,
     state: DomainState,
@@ -36,13 +37,13 @@ struct FakeDomain {
     snapshots: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FakeNetwork {
     seen: NetworkSeen,
     plan: Option<NetworkPlan>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct FakePool {
     uuid: Uuid,
     active: bool,
@@ -50,12 +51,22 @@ struct FakePool {
     volumes: BTreeMap<String, FakeVolume>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum FakeVolume {
-    Image { bytes: u64 },
-    Overlay { base: String, bytes: u64 },
-    Blank { bytes: u64 },
-    Content { bytes: Vec<u8> },
+    Image {
+        bytes: u64,
+    },
+    Overlay {
+        base: String,
+        bytes: u64,
+    },
+    Blank {
+        bytes: u64,
+    },
+    Content {
+        #[serde(with = "packed")]
+        bytes: Vec<u8>,
+    },
 }
 
 impl FakeVolume {
@@ -67,22 +78,49 @@ impl FakeVolume {
     }
 }
 
-#[derive(Debug, Default)]
+/// Bytes as base64: a list of numbers would be ten times as long.
+mod packed {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// Hears of every changing call: its name as in `calls`, whether it is over, and the host.
+pub type Witness = dyn Fn(&str, bool, &FakeHost) + Send + Sync;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct World {
     domains: BTreeMap<String, FakeDomain>,
     networks: BTreeMap<String, FakeNetwork>,
     pools: BTreeMap<String, FakePool>,
     /// Changing calls so far, by name, in order.
+    #[serde(skip)]
     calls: Vec<String>,
+    #[serde(skip)]
     strike: Option<(usize, Strike)>,
+    #[serde(skip)]
     unreachable: bool,
 }
 
 /// The fake. Starts empty; all methods take `&self`, as libvirt's do.
-#[derive(Debug)]
 pub struct FakeHost {
     world: Mutex<World>,
     facts: HostFacts,
+    witness: Option<Box<Witness>>,
+}
+
+impl std::fmt::Debug for FakeHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FakeHost").field("world", &self.world).field("facts", &self.facts).finish_non_exhaustive()
+    }
 }
 
 impl Default for FakeHost {
@@ -104,11 +142,22 @@ impl FakeHost {
             free_memory_mib: 12 << 10,
             cpus: 8,
         };
-        FakeHost { world: Mutex::default(), facts }
+        FakeHost { world: Mutex::default(), facts, witness: None }
     }
 
     pub fn with_facts(facts: HostFacts) -> FakeHost {
         FakeHost { facts, ..FakeHost::new() }
+    }
+
+    /// A host as `saved` left it, that tells `witness` before and after every changing call: one that outlives the process.
+    pub fn restored(saved: Option<&str>, witness: Box<Witness>) -> Result<FakeHost, String> {
+        let world = saved.map_or_else(|| Ok(World::default()), serde_json::from_str).map_err(|error| error.to_string())?;
+        Ok(FakeHost { world: Mutex::new(world), witness: Some(witness), ..FakeHost::new() })
+    }
+
+    /// All that is on it, as text for `restored`.
+    pub fn saved(&self) -> String {
+        serde_json::to_string(&*self.lock()).unwrap_or_default()
     }
 
     /// The `k`-th changing call from now on (1 is the next) fails; those after it work again.
@@ -156,6 +205,13 @@ impl FakeHost {
     pub fn add_foreign_pool(&self, name: &str, uuid: Uuid) {
         let pool = FakePool { uuid, active: true, mark: None, volumes: BTreeMap::new() };
         self.lock().pools.insert(name.to_owned(), pool);
+    }
+
+    /// Somebody puts a file into a pool that is there.
+    pub fn add_foreign_volume(&self, pool: &str, name: &str) {
+        if let Some(pool) = self.lock().pools.get_mut(pool) {
+            pool.volumes.insert(name.to_owned(), FakeVolume::Blank { bytes: 1 << 20 });
+        }
     }
 
     /// A machine goes into a state by itself: a guest that powered off or crashed, a full disk.
@@ -207,6 +263,25 @@ impl FakeHost {
 
     /// Counts the call, fails it when its turn has come, and changes the world only if the effect succeeds.
     fn change(
+        &self,
+        call: &'static str,
+        name: &str,
+        effect: impl FnOnce(&mut World) -> Result<Done, HostError>,
+    ) -> Result<Done, HostError> {
+        let said = format!("{call} {name}");
+        self.tell(&said, false);
+        let done = self.changed(call, name, effect);
+        self.tell(&said, true);
+        done
+    }
+
+    fn tell(&self, said: &str, over: bool) {
+        if let Some(witness) = &self.witness {
+            witness(said, over, self);
+        }
+    }
+
+    fn changed(
         &self,
         call: &'static str,
         name: &str,

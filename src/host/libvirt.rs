@@ -199,6 +199,15 @@ impl Host for LibvirtHost {
         self.connection.run(|conn| console::tail(conn, storage, &domain.name, lines))
     }
 
+    fn definitions(&self, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
+        self.connection.run(|conn| {
+            let mut all = domains::definitions(conn, mark)?;
+            all.extend(networks::definitions(conn, mark)?);
+            all.extend(pools::definitions(conn, mark)?);
+            Ok(all)
+        })
+    }
+
     fn open_console(&self, domain: &DomainPlan, mark: &Mark) -> Result<Arc<dyn Console>, HostError> {
         self.connection.run(|conn| console::open(conn, domain, mark))
     }

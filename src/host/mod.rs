@@ -194,6 +194,9 @@ pub trait Host: Send + Sync {
     fn resident_bytes(&self, domain: &DomainPlan) -> Result<u64, HostError>;
     /// The last lines of the serial console's log; empty when the machine never ran. Works on a remote libvirt too.
     fn console_tail(&self, storage: &StoragePlan, domain: &DomainPlan, lines: usize) -> Result<String, HostError>;
+    /// libvirt's own XML of everything that carries the mark, by kind and name (`domain lab-worker-0`), without what libvirt itself
+    /// calls secret. For people to read.
+    fn definitions(&self, mark: &Mark) -> Result<Vec<(String, String)>, HostError>;
     /// The serial console itself, both ways. The machine must be running.
     fn open_console(&self, domain: &DomainPlan, mark: &Mark) -> Result<Arc<dyn Console>, HostError>;
 }

@@ -6,6 +6,7 @@ use crate::host::{DomainState, HostSeen};
 use crate::plan::Plan;
 use crate::spec::NodeName;
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// State of every planned machine, in the plan's order; `None`: libvirt has no such domain.
@@ -32,6 +33,16 @@ impl Power {
 
     pub fn get(&self, node: &NodeName) -> Option<DomainState> {
         self.0.iter().find(|(name, _)| name == node).and_then(|(_, state)| *state)
+    }
+
+    /// Whether any machine runs.
+    pub fn runs(&self) -> bool {
+        self.0.iter().any(|(_, state)| *state == Some(DomainState::Running))
+    }
+
+    /// By node; those that libvirt does not have are left out.
+    pub fn states(&self) -> BTreeMap<NodeName, DomainState> {
+        self.0.iter().filter_map(|(node, state)| Some((node.clone(), (*state)?))).collect()
     }
 
     pub fn is_running(&self, node: &NodeName) -> bool {

@@ -376,6 +376,15 @@ pub const POOL_PREFIX: &str = "ktcw-";
 /// Pool of the images that all clusters of a libvirt share. No cluster can be called so: names have no dot.
 pub const IMAGE_POOL: &str = "ktcw.images";
 
+/// Whether a volume of the image pool can be one that `storage` names. Whatever else lies there was put there by somebody.
+pub fn is_image(volume: &str) -> bool {
+    let stem = volume.strip_suffix(".qcow2").unwrap_or(volume);
+    stem.split_once('-').is_some_and(|(kind, digest)| {
+        let hex = digest.len() == 16 && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+        hex && ["base", "kernel", "initrd"].contains(&kind)
+    })
+}
+
 fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
     let image = &resolved.image;
     let short = |digest: &str| digest.chars().take(16).collect::<String>();

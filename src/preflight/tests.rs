@@ -130,9 +130,13 @@ fn what_a_stranger_has_under_our_names_or_ids_is_refused_and_said_to_stay() {
     host.add_foreign_domain("ktcw-controller-9", Uuid::from_u128(98));
     host.add_foreign_network("ktcw-ktcw", Uuid::from_u128(97), "10.9.9.0/24".parse().expect("net"));
     host.add_foreign_pool("ktcw-ktcw", Uuid::from_u128(96));
+    host.add_foreign_pool("ktcw.images", Uuid::from_u128(95));
     let refusals = judge(&plan, &facts(&host, 8192), &host.observe().expect("observed"), None, 0, PLENTY);
     let firsts: Vec<&str> = refusals.iter().map(|refusal| refusal.message.split(" exists").next().expect("words")).collect();
-    assert_eq!(firsts, ["machine ktcw-controller-0", "machine renamed", "network ktcw-ktcw", "pool ktcw-ktcw"]);
+    assert_eq!(
+        firsts,
+        ["machine ktcw-controller-0", "machine renamed", "network ktcw-ktcw", "pool ktcw-ktcw", "pool ktcw.images"]
+    );
     assert!(refusals.iter().all(|refusal| refusal.hint.contains("will not be touched")), "{refusals:?}");
 }
 

@@ -8,10 +8,12 @@ use super::lock::{self, Lock};
 use super::ssh::{self, SshKey, SshKeys};
 use super::{Class, StoreError, failpoint};
 use crate::plan::Plan;
-use crate::spec::{ClusterName, ClusterSpec, NodeName};
+use crate::secret::Secret;
+use crate::spec::{ClusterName, ClusterSpec, NodeName, RawSpec, validate};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -22,7 +24,7 @@ use uuid::Uuid;
 
 /// Format of `cluster.json` and `plan.json` that this program writes and the newest it reads.
 const FORMAT: u32 = 1;
-const ABOUT: &str = "cluster.json";
+pub(super) const ABOUT: &str = "cluster.json";
 const PLAN: &str = "plan.json";
 const JOURNAL: &str = "journal.jsonl";
 /// Prefixes of directories under way; no cluster's name begins with a dot.
@@ -154,6 +156,12 @@ impl ClusterDir {
         if about.name != *name || about.spec.name != *name {
             return Err(StoreError::Damaged { path: file, what: format!("it describes cluster {}", about.name) });
         }
+        // Nothing behind this door checks a specification again.
+        if let Err(problems) = validate(&RawSpec::from(&about.spec)) {
+            let problems: Vec<String> =
+                problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
+            return Err(StoreError::Damaged { path: file, what: format!("spec: {}", problems.join("; ")) });
+        }
         Ok(ClusterDir { path, about })
     }
 
@@ -178,6 +186,28 @@ impl ClusterDir {
     pub fn spec(&self) -> &ClusterSpec {
         &self.about.spec
     }
+    /// The content of every file that only its owner may read below `pki` and `ssh`: what must be in nothing that is handed on.
+    /// Looked up by the directory, so that it works where `cluster.json` does not.
+    pub fn secrets_in(path: &Path) -> Result<Vec<Secret>, StoreError> {
+        let mut found = Vec::new();
+        let mut todo = vec![path.join("pki"), path.join("ssh")];
+        while let Some(dir) = todo.pop() {
+            let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
+            for entry in if_there(fs::read_dir(&dir).map_err(failed))?.into_iter().flatten() {
+                let path = entry.map_err(failed)?.path();
+                let seen = fs::symlink_metadata(&path).map_err(|source| io_error("look at", &path, source))?;
+                if seen.is_dir() {
+                    todo.push(path);
+                } else if seen.is_file() && seen.mode() & 0o077 == 0 {
+                    // Whatever is in it: a damaged key is half a key.
+                    let bytes = fs::read(&path).map_err(|source| io_error("read", &path, source))?;
+                    found.push(Secret::from(String::from_utf8_lossy(&bytes).into_owned()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Where `pki::Keyring` keeps its files.
     pub fn pki(&self) -> PathBuf {
         self.path.join("pki")
@@ -402,10 +432,27 @@ fn remove_tree(path: &Path) -> Result<(), StoreError> {
 }
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
-    let mut text = serde_json::to_vec_pretty(value)
+    let text = serde_json::to_string_pretty(value)
         .map_err(|error| StoreError::Generate { what: path.display().to_string(), reason: error.to_string() })?;
-    text.push(b'\n');
-    Ok(files::write_atomic(path, &text, SECRET)?)
+    Ok(files::write_atomic(path, seal(&text).as_bytes(), SECRET)?)
+}
+
+const SEAL: &str = ",\n  \"sum\": \"";
+
+/// The last line of an object holds the sum of all before it: a bit that flipped in a number is no other number then.
+fn seal(text: &str) -> String {
+    let body = text.strip_suffix("\n}").unwrap_or(text);
+    format!("{body}{SEAL}{}\"\n}}\n", sum(body))
+}
+
+/// `false`: it carries a sum, and another one. Without one it is taken as it is, so that a person may edit it.
+fn unbroken(text: &str) -> bool {
+    let sealed = text.rsplit_once(SEAL).and_then(|(body, rest)| Some((body, rest.strip_suffix("\"\n}\n")?)));
+    sealed.is_none_or(|(body, found)| found == sum(body))
+}
+
+fn sum(body: &str) -> String {
+    Sha256::digest(body).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Looks at the format first, so that a newer file is called newer and not damaged.
@@ -416,6 +463,10 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
     }
     let Some(text) = if_there(files::read_secret(path))? else { return Ok(None) };
     let damaged = |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
+    if !unbroken(text.expose()) {
+        let what = "its content is not that of its sum (if you changed it by hand, take out the line \"sum\")".to_owned();
+        return Err(StoreError::Damaged { path: path.to_owned(), what });
+    }
     let Format { format } = serde_json::from_str(text.expose()).map_err(damaged)?;
     if format > FORMAT {
         return Err(StoreError::Newer { path: path.to_owned(), found: format, known: FORMAT });

@@ -1,15 +1,28 @@
-//! Places where a test may kill the program: before and after every journal record and every file.
-//! `journal` and `files` name them; crash tests choose one through the environment and look at what is left.
+//! Places where a test may kill the program: before and after every journal record, every file and every effect of a fake.
+//! `journal`, `files` and fakes name them; crash tests choose one through the environment and look at what is left.
 //! In a release build there is nothing here: `at` is an empty function.
 //!
-//! `KTCW_FAIL_AT=17` aborts at the 17th journal point, `file:17` at the 17th file point, `journal:NAME` or `file:NAME` at the
-//! first of that name. `KTCW_FAIL_COUNT=PATH` appends a line `class:name` for every point passed, so that a loop knows how many there are.
+//! `KTCW_FAIL_AT=17` aborts at the 17th journal point, `file:17` at the 17th file point, `effect:17` at the 17th of a fake,
+//! `journal:NAME` or `file:NAME` at the first of that name. `KTCW_FAIL_COUNT=PATH` appends a line `class:name` for every point passed, so that a loop knows how many there are.
 
 /// What the point stands beside. Numbers count within a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Journal,
     File,
+    /// Of a fake that stands for machines: in a release there is none.
+    Effect,
+}
+
+impl Class {
+    #[cfg(any(test, feature = "failpoints"))]
+    fn word(self) -> &'static str {
+        match self {
+            Class::Journal => "journal",
+            Class::File => "file",
+            Class::Effect => "effect",
+        }
+    }
 }
 
 /// Passes a point, or ends the process there.
@@ -42,15 +55,15 @@ mod armed {
     struct Armed {
         target: Option<Target>,
         count: Option<std::path::PathBuf>,
-        passed: [AtomicU64; 2],
+        passed: [AtomicU64; 3],
     }
 
     pub(super) fn parse(text: &str) -> Option<Target> {
-        let (class, rest) = match text.split_once(':') {
-            Some(("file", rest)) => (Class::File, rest),
-            Some(("journal", rest)) => (Class::Journal, rest),
-            _ => (Class::Journal, text),
-        };
+        let named = [Class::Journal, Class::File, Class::Effect].into_iter().find_map(|class| {
+            let rest = text.strip_prefix(class.word())?.strip_prefix(':')?;
+            Some((class, rest))
+        });
+        let (class, rest) = named.unwrap_or((Class::Journal, text));
         match rest.parse() {
             Ok(number) => Some(Target::Number(class, number)),
             Err(_) if rest.is_empty() => None,
@@ -79,11 +92,11 @@ mod armed {
         let armed = ARMED.get_or_init(|| Armed {
             target: std::env::var("KTCW_FAIL_AT").ok().as_deref().and_then(parse),
             count: std::env::var_os("KTCW_FAIL_COUNT").map(Into::into),
-            passed: [const { AtomicU64::new(0) }; 2],
+            passed: [const { AtomicU64::new(0) }; 3],
         });
         let number = armed.passed[class as usize].fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(path) = &armed.count {
-            let class = if class == Class::Journal { "journal" } else { "file" };
+            let class = class.word();
             if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path) {
                 let _ = file.write_all(format!("{class}:{name}\n").as_bytes());
             }
@@ -113,6 +126,7 @@ mod tests {
             parse("journal:begin start controller-0"),
             Some(Target::Name(Class::Journal, "begin start controller-0".into()))
         );
+        assert_eq!(parse("effect:2"), Some(Target::Number(Class::Effect, 2)));
         assert_eq!(parse("file:a:b"), Some(Target::Name(Class::File, "a:b".into())));
         assert_eq!(parse(""), None);
     }

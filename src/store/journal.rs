@@ -181,7 +181,7 @@ pub fn salvage(path: &Path) -> Result<(History, Vec<Damage>), JournalError> {
 }
 
 /// The pure reader. `Err`: the version of a whole line that is newer than ours.
-fn parse(bytes: &[u8]) -> Result<(History, Vec<Damage>), u32> {
+pub fn parse(bytes: &[u8]) -> Result<(History, Vec<Damage>), u32> {
     let mut history = History::default();
     let mut damage = Vec::new();
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);

@@ -81,6 +81,11 @@ impl StoreError {
             StoreError::Vanished { .. } => Some("run the command again".to_owned()),
             StoreError::NotOurs { path, .. } => Some(format!("look at {} and remove or rename it yourself", path.display())),
             StoreError::Newer { .. } => Some("use the newer ktcw-vm for this cluster".to_owned()),
+            // Who the cluster is stands there alone: `down` cannot say any more what carries its mark.
+            StoreError::Damaged { path, .. } if path.ends_with(cluster::ABOUT) => Some(format!(
+                "restore {} from a backup; without one remove its machines, network and pool in libvirt, then that directory",
+                path.display()
+            )),
             StoreError::Damaged { path, .. } => {
                 Some(format!("restore {} from a backup, or take the cluster down", path.display()))
             }

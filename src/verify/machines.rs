@@ -4,10 +4,13 @@
 
 use super::hint;
 use super::observe::{Link, NodeSeen, Observed};
-use super::report::{Check, Finding, Group, list, one_line};
+use super::report::{Check, Finding, Group, Report, list, one_line};
 use super::sections::Sections;
+use crate::event::Verdict;
 use crate::guest::clock::ClockSeen;
+use crate::host::DomainState;
 use crate::plan::{NodePlan, Plan};
+use crate::spec::NodeName;
 use std::collections::BTreeMap;
 
 /// A guest's clock may be off by this much, in seconds.
@@ -48,6 +51,29 @@ pub fn judge(plan: &Plan, seen: &Observed) -> Vec<Check> {
         }
     }
     checks
+}
+
+/// Puts libvirt's word beside the silence of machines that could not be reached: one that is paused because the host could not
+/// write, or is off, is that and not a network or an etcd that is down.
+pub fn explain(report: &mut Report, plan: &Plan, states: &BTreeMap<NodeName, DomainState>) {
+    for check in report.checks.iter_mut().filter(|check| check.id == "ssh.reachable" && check.verdict == Verdict::Fail) {
+        let Some(state) = check.node.as_ref().and_then(|node| states.get(node)) else { continue };
+        let again = hint(plan, "up");
+        let (why, next) = match state {
+            DomainState::Running => continue,
+            DomainState::PausedIoError => (
+                "the machine is paused: the host could not write to its disk (no space left?)",
+                format!("free space where the pool lies (df -h), then: {again}"),
+            ),
+            DomainState::Paused => ("the machine is paused", again),
+            DomainState::ShuttingDown => ("the machine is shutting down", again),
+            DomainState::ShutOff => ("the machine is off", again),
+            DomainState::Crashed => ("the machine has crashed", again),
+        };
+        let silence = std::mem::replace(&mut check.summary, why.to_owned());
+        check.evidence = if check.evidence.is_empty() { silence } else { format!("{silence}\n{}", check.evidence) };
+        check.hint = Some(next);
+    }
 }
 
 /// `etcd` for `etcd.service`: what people type.

@@ -1,6 +1,7 @@
 //! A healthy cluster's answers, captured, and what each single change of them does to the verdicts: exactly the right ones flip.
 
 mod changes;
+mod hostile;
 
 use super::certs::{Problem, Trust};
 use super::render::{self, Show};

@@ -11,12 +11,14 @@ use crate::host::{DomainState, Host, HostSeen, Mark};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Accel, CpuModel, NodePlan, Plan, Resolved, plan, samples};
 use crate::spec::{NodeName, RawSpec, validate};
-use crate::store::{SshKey, SshKeys};
+use crate::store::{Class, SshKey, SshKeys, failpoint};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
@@ -41,7 +43,7 @@ fn noon() -> Timestamp {
 }
 
 /// What a machine remembers.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Machine {
     asked: bool,
     booted: bool,
@@ -68,14 +70,17 @@ impl Snapshot {
     }
 }
 
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Inside {
     machines: BTreeMap<NodeName, Machine>,
     manifests: BTreeSet<String>,
     /// Changes inside nodes and at the API so far.
+    #[serde(skip)]
     effects: Vec<String>,
+    #[serde(skip)]
     strike: Option<(usize, Strike)>,
     /// Id of a step that cannot succeed.
+    #[serde(skip)]
     broken: Option<String>,
 }
 
@@ -84,12 +89,62 @@ pub struct Lab {
     pub plan: Arc<Plan>,
     pub mark: Mark,
     inside: Mutex<Inside>,
+    /// Where it is written down after every change, for the next process.
+    kept: Option<PathBuf>,
+}
+
+/// File names of a lab that outlives its process: what libvirt has, what the machines have.
+const HOST: &str = "host.json";
+const INSIDE: &str = "inside.json";
+
+fn write(path: &Path, text: &str) {
+    crate::store::files::write_atomic(path, text.as_bytes(), 0o600).expect("written");
 }
 
 impl Lab {
     /// Nothing of ours on the host, but strangers' things and a cluster of another state directory.
     pub fn new(plan: &Arc<Plan>) -> Arc<Lab> {
-        let host = FakeHost::new();
+        Lab::on(plan, FakeHost::new(), None)
+    }
+
+    /// One that lives in a directory, as machines do that outlive the program: every change is on the disk when it is over,
+    /// and before and after it is a place to be killed at.
+    pub fn kept(plan: &Arc<Plan>, dir: &Path) -> Arc<Lab> {
+        let (dir_of_host, turn) = (dir.to_owned(), Mutex::new(()));
+        let witness = move |call: &str, over: bool, host: &FakeHost| {
+            if over {
+                // An older state must not be written over a newer one.
+                let _turn = turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                write(&dir_of_host.join(HOST), &host.saved());
+            }
+            failpoint(Class::Effect, &format!("{} {call}", if over { "after" } else { "before" }));
+        };
+        let saved = std::fs::read_to_string(dir.join(HOST)).ok();
+        let host = FakeHost::restored(saved.as_deref(), Box::new(witness)).expect("as it was saved");
+        if saved.is_none() {
+            return Lab::on(plan, host, Some(dir.to_owned()));
+        }
+        let inside = std::fs::read_to_string(dir.join(INSIDE)).expect("saved beside it");
+        let inside = Mutex::new(serde_json::from_str(&inside).expect("as it was saved"));
+        let lab = Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside, kept: Some(dir.to_owned()) };
+        lab.forget_the_removed();
+        Arc::new(lab)
+    }
+
+    /// A machine that was removed has nothing in it when it is made anew.
+    fn forget_the_removed(&self) {
+        let seen = self.host.observe().expect("observed");
+        let gone = |node: &&NodePlan| !seen.domains.iter().any(|domain| domain.name == node.domain.name);
+        let mut inside = self.lock();
+        for node in self.plan.nodes.iter().filter(gone) {
+            inside.machines.insert(node.name.clone(), Machine { ahead_s: -0.7, ..Machine::default() });
+        }
+        if self.plan.controllers().all(|node| gone(&node)) {
+            inside.manifests.clear();
+        }
+    }
+
+    fn on(plan: &Arc<Plan>, host: FakeHost, kept: Option<PathBuf>) -> Arc<Lab> {
         host.add_foreign_domain("somebody-elses", Uuid::from_u128(99));
         host.add_foreign_network("default", Uuid::from_u128(98), "192.168.122.0/24".parse().expect("net"));
         host.add_foreign_pool("default", Uuid::from_u128(97));
@@ -100,11 +155,34 @@ impl Lab {
         host.ensure_domain(&other.nodes[0].domain, &other.storage, &other.nodes[0].name, &theirs).expect("made");
         let machines = plan.nodes.iter().map(|node| (node.name.clone(), Machine { ahead_s: -0.7, ..Machine::default() }));
         let inside = Inside { machines: machines.collect(), ..Inside::default() };
-        Arc::new(Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside: Mutex::new(inside) })
+        let lab = Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside: Mutex::new(inside), kept };
+        lab.keep(&lab.lock());
+        if let Some(dir) = &lab.kept {
+            write(&dir.join(HOST), &lab.host.saved());
+        }
+        Arc::new(lab)
+    }
+
+    fn keep(&self, inside: &Inside) {
+        if let Some(dir) = &self.kept {
+            write(&dir.join(INSIDE), &serde_json::to_string(inside).expect("JSON"));
+        }
     }
 
     /// The edges of one run over this lab; `lost`: the command of that number, counted from 0, loses its connection.
     pub fn world(self: &Arc<Self>, lost: Option<usize>) -> (Arc<World>, Arc<FakeGuests>) {
+        let (keyring, ssh) = credentials(&self.plan);
+        self.world_with(lost, self.mark.clone(), keyring, ssh)
+    }
+
+    /// The same with a cluster directory's own mark and keys.
+    pub fn world_with(
+        self: &Arc<Self>,
+        lost: Option<usize>,
+        mark: Mark,
+        keyring: Keyring,
+        ssh: SshKeys,
+    ) -> (Arc<World>, Arc<FakeGuests>) {
         let lab = self.clone();
         let mut guests = FakeGuests::new().with("", move |node, cmd| lab.answer(node, cmd));
         if let Some(at) = lost {
@@ -112,14 +190,13 @@ impl Lab {
             guests = guests.fail_at(at, GuestError::Lost { node, command: "any".to_owned(), reason });
         }
         let guests = Arc::new(guests);
-        let (keyring, ssh) = credentials(&self.plan);
         let world = World {
             host: self.host.clone(),
             guest: guests.clone() as Arc<dyn Guest>,
             api: Arc::new(Servers(self.clone())),
             keyring,
             ssh,
-            mark: self.mark.clone(),
+            mark,
             clock: noon,
             base: FILE.into(),
             kernel: FILE.into(),
@@ -192,6 +269,18 @@ impl Lab {
 
     /// Makes a change inside, or cuts it off when its turn has come. `false`: the caller does not learn how it went.
     fn change(&self, what: String, effect: impl FnOnce(&mut Inside)) -> bool {
+        if self.kept.is_some() {
+            failpoint(Class::Effect, &format!("before {what}"));
+        }
+        let told = self.changed(what.clone(), effect);
+        if self.kept.is_some() {
+            self.keep(&self.lock());
+            failpoint(Class::Effect, &format!("after {what}"));
+        }
+        told
+    }
+
+    fn changed(&self, what: String, effect: impl FnOnce(&mut Inside)) -> bool {
         let mut inside = self.lock();
         inside.effects.push(what);
         let turn = inside.effects.len();
@@ -220,7 +309,13 @@ impl Lab {
     }
 
     fn machine<T>(&self, name: &NodeName, look: impl FnOnce(&mut Machine) -> T) -> T {
-        look(self.lock().machines.get_mut(name).expect("a node"))
+        let mut inside = self.lock();
+        let before = inside.machines[name].clone();
+        let seen = look(inside.machines.get_mut(name).expect("a node"));
+        if inside.machines[name] != before {
+            self.keep(&inside);
+        }
+        seen
     }
 
     fn date(&self, name: &NodeName) -> Reply {

@@ -353,6 +353,16 @@ impl Host for FakeHost {
         })
     }
 
+    fn definitions(&self, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
+        self.read(|world| {
+            let ours = |found: &Option<Mark>| found.as_ref().is_some_and(|found| mark.owns(found));
+            let domains = world.domains.iter().filter(|(_, domain)| ours(&domain.mark));
+            Ok(domains
+                .map(|(name, domain)| (format!("domain {name}"), format!("<domain><uuid>{}</uuid></domain>", domain.uuid)))
+                .collect())
+        })
+    }
+
     fn open_console(&self, domain: &DomainPlan, mark: &Mark) -> Result<Arc<dyn Console>, HostError> {
         let mut world = self.lock();
         world.reachable()?;

@@ -1,9 +1,10 @@
 //! The connection itself: opening it with an error people can use, and opening it again when the daemon was restarted.
-//! Every call of `LibvirtHost` goes through `run`; all of them are idempotent, which is what makes a retry right.
+//! Every call of `LibvirtHost` goes through `run`; all of them are idempotent, which is what makes a retry right. A daemon that
+//! is there and says nothing is given up: on opening after a deadline, later by libvirt's own keepalives.
 //! It knows nothing of domains, networks or storage.
 
 use crate::host::HostError;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError, mpsc};
 use std::time::Duration;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
@@ -16,6 +17,15 @@ const RECONNECT_WAITS: [Duration; 5] = [
     Duration::from_millis(800),
     Duration::from_millis(1500),
 ];
+
+/// How long a daemon may take to greet. Across a network somebody may have to type a passphrase first.
+const GREETING: Duration = Duration::from_secs(20);
+const REMOTE_GREETING: Duration = Duration::from_secs(120);
+
+/// A connection is lost when so many keepalives, so many seconds apart, had no answer. A daemon's main loop answers them, so work
+/// that takes long does not count as silence.
+const KEEPALIVE_S: i32 = 5;
+const KEEPALIVES: u32 = 6;
 
 pub struct Connection {
     /// As the user gave it.
@@ -54,6 +64,10 @@ impl Connection {
         while !alive(&current) {
             match connect(self.wanted.as_deref()) {
                 Ok(conn) => *current = conn,
+                // One that hangs has had its time already.
+                Err(HostError::Unreachable { uri, reason }) if reason.starts_with(SILENT) => {
+                    return Err(HostError::Unreachable { uri, reason });
+                }
                 Err(error) => match waits.next() {
                     Some(wait) => pause(*wait),
                     None => return Err(error),
@@ -74,8 +88,41 @@ fn alive(conn: &Connect) -> bool {
     conn.is_alive().unwrap_or(false)
 }
 
+/// libvirt's own call waits for ever for a daemon that hangs: it waits in a thread of its own, which ends with the answer or the process.
 fn connect(uri: Option<&str>) -> Result<Connect, HostError> {
-    Connect::open(uri).map_err(|error| unreachable(uri, &error))
+    run_events();
+    let patience = if uri.is_none_or(is_local) { GREETING } else { REMOTE_GREETING };
+    let wanted = uri.map(str::to_owned);
+    let opened = within(patience, move || Connect::open(wanted.as_deref()));
+    let conn = opened
+        .ok_or_else(|| HostError::Unreachable {
+            uri: uri.unwrap_or("the default URI").to_owned(),
+            reason: format!("{SILENT} for {} s", patience.as_secs()),
+        })?
+        .map_err(|error| unreachable(uri, &error))?;
+    // Drivers within this process have none, and need none.
+    let _ = conn.set_keep_alive(KEEPALIVE_S, KEEPALIVES);
+    Ok(conn)
+}
+
+/// Beginning of the reason when something takes connections and does not greet.
+pub const SILENT: &str = "it has not answered";
+
+/// The result, or `None` when it takes longer; then the work goes on unobserved.
+fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(patience).ok()
+}
+
+/// libvirt's event loop, which its keepalives need, in a thread of its own, once a process and before the first connection.
+fn run_events() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if virt::event::event_register_default_impl().is_ok() {
+            std::thread::spawn(|| while virt::event::event_run_default_impl().is_ok() {});
+        }
+    });
 }
 
 fn unreachable(uri: Option<&str>, error: &Error) -> HostError {
@@ -132,6 +179,13 @@ mod tests {
         for remote in ["qemu+ssh://root@lab.example/system", "qemu+tls://lab/system", "qemu+ssh://lab:22/system?keyfile=/a"] {
             assert!(!is_local(remote), "{remote}");
         }
+    }
+
+    #[test]
+    fn what_takes_too_long_is_not_waited_for() {
+        assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
+        let (_never, waits) = mpsc::channel::<()>();
+        assert_eq!(within(Duration::from_millis(20), move || waits.recv().is_ok()), None);
     }
 
     #[test]

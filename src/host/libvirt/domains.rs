@@ -37,6 +37,21 @@ pub fn observe(conn: &Connect) -> Result<Vec<DomainSeen>, HostError> {
     Ok(seen)
 }
 
+/// The XML of ours, as it is now; without `VIR_DOMAIN_XML_SECURE` libvirt leaves passwords out.
+pub fn definitions(conn: &Connect, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
+    let all = conn.list_all_domains(0).map_err(|error| refused("list", KIND, "(all)", &error))?;
+    let mut found = Vec::new();
+    for domain in all {
+        let Some(described) = describe(&domain)? else { continue };
+        if described.mark.is_some_and(|theirs| mark.owns(&theirs))
+            && let Some(text) = present(domain.xml_desc(0), KIND, &described.name)?
+        {
+            found.push((format!("{KIND} {}", described.name), text));
+        }
+    }
+    Ok(found)
+}
+
 /// Defines it unless what is defined came from the same XML.
 pub fn ensure(conn: &Connect, plan: &DomainPlan, text: &str, mark: &Mark) -> Result<Done, HostError> {
     refuse_foreign_uuid(conn, plan, mark)?;

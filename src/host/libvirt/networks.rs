@@ -27,6 +27,21 @@ pub fn observe(conn: &Connect) -> Result<Vec<NetworkSeen>, HostError> {
     Ok(seen)
 }
 
+/// The XML of ours, as it is now.
+pub fn definitions(conn: &Connect, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
+    let all = conn.list_all_networks(0).map_err(|error| refused("list", KIND, "(all)", &error))?;
+    let mut found = Vec::new();
+    for network in all {
+        let Some(described) = describe(&network)? else { continue };
+        if described.mark.is_some_and(|theirs| mark.owns(&theirs))
+            && let Some(text) = present(network.xml_desc(0), KIND, &described.name)?
+        {
+            found.push((format!("{KIND} {}", described.name), text));
+        }
+    }
+    Ok(found)
+}
+
 /// Defined as planned and active. An active one keeps the definition it was started with, so one that guests would see
 /// change is `Differs`.
 pub fn ensure(conn: &Connect, plan: &NetworkPlan, mark: &Mark) -> Result<Done, HostError> {

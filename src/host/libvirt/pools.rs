@@ -82,6 +82,20 @@ pub fn observe(conn: &Connect) -> Result<Vec<PoolSeen>, HostError> {
     Ok(seen)
 }
 
+/// The XML of ours, and of the images'.
+pub fn definitions(conn: &Connect, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
+    let all = conn.list_all_storage_pools(0).map_err(|error| refused("list", KIND, "(all)", &error))?;
+    let mut found = Vec::new();
+    for pool in all {
+        let Some(described) = describe(&pool)? else { continue };
+        let ours = owner(&described).is_some_and(|theirs| mark.owns(&theirs)) || described.name == IMAGE_POOL;
+        if ours && let Some(text) = present(pool.xml_desc(0), KIND, &described.name)? {
+            found.push((format!("{KIND} {}", described.name), text));
+        }
+    }
+    Ok(found)
+}
+
 /// Both pools defined, built and active; the mark lies in the cluster's own.
 pub fn ensure(conn: &Connect, plan: &StoragePlan, mark: &Mark, root: &Path) -> Result<Done, HostError> {
     let images = ensure_one(conn, &plan.image_pool, plan.image_pool_uuid, &root.join("images"), |_| Ok(()))?;
@@ -114,11 +128,16 @@ pub fn remove_empty_images(conn: &Connect, plan: &StoragePlan) -> Result<Done, H
     };
     if active(&pool, name)? || pool.create(0).is_ok() {
         when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
-        if !volumes::complete(volumes::observe(&pool)?).is_empty() {
+        let all = volumes::observe(&pool)?;
+        if !volumes::complete(all.clone()).is_empty() {
             return Ok(Done::Unchanged);
         }
-        // What an upload that broke off left behind.
-        volumes::remove_all(&pool, "")?;
+        // What an upload that broke off left behind goes; what somebody else put there keeps the pool.
+        let (ours, theirs) = volumes::ours_in_images(all);
+        volumes::remove_these(&pool, ours, "")?;
+        if !theirs.is_empty() {
+            return Ok(Done::Unchanged);
+        }
     }
     dismantle(&pool, name)
 }

@@ -7,7 +7,7 @@ use super::pools;
 use super::transfer::{self, Broken};
 use crate::host::xml::{self, NewVolume};
 use crate::host::{Done, HostError, Mark, Progress, VolumeFormat, VolumeSeen};
-use crate::plan::StoragePlan;
+use crate::plan::{StoragePlan, is_image};
 use sha2::{Digest, Sha256};
 use std::fs::{File, TryLockError};
 use std::io::Read;
@@ -194,9 +194,20 @@ pub fn remove(conn: &Connect, plan: &StoragePlan, name: &str, mark: &Mark) -> Re
     delete(&pool, name)
 }
 
+/// Of an image pool's volumes those that are ours to remove: images, whole or torsos, and the marks of whole ones.
+pub fn ours_in_images(all: Vec<VolumeSeen>) -> (Vec<VolumeSeen>, Vec<VolumeSeen>) {
+    let image = |name: &str| is_image(name.strip_suffix(&complete_mark("")).unwrap_or(name));
+    all.into_iter().partition(|volume| image(&volume.name))
+}
+
 /// Every volume of the pool, `last` last.
 pub fn remove_all(pool: &StoragePool, last: &str) -> Result<(), HostError> {
-    let mut names: Vec<String> = observe(pool)?.into_iter().map(|volume| volume.name).collect();
+    remove_these(pool, observe(pool)?, last)
+}
+
+/// These volumes of the pool, `last` last.
+pub fn remove_these(pool: &StoragePool, volumes: Vec<VolumeSeen>, last: &str) -> Result<(), HostError> {
+    let mut names: Vec<String> = volumes.into_iter().map(|volume| volume.name).collect();
     names.sort_by_key(|name| name == last);
     for name in names {
         delete(pool, &name)?;

@@ -121,7 +121,8 @@ fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
     let parent = parent();
     let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
     let about = dir.path().join(ABOUT);
-    let text = fs::read_to_string(&about).expect("read");
+    // As a person would edit it.
+    let text = fs::read_to_string(&about).expect("read").split(",\n  \"sum\"").next().expect("text").to_owned() + "\n}\n";
     let open = || ClusterDir::open(parent.path(), &name("ktcw"));
     let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 
@@ -136,6 +137,8 @@ fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
         (text.replacen("\"format\": 1", "\"format\": 9", 1), "newer version of this program (format 9"),
         (text.replace("\"ktcw\"", "\"other\""), "describes cluster other"),
         (text.replace("\"ktcw\"", "\"../x\""), "damaged"),
+        (text.replace("\"etcd\": 3", "\"etcd\": 4"), "spec: etcd: 4 members"),
+        (text.replace("\"workers\": 2", "\"workers\": 255"), "spec: workers: 255"),
         (text[..text.len() / 2].to_owned(), "damaged"),
         (String::new(), "damaged"),
         ("[]".to_owned(), "damaged"),
@@ -323,4 +326,45 @@ fn the_default_place_follows_the_environment_and_ignores_relative_paths() {
     assert_eq!(default_parent(None, os("/home/me")).expect("home"), Path::new("/home/me/.local/state/ktcw-vm"));
     assert_eq!(default_parent(os("rel"), os("/home/me")).expect("home"), Path::new("/home/me/.local/state/ktcw-vm"));
     assert!(matches!(default_parent(os(""), None), Err(StoreError::NoHome)));
+}
+
+/// What is on the disk cut off after every byte, or with any bit turned over: damage that is named, or what was written.
+#[test]
+fn a_file_cut_off_or_flipped_anywhere_is_called_damaged_or_is_what_was_written() {
+    let parent = parent();
+    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    dir.save_plan(&dir.lock("up").expect("free"), &some_plan(dir.spec())).expect("saved");
+    let plan = dir.load_plan().expect("whole");
+    let (mut judged, mut noticed) = (0, 0);
+    for name in [ABOUT, PLAN] {
+        let path = dir.path().join(name);
+        let whole = fs::read(&path).expect("read");
+        // A plan has a hundred thousand bytes: its ends byte by byte, what is between in strides of a prime.
+        let ends = |at: &usize| *at < 300 || *at + 300 > whole.len() || at.is_multiple_of(if name == PLAN { 499 } else { 1 });
+        let mut judge = |bytes: &[u8], what: String| {
+            fs::write(&path, bytes).expect("written");
+            let opened = ClusterDir::open(parent.path(), &ClusterName::parse("ktcw").expect("valid"));
+            let read = opened.and_then(|opened| Ok((opened.load_plan()?, opened)));
+            judged += 1;
+            match read {
+                Ok((read, opened)) => assert!(read == plan && opened == dir, "{name}: {what}: read as something else"),
+                Err(error) => {
+                    noticed += 1;
+                    assert!(error.to_string().contains(name), "{name}: {what}: {error}");
+                    assert!(!matches!(error, StoreError::Newer { .. }), "{name}: {what}: {error}");
+                }
+            }
+        };
+        for length in (0..whole.len()).filter(ends) {
+            judge(&whole[..length], format!("cut at {length}"));
+        }
+        for at in (0..whole.len()).filter(ends) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            judge(&bytes, format!("bit {} of byte {at}", at % 8));
+        }
+        files::write_atomic(&path, &whole, SECRET).expect("restored");
+    }
+    println!("{judged} damaged files, {noticed} refused by name");
+    assert_eq!((dir.load_plan().expect("whole"), noticed * 100 / judged > 95), (plan, true), "{noticed} of {judged}");
 }

@@ -1,0 +1,304 @@
+//! The program killed at any place: a real process, ended by an abort before or after every journal record, file and effect
+//! of `up` and of `down`, over a lab that outlives it. Then `up` ends where an undisturbed one ends and `down` leaves nothing;
+//! and fifty of them at once on one cluster are one that works and forty-nine that say who.
+
+use super::lab::{Lab, sample};
+use crate::apply::{observe, remove, run, settle, steps};
+use crate::event::Events;
+use crate::guest::keys;
+use crate::host::{HostSeen, Mark};
+use crate::pki::{Keyring, Lifetimes};
+use crate::plan::Plan;
+use crate::spec::NodeName;
+use crate::store::{self, ClusterDir, Lock, SshKey, StoreError, crash};
+use jiff::Timestamp;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+fn planned() -> Arc<Plan> {
+    sample("lab", 1, 1)
+}
+
+/// A computer with a lab in it, as a directory: `clusters` is where the program keeps its state, `lab` is the machines.
+struct Computer(PathBuf);
+
+impl Computer {
+    fn clusters(&self) -> PathBuf {
+        self.0.join("clusters")
+    }
+
+    fn lab(&self) -> Arc<Lab> {
+        Lab::kept(&planned(), &self.0.join("lab"))
+    }
+
+    /// New, with strangers' things on it only.
+    fn fresh(at: &Path) -> Computer {
+        std::fs::create_dir_all(at.join("lab")).expect("a directory");
+        let computer = Computer(at.to_owned());
+        drop(computer.lab());
+        computer
+    }
+
+    fn copied(&self, to: &Path) -> Computer {
+        copy(&self.0, to);
+        Computer(to.to_owned())
+    }
+
+    /// What `ktcw-vm up` does after its preflight, with the lab for libvirt, machines and API. Returns how many steps there were.
+    fn up(&self) -> Result<usize, StoreError> {
+        let plan = planned();
+        let (parent, now) = (self.clusters(), Timestamp::now());
+        let existing =
+            if ClusterDir::exists(&parent, &plan.cluster) { Some(ClusterDir::open(&parent, &plan.cluster)?) } else { None };
+        let mut dir = match existing {
+            Some(dir) => dir,
+            None => ClusterDir::create(&parent, &plan.spec, now)?,
+        };
+        let lock = locked(&dir, "up")?;
+        // Only who holds the lock looks at the machines: the lab has no daemon that keeps two apart.
+        let lab = self.lab();
+        dir.save_libvirt(&lock, "fake:///system")?;
+        dir.save_spec(&lock, &plan.spec)?;
+        dir.save_plan(&lock, &plan)?;
+        let (journal, history) = dir.journal(&lock, store::draw_id(), "up")?;
+        let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+        let pair = |comment: &str| {
+            let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
+            Ok(SshKey { private, public })
+        };
+        let (ssh, _) = dir.ensure_ssh(&lock, &names, pair)?;
+        let keyring = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys").0;
+        let findings = keyring.check(&plan.certs, now);
+        assert!(findings.iter().all(|finding| finding.problem.is_warning()), "{findings:?}");
+        let (world, _) = lab.world_with(None, mark(&dir), keyring, ssh);
+        super::block_on(async {
+            let steps = steps(&plan, &observe(&plan, &world).await.expect("observed"));
+            settle(&journal, &history, &steps).expect("written");
+            let count = steps.len();
+            let (_stop, stopped) = tokio::sync::watch::channel(false);
+            run(plan, steps, world, Arc::new(Mutex::new(journal)), Events::nowhere(), stopped).await.expect("up");
+            Ok(count)
+        })
+    }
+
+    /// What `ktcw-vm down --yes` does.
+    fn down(&self) -> Result<(), StoreError> {
+        let (parent, name) = (self.clusters(), planned().cluster.clone());
+        store::finish_removals(&parent)?;
+        if !ClusterDir::exists(&parent, &name) {
+            return Ok(());
+        }
+        let dir = ClusterDir::open(&parent, &name)?;
+        let lock = locked(&dir, "down")?;
+        dir.set_journal_aside(&lock)?;
+        let (journal, _) = dir.journal(&lock, store::draw_id(), "down")?;
+        journal.begin("remove", None)?;
+        super::block_on(remove(self.lab().host.clone(), &mark(&dir), |_| ())).expect("removed");
+        journal.done("remove", None)?;
+        dir.remove(lock)
+    }
+
+    /// Runs it in a process of its own; `true`: it was killed on its way.
+    fn killed(&self, verb: &str, at: &str) -> bool {
+        crash::aborts(CHILD, &[("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_AT", &at)])
+    }
+
+    /// The points that it passes, as `KTCW_FAIL_AT` takes them: `journal:1`, `journal:2`, … `effect:40`.
+    fn points(&self, verb: &str) -> Vec<String> {
+        let counted = self.0.join("count");
+        let env: [(&str, &dyn AsRef<OsStr>); 3] =
+            [("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_COUNT", &counted)];
+        assert!(!crash::aborts(CHILD, &env), "nothing kills it");
+        let text = std::fs::read_to_string(&counted).expect("counted");
+        std::fs::remove_file(&counted).expect("removed");
+        let number = |class: &'static str| {
+            let passed = text.lines().filter(|line| line.starts_with(class)).count();
+            (1..=passed).map(move |number| format!("{class}{number}"))
+        };
+        number("journal:").chain(number("file:")).chain(number("effect:")).collect()
+    }
+
+    /// `up` goes to its end, there is nothing to do after it, and no record is left open.
+    fn comes_up(&self, about: &str) {
+        self.up().unwrap_or_else(|error| panic!("{about}: {error}"));
+        assert_eq!(self.up().expect("again"), 0, "{about}: a second up finds nothing to do");
+        let dir = ClusterDir::open(&self.clusters(), &planned().cluster).expect("there");
+        let history = dir.history().expect("readable");
+        assert!(history.pending().is_empty() && history.failed().is_empty(), "{about}: {:?}", history.pending());
+        let seen = self.lab().host_seen();
+        let ours = seen.domains.iter().filter(|domain| domain.mark.as_ref().is_some_and(|found| mark(&dir).owns(found))).count();
+        assert_eq!(ours, 2, "{about}");
+    }
+
+    /// `down` leaves the computer as it was before the first `up`, and again does nothing.
+    fn goes_down(&self, before: &HostSeen, about: &str) {
+        self.down().unwrap_or_else(|error| panic!("{about}: {error}"));
+        assert_eq!(&self.lab().host_seen(), before, "{about}");
+        self.down().expect("twice");
+        let age = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        for entry in entries(&self.clusters()) {
+            // A creation that was cut off is cleared away once it cannot be one that is under way.
+            assert!(entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".creating-")), "{about}: {entry:?}");
+            assert!(entries(&entry).iter().all(|inner| !inner.is_dir() || entries(inner).is_empty()), "{about}: no key in it");
+            std::fs::File::open(&entry).and_then(|dir| dir.set_modified(age)).expect("aged");
+        }
+        self.down().expect("later");
+        assert_eq!(entries(&self.clusters()), Vec::<PathBuf>::new(), "{about}");
+    }
+}
+
+const CHILD: &str = "apply::tests::killed::child_runs";
+
+fn mark(dir: &ClusterDir) -> Mark {
+    Mark { cluster: dir.name().clone(), instance: dir.instance(), state_dir: dir.path().display().to_string() }
+}
+
+/// A process that another thread starts holds what this one has open until it becomes another program: for that moment what we
+/// gave free is still locked, in our own name.
+fn locked(dir: &ClusterDir, command: &str) -> Result<Lock, StoreError> {
+    let patience = std::time::Instant::now();
+    loop {
+        match dir.lock(command) {
+            Err(StoreError::Busy { holder: Some(holder), .. })
+                if holder.pid == std::process::id() && patience.elapsed().as_secs() < 30 =>
+            {
+                std::thread::yield_now();
+            }
+            other => return other,
+        }
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).map(|all| all.map(|entry| entry.expect("an entry").path()).collect()).unwrap_or_default()
+}
+
+/// All below it, with modes.
+fn copy(from: &Path, to: &Path) {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+    let mode = std::fs::metadata(from).expect("there").mode();
+    std::fs::DirBuilder::new().mode(mode & 0o777).create(to).expect("made");
+    for path in entries(from) {
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("copied");
+        }
+    }
+}
+
+/// In memory where there is such a place: every record is flushed.
+fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// Does `work` for every point, as many at a time as there are processors; a panic in one is the test's.
+fn each(points: &[String], work: impl Fn(&str, &Path) + Sync) {
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(point) = points.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let place = place();
+                    work(point, place.path());
+                }
+            });
+        }
+    });
+}
+
+fn told(verb: &str, points: &[String]) {
+    let of = |class: &str| points.iter().filter(|point| point.starts_with(class)).count();
+    println!(
+        "{verb}: killed at {} points: {} journal, {} file, {} effect",
+        points.len(),
+        of("journal:"),
+        of("file:"),
+        of("effect:")
+    );
+}
+
+#[test]
+fn up_killed_anywhere_is_finished_by_up_and_cleaned_up_by_down() {
+    let place = place();
+    let fresh = Computer::fresh(&place.path().join("fresh"));
+    let before = fresh.lab().host_seen();
+    let points = fresh.copied(&place.path().join("counted")).points("up");
+    assert!(points.len() > 150, "{}", points.len());
+    each(&points, |point, at| {
+        let cut = fresh.copied(&at.join("cut"));
+        assert!(cut.killed("up", point), "{point} is on the way of up");
+        cut.copied(&at.join("down")).goes_down(&before, &format!("up killed at {point}, down"));
+        cut.comes_up(&format!("up killed at {point}, up"));
+        cut.goes_down(&before, &format!("up killed at {point}, up, down"));
+    });
+    told("up", &points);
+}
+
+#[test]
+fn down_killed_anywhere_is_finished_by_down_and_turned_round_by_up() {
+    let place = place();
+    let whole = Computer::fresh(&place.path().join("whole"));
+    let before = whole.lab().host_seen();
+    whole.comes_up("undisturbed");
+    let points = whole.copied(&place.path().join("counted")).points("down");
+    assert!(points.len() > 10, "{points:?}");
+    each(&points, |point, at| {
+        let cut = whole.copied(&at.join("cut"));
+        assert!(cut.killed("down", point), "{point} is on the way of down");
+        cut.copied(&at.join("down")).goes_down(&before, &format!("down killed at {point}, down"));
+        // What is half removed is a half-made cluster.
+        cut.comes_up(&format!("down killed at {point}, up"));
+        cut.goes_down(&before, &format!("down killed at {point}, up, down"));
+    });
+    told("down", &points);
+}
+
+/// Fifty at once, on a cluster that is not there yet: one makes it, the others change nothing and name who does.
+#[test]
+fn fifty_processes_on_one_cluster_are_one_that_works() {
+    let place = place();
+    let computer = Computer::fresh(&place.path().join("computer"));
+    let outcomes = place.path().join("outcomes");
+    std::fs::create_dir(&outcomes).expect("a directory");
+    let env: [(&str, &dyn AsRef<OsStr>); 3] =
+        [("KTCW_TEST_DIR", &computer.0), ("KTCW_TEST_VERB", &"race"), ("KTCW_TEST_OUTCOMES", &outcomes)];
+    let mut children: Vec<_> = (0..50).map(|_| crash::child(CHILD, &env)).collect();
+    for child in &mut children {
+        assert!(child.wait().expect("ended").success());
+    }
+    let said: Vec<String> = entries(&outcomes).iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    let of = |word: &str| said.iter().filter(|text| text.starts_with(word)).count();
+    // One that the computer let run late finds it made and whole.
+    let (done, busy, late) = (of("done"), of("busy process"), of("exists") + of("nothing to do"));
+    println!("50 processes: {done} worked, {busy} were told who does, {late} found it made");
+    assert_eq!((said.len(), done, busy + late), (50, 1, 49), "{said:?}");
+    assert!(busy > 0, "{said:?}");
+    assert_eq!(computer.up().expect("whole"), 0, "what one of them made is whole");
+}
+
+#[test]
+#[ignore = "only as a child of the tests above"]
+fn child_runs() {
+    let computer = Computer(PathBuf::from(std::env::var_os("KTCW_TEST_DIR").expect("set by the parent")));
+    match std::env::var("KTCW_TEST_VERB").expect("set by the parent").as_str() {
+        "up" => drop(computer.up().expect("up")),
+        "down" => computer.down().expect("down"),
+        "race" => {
+            let outcomes = PathBuf::from(std::env::var_os("KTCW_TEST_OUTCOMES").expect("set by the parent"));
+            let said = match computer.up() {
+                Ok(0) => "nothing to do".to_owned(),
+                Ok(_) => "done".to_owned(),
+                Err(StoreError::Busy { holder: Some(holder), .. }) => format!("busy {holder}"),
+                Err(StoreError::Exists { .. }) => "exists".to_owned(),
+                Err(other) => format!("failed: {other}"),
+            };
+            std::fs::write(outcomes.join(std::process::id().to_string()), said).expect("written");
+        }
+        other => panic!("no verb {other}"),
+    }
+}

@@ -1,0 +1,213 @@
+//! A real state directory with real keys, a host and nodes that say every one of them aloud in every encoding, and a bundle in
+//! which none is left.
+
+use super::*;
+use crate::guest::fake::FakeGuests;
+use crate::guest::keys;
+use crate::host::fake::FakeHost;
+use crate::pki::{Keyring, Lifetimes};
+use crate::plan::{Accel, Resolved, plan, samples};
+use crate::secret::Secret;
+use crate::spec::{RawSpec, validate};
+use crate::store::SshKey;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use std::io::Read as _;
+
+fn kept(parent: &Path) -> (ClusterDir, Plan) {
+    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+    let subnet = "192.168.77.0/24".parse().expect("a net");
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None });
+    let now = jiff::Timestamp::now();
+    let dir = ClusterDir::create(parent, &spec, now).expect("made");
+    let lock = dir.lock("up").expect("free");
+    dir.save_plan(&lock, &plan).expect("saved");
+    Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys");
+    let names: Vec<_> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+    let pair = |comment: &str| {
+        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
+        Ok(SshKey { private, public })
+    };
+    dir.ensure_ssh(&lock, &names, pair).expect("keys");
+    let (journal, _) = dir.journal(&lock, uuid::Uuid::nil(), "up").expect("opened");
+    journal.begin("define controller-0", None).expect("written");
+    (dir, plan)
+}
+
+/// The bytes that make a secret one, apart from what frames it and from the public half that some formats repeat: of a PEM the
+/// middle of what is in it, of another file its long words.
+fn cores(secret: &Secret) -> Vec<Vec<u8>> {
+    let text = secret.expose();
+    if text.contains("-----BEGIN") {
+        let body: String = text.lines().filter(|line| !line.contains("-----")).collect();
+        let der = STANDARD.decode(&body).expect("PEM");
+        // PKCS#8 of a P-256 key: the scalar; of RSA: some of its primes; of OpenSSH: the seed stands before the comment.
+        let scalar = if text.contains("OPENSSH") { der[der.len() - 90..der.len() - 58].to_vec() } else { der[36..68].to_vec() };
+        return vec![scalar];
+    }
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c)));
+    words
+        .filter(|word| word.len() >= 40)
+        .filter_map(|word| STANDARD.decode(word).ok())
+        .flat_map(|inner| {
+            let text = String::from_utf8_lossy(&inner).into_owned();
+            match (text.contains("CERTIFICATE"), text.contains("PRIVATE KEY")) {
+                (true, _) => Vec::new(),
+                (_, true) => cores(&Secret::new(text)),
+                _ => vec![inner],
+            }
+        })
+        .collect()
+}
+
+/// How bytes may be met inside of a longer text: as they are, in hex, in base64 at each alignment; twice encoded, too.
+fn shapes(core: &[u8]) -> Vec<Vec<u8>> {
+    let mut shapes = vec![core.to_vec()];
+    let hex: String = core.iter().map(|byte| format!("{byte:02x}")).collect();
+    shapes.push(hex.to_uppercase().into_bytes());
+    shapes.push(hex.into_bytes());
+    let mut once = Vec::new();
+    for shift in 0..3usize {
+        let shifted = [&vec![0; shift][..], core].concat();
+        for text in [STANDARD.encode(&shifted), URL_SAFE_NO_PAD.encode(&shifted)] {
+            let text = text.trim_end_matches('=');
+            once.push(text[4.min(shift * 4)..text.len() - 2].as_bytes().to_vec());
+        }
+    }
+    for text in &once {
+        for shift in 0..3usize {
+            let shifted = [&vec![0; shift][..], text].concat();
+            let twice = STANDARD.encode(&shifted);
+            let twice = twice.trim_end_matches('=');
+            shapes.push(twice[4.min(shift * 4)..twice.len() - 4].as_bytes().to_vec());
+        }
+    }
+    shapes.extend(once);
+    shapes
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Everything a careless program might log of a secret.
+fn said_aloud(secrets: &[Secret]) -> String {
+    let mut text = String::new();
+    for secret in secrets {
+        let secret = secret.expose();
+        let body: String = secret.lines().filter(|line| !line.contains("-----")).collect();
+        let _ = writeln!(text, "plain {secret}\nbody {body}\njson {}", serde_json::json!({ "data": secret }));
+        let _ = writeln!(text, "whole {}\nin a text {}", STANDARD.encode(secret), STANDARD.encode(format!("a: {secret}")));
+        for line in secret.lines() {
+            let _ = writeln!(text, "Nov 24 22:00:00 controller-0 etcd[1]: {line}");
+        }
+        if let Ok(der) = STANDARD.decode(&body) {
+            let hex: String = der.iter().map(|byte| format!("{byte:02x}")).collect();
+            let _ = writeln!(text, "hex {hex}\nHEX {}\nurl {}", hex.to_uppercase(), URL_SAFE_NO_PAD.encode(&der));
+            let _ = writeln!(text, "raw {}", String::from_utf8_lossy(&der));
+        }
+    }
+    text
+}
+
+fn unpacked(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes));
+    let mut files = BTreeMap::new();
+    for entry in archive.entries().expect("an archive") {
+        let mut entry = entry.expect("an entry");
+        assert_eq!(entry.header().mode().expect("a mode"), 0o600);
+        let path = entry.path().expect("a path").display().to_string();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).expect("whole");
+        files.insert(path, content);
+    }
+    files
+}
+
+#[tokio::test]
+async fn no_secret_of_the_directory_is_in_a_bundle_in_any_encoding() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let (dir, plan) = kept(parent.path());
+    let secrets = ClusterDir::secrets_in(dir.path()).expect("read");
+    assert!(secrets.len() > 20, "{}", secrets.len());
+    let aloud = said_aloud(&secrets);
+    dir.save_report("drill-1.json", aloud.as_bytes()).expect("saved");
+    let (mark, host) = (session::mark(&dir), Arc::new(FakeHost::new()));
+    host.ensure_pools(&plan.storage, &mark).expect("made");
+    let node = &plan.nodes[0];
+    host.ensure_domain(&node.domain, &plan.storage, &node.name, &mark).expect("made");
+    let guests = FakeGuests::new().on("journalctl", aloud.as_str());
+
+    let mut entries = of_directory(dir.path());
+    entries.extend(of_host(&plan, &mark, Ok(host)).await);
+    entries.extend(of_nodes(&plan, &guests).await);
+    entries.insert("versions.txt".to_owned(), versions());
+    let raw: Vec<u8> = entries.values().flat_map(|text| text.bytes()).collect();
+    let packed = pack("b", &entries, &Redactor::new(&secrets), jiff::Timestamp::now()).expect("packed");
+    let files = unpacked(&packed);
+    for expected in [
+        "b/cluster/cluster.json",
+        "b/cluster/plan.json",
+        "b/cluster/journal.jsonl",
+        "b/reports/drill-1.json",
+        "b/versions.txt",
+        "b/libvirt/facts.txt",
+        "b/libvirt/ours.txt",
+        "b/libvirt/domain-ktcw-controller-0.xml",
+        "b/libvirt/console-controller-0.txt",
+        "b/nodes/worker-0.txt",
+    ] {
+        assert!(files.contains_key(expected), "{expected} of {:?}", files.keys());
+    }
+    let all: Vec<u8> = files.into_values().flatten().collect();
+    let (mut looked, mut would) = (0, 0);
+    for secret in &secrets {
+        let cores = cores(secret);
+        assert!(!cores.is_empty(), "what is secret about it: {} bytes", secret.len());
+        for shape in cores.iter().flat_map(|core| shapes(core)) {
+            looked += 1;
+            would += usize::from(contains(&raw, &shape));
+            assert!(!contains(&all, &shape), "in the bundle: {}", String::from_utf8_lossy(&shape));
+        }
+    }
+    println!(
+        "{} secrets in {looked} shapes: {would} were said aloud, none is in the bundle of {} bytes",
+        secrets.len(),
+        all.len()
+    );
+    assert!(would > 3 * secrets.len(), "{would}: the test says them aloud");
+    // What helps is still there.
+    let text = String::from_utf8_lossy(&all).into_owned();
+    for word in ["define controller-0", "192.168.77.0/24", "etcd[1]: <redacted>", "fake:///system", plan.nodes[0].mac.as_str()] {
+        assert!(text.contains(word), "{word}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_answer_is_written_down() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let (dir, plan) = kept(parent.path());
+    let mark = session::mark(&dir);
+    let host = Arc::new(FakeHost::new());
+    host.set_unreachable(true);
+    let entries = of_host(&plan, &mark, Ok(host)).await;
+    assert!(entries["libvirt/facts.txt"].contains("cannot be reached"), "{entries:?}");
+    assert!(of_host(&plan, &mark, Err("no libvirt".to_owned())).await["libvirt/not-reached.txt"].contains("no libvirt"));
+    let guests = plan.nodes.iter().fold(FakeGuests::new(), |guests, node| {
+        guests.on_node(&node.name, "", crate::guest::fake::Reply::unreachable(&node.name))
+    });
+    assert!(of_nodes(&plan, &guests).await["nodes/worker-0.txt"].contains("not had: worker-0: no SSH connection"));
+    // A directory that cannot be opened is taken as it is.
+    std::fs::write(dir.path().join("plan.json"), "{ damaged").expect("written");
+    assert_eq!(of_directory(dir.path())["cluster/plan.json"], "{ damaged");
+}
+
+#[test]
+fn a_bundle_is_the_users_alone_and_writes_over_nothing() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("b.tar.gz");
+    assert_eq!(create(&path).expect("made").metadata().expect("there").mode() & 0o777, 0o600);
+    let error = create(&path).expect_err("there already");
+    assert!(error.code == exit::USAGE && error.hint.is_some_and(|hint| hint.contains("another file")));
+}

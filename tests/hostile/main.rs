@@ -1,0 +1,208 @@
+//! Broken and hostile text at every door: the parsers of `targets`, fed with real samples cut off at every byte, with bits turned
+//! over, spliced and repeated, and with plain garbage. The same functions are what `make fuzz` runs.
+//!
+//! `KTCW_CORPUS=write cargo test --test hostile the_corpus` writes the samples into `fuzz/corpus`.
+
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test fails where it finds a fault, and shows its figures")]
+
+mod targets;
+
+use ktcw_vm::plan::{ImageRef, Versions};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+#[path = "../fixtures/sample_image.rs"]
+mod samples;
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+}
+
+/// The samples of a parser, as they lie in its corpus.
+fn kept(target: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(corpus(target)).unwrap_or_else(|error| panic!("{target} has no corpus: {error}"));
+    let all = entries.map(|entry| entry.expect("an entry").path());
+    all.map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), std::fs::read(&path).expect("read")))
+        .collect()
+}
+
+/// One way to break a text.
+fn broken(whole: &[u8], how: u8, at: usize, other: usize, byte: u8) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    let (at, other) = (at % (whole.len() + 1), other % (whole.len() + 1));
+    let (from, to) = (at.min(other), at.max(other));
+    match how % 7 {
+        0 => bytes.truncate(at),
+        1 if at < bytes.len() => bytes[at] ^= 1 << (byte % 8),
+        2 if at < bytes.len() => bytes[at] = byte,
+        3 => bytes.insert(at, byte),
+        4 => drop(bytes.drain(from..to)),
+        5 => {
+            let twice = whole[from..to].to_vec();
+            bytes.splice(at..at, twice);
+        }
+        _ => {
+            let long = vec![byte; 1 + other];
+            bytes.splice(at..at, long);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn every_parser_takes_whole_cut_and_broken_samples_without_a_panic() {
+    for (name, parser) in targets::ALL {
+        let samples = kept(name);
+        assert!(!samples.is_empty(), "{name}");
+        let mut fed = 0;
+        for (file, whole) in &samples {
+            let stride = whole.len() / 300 + 1;
+            for length in (0..=whole.len()).filter(|at| at % stride == 0 || *at == whole.len()) {
+                println!("{name} {file} cut at {length}");
+                parser(&whole[..length]);
+                fed += 1;
+            }
+        }
+        let all: Vec<Vec<u8>> = samples.into_values().collect();
+        let breaks = (proptest::sample::select(all), any::<u8>(), any::<usize>(), any::<usize>(), any::<u8>());
+        let mut runner = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() });
+        let run = runner.run(&breaks, |(whole, how, at, other, byte)| {
+            parser(&broken(&whole, how, at, other, byte));
+            Ok(())
+        });
+        run.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let run = runner.run(&proptest::collection::vec(any::<u8>(), 0..600), |bytes| {
+            parser(&bytes);
+            Ok(())
+        });
+        run.unwrap_or_else(|error| panic!("{name}: {error}"));
+        println!("{name}: {fed} cuts, 600 broken");
+    }
+}
+
+/// Every parser has a fuzz target of its name and the other way round, and a corpus that stays small.
+#[test]
+fn the_corpus_and_the_fuzz_targets_are_those_of_the_parsers() {
+    if std::env::var_os("KTCW_CORPUS").is_some_and(|value| value == "write") {
+        write_corpus();
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let manifest = std::fs::read_to_string(dir.join("Cargo.toml")).expect("read");
+    let named: Vec<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
+    for name in &named {
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml lacks {name}");
+        let text = std::fs::read_to_string(dir.join(format!("fuzz_targets/{name}.rs"))).expect("a target");
+        assert!(text.contains(&format!("\"{name}\"")), "fuzz_targets/{name}.rs");
+        let bytes: usize = kept(name).values().map(Vec::len).sum();
+        assert!(bytes > 0 && bytes < 300 << 10, "{name}: {bytes} bytes");
+    }
+    assert_eq!(manifest.matches("[[bin]]").count(), named.len());
+}
+
+fn write_corpus() {
+    use ktcw_vm::pki::{Keyring, Lifetimes};
+    use ktcw_vm::plan::{Accel, Resolved, plan};
+    use ktcw_vm::spec::{NodeName, RawSpec, validate};
+    use ktcw_vm::store::journal::Journal;
+    let put = |target: &str, name: &str, text: &[u8]| {
+        std::fs::create_dir_all(corpus(target)).expect("a directory");
+        std::fs::write(corpus(target).join(name), text).expect("written");
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    put("config", "all", CONFIG.as_bytes());
+    put("config", "small", b"etcd = 1\nworkers = 1\nkernel = \"/k\"\nkernel-args = \"a=\\\"<b>&'c\\\"\"\n");
+    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+    let subnet = "192.168.77.0/24".parse().expect("a net");
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None });
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("journal.jsonl");
+    let (journal, _) = Journal::open(&path, uuid::Uuid::nil(), "up").expect("opened");
+    journal.begin("define controller-0", Some(&NodeName::controller(0))).expect("written");
+    journal.done("define controller-0", Some(&NodeName::controller(0))).expect("written");
+    journal.failed("network", None, "libvirt said \"no\"\n").expect("written");
+    journal.undo("pause", None, serde_json::json!({"resume": "controller-0"})).expect("written");
+    put("journal", "eventful", &std::fs::read(&path).expect("read"));
+    let drills = String::from_utf8(read("src/drill/catalogue.toml")).expect("text");
+    for (i, drill) in drills.split("[[drill]]").skip(1).take(6).enumerate() {
+        put("drill", &format!("drill-{i}"), drill.replace("[drill.", "[").as_bytes());
+    }
+    put("report", "empty", br#"{"form":"x","judgement":{},"record":{}}"#);
+    let certs = Keyring::ensure(
+        &dir.path().join("pki"),
+        &plan.certs,
+        &plan.kubeconfigs,
+        jiff::Timestamp::UNIX_EPOCH,
+        Lifetimes::default(),
+    );
+    let keyring = certs.expect("keys").0;
+    let ca = keyring.ca_pem(ktcw_vm::plan::Ca::Kubernetes).expect("there");
+    put("certificate", "ca", ca.as_bytes());
+    let leaf = keyring.identity(&plan.certs[0].id).expect("there");
+    put("certificate", "leaf-and-ca", format!("{}\n%\n{ca}", leaf.cert).as_bytes());
+    for name in ["domain_kvm", "network_nat", "pool", "volume_overlay"] {
+        let snapshot =
+            String::from_utf8(read(&format!("src/host/xml/snapshots/ktcw_vm__host__xml__tests__{name}.snap"))).expect("text");
+        put("libvirt_xml", name, snapshot.splitn(3, "---\n").nth(2).expect("a snapshot").as_bytes());
+    }
+    put("kubeconfig", "two", KUBECONFIG.as_bytes());
+    let framed = |dir: &str| -> Vec<u8> {
+        let mut text = Vec::new();
+        for entry in std::fs::read_dir(root.join(dir)).expect("fixtures").map(|entry| entry.expect("an entry")) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            text.extend(format!("@@t begin {name}\n").bytes());
+            text.extend(std::fs::read(entry.path()).expect("read"));
+            text.extend(format!("\n@@t end {name} 0\n").bytes());
+        }
+        text.extend(b"@@t done\n");
+        text
+    };
+    put("probe", "controller", &framed("tests/fixtures/verify/ha3/controller-0"));
+    put("probe", "worker", &framed("tests/fixtures/verify/ha3/worker-0"));
+    for (i, name) in ["lab-2", "controller-0", "worker-49", "../x", "$(x)"].iter().enumerate() {
+        put("names", &i.to_string(), name.as_bytes());
+    }
+    // A key of nobody's, as ssh-keygen writes one; the private half is the fuzzer's to invent.
+    put("ssh_key", "public", b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4p7kJm1l0v2Q4yH3d8bqQm1oTn8o8y3eT6bGm2p1aa nobody\n");
+    put("ssh_key", "private", b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZWQy\n-----END OPENSSH PRIVATE KEY-----\n");
+}
+
+const CONFIG: &str = r#"# All there is
+cluster = "lab-2"
+etcd = 5
+control-planes = 3
+workers = 4
+subnet = "192.168.9.0/24"
+isolated = true
+pod-cidr = "10.240.0.0/16"
+service-cidr = "10.97.0.0/16"
+controller-mem = 2048
+worker-mem = 1024
+cpus = 2
+etcd-disk = 4
+root-disk = 20
+accel = "tcg"
+kernel = "/boot/vmlinux"
+initrd = "/boot/initrd"
+kernel-args = "nokaslr dyndbg=\"file drivers/* +p\""
+"#;
+
+const KUBECONFIG: &str = "apiVersion: v1
+kind: Config
+current-context: prod
+clusters:
+- name: prod
+  cluster: {server: https://192.0.2.1:6443, certificate-authority-data: QUJD}
+- name: ktcw-ktcw
+  cluster:
+    server: https://192.0.2.2:6443
+users:
+- name: prod
+  user: {token: c2VjcmV0}
+contexts:
+- name: prod
+  context: {cluster: prod, user: prod}
+preferences: {colors: yes}
+";
