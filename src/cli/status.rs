@@ -298,12 +298,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_paused_by_a_full_disk_is_said_to_be() {
-        assert!(state(DomainState::PausedIoError).contains("disk full"));
-        assert_eq!((state(DomainState::Paused), state(DomainState::ShutOff)), ("paused".to_owned(), "shut-off".to_owned()));
-    }
-
-    #[test]
     fn the_leader_is_the_member_that_names_itself() {
         let text = |leader| {
             format!(

@@ -11,6 +11,7 @@ use ktcw_vm::plan::{Accel, Ca, Plan, Resolved, plan, user_data};
 use ktcw_vm::secret::Secret;
 use ktcw_vm::spec::{ClusterName, NodeName, RawSpec, parse_config, validate};
 use ktcw_vm::store::journal;
+use ktcw_vm::verify::certs::Trust;
 use ktcw_vm::verify::observe::{Link, NodeSeen};
 use ktcw_vm::verify::sections::Sections;
 use ktcw_vm::verify::{Observed, judge};
@@ -146,7 +147,7 @@ fn probe(bytes: &[u8]) {
     let nodes: BTreeMap<NodeName, NodeSeen> = plan.nodes.iter().map(|node| (node.name.clone(), seen(&mut answer))).collect();
     let hashes = plan.controllers().map(|node| (node.name.clone(), Ok(answer()))).collect();
     let observed = Observed { token: token.to_owned(), nodes, rounds: vec![(1, hashes)], pods: BTreeMap::new() };
-    let checks = judge(plan, &observed, &|_, _, _| Vec::new());
+    let checks = judge(plan, &observed, Trust { judge: &|_, _, _| Vec::new(), ca: &|_| None });
     assert!(checks.iter().any(|check| check.verdict != Verdict::Pass), "without a clock nothing is all right");
     for check in &checks {
         assert!(!check.summary.is_empty() && !check.summary.chars().any(char::is_control), "{check:?}");
