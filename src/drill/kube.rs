@@ -109,17 +109,17 @@ const SELDOM: u32 = 4;
 /// Probes of one kind that may be open at once; one that reaches it skips a beat.
 const OPEN_MOST: usize = 64;
 
-/// The pace: as wished on a quick cluster, slower on one that answers slowly.
-pub fn pace(median: Duration) -> Duration {
-    EVERY.max(median * ANSWERS)
+/// The pace of probes that take so long: as wished on a quick cluster, slower on one that answers slowly.
+pub fn pace(wished: Duration, median: Duration) -> Duration {
+    wished.max(median * ANSWERS)
 }
 
-/// Median time of a few readings by a door; a long one when it does not answer.
-async fn measure(kube: &dyn Kube, door: &Door) -> Duration {
+/// Median time of a few probes by a door; a long one when it does not answer.
+async fn measure(kube: &dyn Kube, door: &Door, write: bool) -> Duration {
     let mut taken = Vec::new();
     for _ in 0..5 {
         let start = std::time::Instant::now();
-        let answered = kube.probe(door, true, false).await.is_ok();
+        let answered = kube.probe(door, true, write).await.is_ok();
         taken.push(if answered { start.elapsed() } else { Duration::from_millis(500) });
     }
     taken.sort_unstable();
@@ -144,7 +144,7 @@ impl std::fmt::Display for Door {
 }
 
 impl KubeLoad {
-    /// Looks at the pods; with `probing` also starts a probe for every door, connection and kind, each request a task of its own.
+    /// Looks at the pods; with `probing`, on a cluster that already bears the load of etcd, also starts a probe for every door, connection and kind, each request a task of its own.
     pub async fn start(kube: Arc<dyn Kube>, clock: Clock, probing: bool) -> KubeLoad {
         let record = KubeRecord { pods_before: Some(kube.pods().await), ..KubeRecord::default() };
         let record = Arc::new(Mutex::new(record));
@@ -152,13 +152,15 @@ impl KubeLoad {
         let mut tasks = JoinSet::new();
         let doors = if probing { kube.doors() } else { vec![] };
         if let Some(first) = doors.first() {
-            let every = pace(measure(kube.as_ref(), first).await);
-            lock(&record).every_us = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+            // Beside the load, and the two kinds beside each other: that is how they will be.
+            let (reads, writes) = tokio::join!(measure(kube.as_ref(), first, false), measure(kube.as_ref(), first, true));
+            let (reads, writes) = (pace(EVERY, reads), pace(EVERY * SELDOM, writes));
+            lock(&record).every_us = u64::try_from(reads.as_micros()).unwrap_or(u64::MAX);
             for door in &doors {
                 // The virtual address is what clients use. A look at each server now and then tells which one was at fault.
-                let every = if *door == Door::Vip { every } else { every * SELDOM };
+                let seldom = if *door == Door::Vip { 1 } else { SELDOM };
                 for (fresh, write) in [(true, false), (false, false), (false, true)] {
-                    let every = if write { every * SELDOM } else { every };
+                    let every = if write { writes } else { reads } * seldom;
                     let (kube, door, record, stopped) = (kube.clone(), door.clone(), record.clone(), stopped.clone());
                     tasks.spawn(probes(kube, clock, every, door, fresh, write, record, stopped));
                 }
@@ -238,5 +240,18 @@ async fn samples(kube: Arc<dyn Kube>, clock: Clock, record: Arc<Mutex<KubeRecord
             Err(error) => KubeSample { at: clock.now(), error: Some(error), ..KubeSample::default() },
         };
         lock(&record).samples.push(sample);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_api_slows_its_probes_and_a_quick_one_is_asked_as_often_as_wished() {
+        let ms = Duration::from_millis;
+        assert_eq!(pace(EVERY, ms(5)), ms(50));
+        assert_eq!(pace(EVERY, ms(40)), ms(160));
+        assert_eq!(pace(EVERY * SELDOM, ms(300)), ms(1200));
     }
 }

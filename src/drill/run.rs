@@ -327,18 +327,20 @@ impl<'a> Phases<'a> {
             // A client of a member that is hit fails over, rightly; what is measured is one that has no need to.
             first: self.off_target(),
         };
-        let kube = match &self.options.kube {
-            Some(kube) => Some(KubeLoad::start(kube.clone(), self.clock, drill.load.api).await),
-            None => None,
-        };
         let sampling = telemetry::pace(median);
         self.record.baseline.interval = interval;
         self.record.baseline.sampling = sampling;
         self.running = Some(Running {
             telemetry: Telemetry::start(&self.site, &self.prefix, revision + 1, sampling, self.clock),
             load: Load::start(&self.site, plan, self.clock),
-            kube,
+            kube: None,
         });
+        // The pace of its probes is what the API bears beside the load, so the load is there first.
+        let api = self.record.drill.load.api;
+        if let (Some(kube), Some(running)) = (&self.options.kube, &mut self.running) {
+            pass(interval * 8).await;
+            running.kube = Some(KubeLoad::start(kube.clone(), self.clock, api).await);
+        }
         Ok(())
     }
 

@@ -17,8 +17,15 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What write probes write; it goes with `forget`.
-const PROBE: &str = "/api/v1/namespaces/default/configmaps/ktcw-drill-probe";
+/// What write probes write, each door its own: writers of one object wait for each other. They go with `forget`.
+const PROBES: &str = "/api/v1/namespaces/default/configmaps/";
+
+fn probe_name(door: &Door) -> String {
+    match door {
+        Door::Vip => "ktcw-drill-probe".to_owned(),
+        Door::Direct(node) => format!("ktcw-drill-probe-{node}"),
+    }
+}
 
 pub struct ApiProbes {
     pub plan: Arc<Plan>,
@@ -73,16 +80,20 @@ impl ApiProbes {
         join_all(looks).await.into_iter().flatten().next()
     }
 
-    /// Removes what the write probes wrote.
+    /// Removes what the write probes wrote, by whichever server takes it.
     pub async fn forget(&self) -> Result<(), String> {
-        let mut last = Ok(());
-        for node in self.plan.control_planes() {
-            last = self.fresh.delete(node.ip, PROBE, self.patience() * 2).await.map_err(|error| error.to_string());
-            if last.is_ok() {
-                break;
+        for door in self.doors() {
+            let path = format!("{PROBES}{}", probe_name(&door));
+            let mut last = Ok(());
+            for node in self.plan.control_planes() {
+                last = self.fresh.delete(node.ip, &path, self.patience() * 2).await.map_err(|error| error.to_string());
+                if last.is_ok() {
+                    break;
+                }
             }
+            last?;
         }
-        last
+        Ok(())
     }
 }
 
@@ -175,13 +186,8 @@ fn unready(
 
 /// A ConfigMap of one door's last write.
 fn config_map(door: &Door, now: Timestamp) -> String {
-    let key = match door {
-        Door::Vip => "vip".to_owned(),
-        Door::Direct(node) => node.to_string(),
-    };
-    format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ktcw-drill-probe\n  namespace: default\ndata:\n  {key}: \"{now}\"\n"
-    )
+    let name = probe_name(door);
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  namespace: default\ndata:\n  written: \"{now}\"\n")
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -278,7 +284,9 @@ mod tests {
     fn a_write_is_an_object_that_the_api_takes_and_forget_removes() {
         let text = config_map(&Door::Direct(NodeName::controller(1)), Timestamp::UNIX_EPOCH);
         let object: Value = serde_saphyr::from_str(&text).expect("YAML");
-        assert_eq!(crate::api::resource_path(&object).expect("known"), PROBE);
-        assert!(object.pointer("/data/controller-1").is_some());
+        assert_eq!(crate::api::resource_path(&object).expect("known"), format!("{PROBES}ktcw-drill-probe-controller-1"));
+        assert!(object.pointer("/data/written").is_some());
+        let names = [Door::Vip, Door::Direct(NodeName::controller(0))].map(|door| probe_name(&door));
+        assert_ne!(names[0], names[1]);
     }
 }

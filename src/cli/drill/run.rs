@@ -127,7 +127,7 @@ async fn once(global: &Global, bench: &Bench, drill: &Drill, seed: u64, cancel: 
     if drill.load.api
         && let Err(why) = bench.kube.forget().await
     {
-        render::status(&format!("  the ConfigMap default/ktcw-drill-probe was left behind: {why}"));
+        render::status(&format!("  a ConfigMap default/ktcw-drill-probe… was left behind: {why}"));
     }
     Ok(Report::new(record?))
 }
