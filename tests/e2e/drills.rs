@@ -75,12 +75,17 @@ fn a_small_round(rig: &Rig) {
     rig.run(&["down", "--yes"]).exits(0);
 }
 
-/// One drill that must pass; its line in the table. A host that did not let us look makes a run invalid, by its own words:
-/// it is made again, once.
+/// So many runs that prove nothing by the host's fault are made again.
+const BUSY: usize = 2;
+
+/// One drill that must pass; its line in the table.
 pub fn drilled(rig: &Rig, name: &str) -> String {
     let mut ran = drill(rig, name);
-    if ran.code == 4 && ran.json()["judgement"]["reasons"].as_array().is_some_and(|reasons| stood_still(reasons)) {
-        step(&format!("{name}: the host stood still; once more"));
+    for _ in 0..BUSY {
+        if !(ran.code == 4 && ran.json()["judgement"]["reasons"].as_array().is_some_and(|reasons| of_the_host(reasons))) {
+            break;
+        }
+        step(&format!("{name}: {}; once more", ran.json()["judgement"]["reasons"]));
         ran = drill(rig, name);
     }
     let report = ran.exits(0).json();
@@ -90,9 +95,10 @@ pub fn drilled(rig: &Rig, name: &str) -> String {
     in_figures(name, figures)
 }
 
-/// Whether all reasons for an invalid run are the host's.
-pub fn stood_still(reasons: &[Value]) -> bool {
-    !reasons.is_empty() && reasons.iter().all(|reason| reason.as_str().is_some_and(|reason| reason.contains("stood still")))
+/// Whether a run is invalid for nothing but its load: the host stood still or was too busy, by the run's own words. That the
+/// fault was not shown is never the host's fault.
+pub fn of_the_host(reasons: &[Value]) -> bool {
+    !reasons.is_empty() && reasons.iter().all(|reason| reason.as_str().is_some_and(|reason| reason.starts_with("V2 ")))
 }
 
 /// A run's line in a table.
@@ -124,11 +130,17 @@ fn leader_kill_five_times(rig: &Rig) {
     healthy(rig);
     let ran = rig.run(&["drill", "run", "leader-kill", "--repeat", "5", "--seed", "7", "--format", "json"]);
     keep("leader-kill-vm.json", &ran.out);
-    let ran = ran.exits(0);
     let series = ran.json();
-    assert_eq!(series["series"][0]["passed"], 5, "{series}");
-    assert_eq!(series["runs"].as_array().map(Vec::len), Some(5));
+    let runs = series["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 5);
     step(&format!("write gap, µs: {}", series["series"][0]["write_gap"]));
+    for run in runs.iter().filter(|run| run["result"] != "pass") {
+        let reasons = run["reasons"].as_array().expect("reasons");
+        assert!(run["result"] == "invalid" && of_the_host(reasons), "{run}");
+        step(&format!("{reasons:?}: once more"));
+        step(&drilled(rig, "leader-kill"));
+    }
+    assert_eq!(ran.code, if series["series"][0]["passed"] == 5 { 0 } else { 4 });
 
     let name = series["runs"][4]["run"].as_str().expect("a name").to_owned();
     rig.run(&["drill", "report", &name]).exits(0).says("PASS").says("longest write gap");
@@ -148,7 +160,9 @@ fn leader_kill_five_times(rig: &Rig) {
     assert_eq!(wrong, Vec::<String>::new());
 
     step("a gate that nobody meets makes it fail, and nothing else does");
-    rig.run(&["drill", "run", "leader-kill", "--gate", "write_gap=1 ms"]).exits(3).says("FAIL");
+    let gated = || rig.run(&["drill", "run", "leader-kill", "--gate", "write_gap=1 ms"]);
+    let told = (0..=BUSY).map(|_| gated()).find(|ran| ran.code != 4).expect("a run that proves something");
+    told.exits(3).says("FAIL");
 }
 
 fn refusals_inject_nothing(rig: &Rig) {
