@@ -152,7 +152,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
         None
     } else {
         let nowhere = Events::nowhere();
-        let looking = super::verify::settled(&plan, &*guests, &nowhere);
+        let looking = super::verify::steady(&plan, &*guests, &nowhere);
         Some(or_interrupted(&opened.stop, "nothing that was not there before", looking).await??)
     };
     let unset: Vec<&String> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().err()).collect();

@@ -210,7 +210,7 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
     let guests = opened.session.guests()?;
     let looking = async {
         let after = after(&plan, &*guests, &record.members).await;
-        let report = if no_verify { None } else { Some(super::verify::settled(&plan, &*guests, &Events::nowhere()).await?) };
+        let report = if no_verify { None } else { Some(super::verify::steady(&plan, &*guests, &Events::nowhere()).await?) };
         Ok::<_, CliError>((after, report))
     };
     let left = format!("cluster {cluster} as it was in snapshot {name}, not verified");
