@@ -10,7 +10,9 @@ use crate::event::Events;
 use crate::host::Host;
 use crate::image;
 use crate::plan::Accel;
-use crate::spec::AccelChoice;
+use crate::snapshot::{self, Record, State};
+use crate::spec::{AccelChoice, ClusterName};
+use crate::store::ClusterDir;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
@@ -72,6 +74,9 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
             add("libvirt", false, false, error.message, Some(way_out.to_owned()));
         }
     }
+    if let Some((said, way_out)) = cut_off(global, &spec.name)? {
+        add("snapshots", false, true, said, Some(way_out));
+    }
     match &found {
         Err(error) => add("image", false, false, error.to_string(), error.hint()),
         Ok(Some(image)) => {
@@ -102,4 +107,24 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
         }
     }
     Ok(if lacking { exit::HOST } else { exit::OK })
+}
+
+/// What a crash left of a save, a removal or a restore of this cluster, and what finishes it.
+fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String)>, CliError> {
+    let parent = session::parent(global)?;
+    if !ClusterDir::exists(&parent, name) {
+        return Ok(None);
+    }
+    let dir = ClusterDir::open(&parent, name)?;
+    if let Some(snapshot) = snapshot::open_restore(&dir.history()?) {
+        let said = format!("the restore of snapshot {snapshot} was cut off: machines may be of different moments");
+        return Ok(Some((said, format!("ktcw-vm snapshot restore {snapshot} -c {name}"))));
+    }
+    let records = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok());
+    let halves: Vec<String> =
+        records.filter(|record| record.state != State::Whole).map(|record| record.name.to_string()).collect();
+    Ok((!halves.is_empty()).then(|| {
+        let said = format!("never finished, and taking room: {}", halves.join(", "));
+        (said, format!("ktcw-vm up -c {name} removes them, and so does the next snapshot save or delete"))
+    }))
 }
