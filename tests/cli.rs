@@ -153,3 +153,15 @@ fn with_a_cluster_that_is_busy() {
     cases_with_cluster("tests/cli/busy/*.trycmd", parent.path()).run();
     drop(lock);
 }
+
+/// A restore was cut off: what would let machines of two moments run together is refused, with the command that finishes it.
+#[test]
+fn with_a_cluster_that_is_half_restored() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    let lock = dir.lock("snapshot restore one").expect("free");
+    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "snapshot").expect("opens");
+    journal.begin_with("restore", None, serde_json::json!({ "snapshot": "one" })).expect("written");
+    drop((journal, lock));
+    cases_with_cluster("tests/cli/half-restored/*.trycmd", parent.path()).run();
+}

@@ -12,7 +12,8 @@ use crate::host::{Host, HostFacts};
 use crate::image;
 use crate::plan::{Accel, CpuModel, plan};
 use crate::preflight;
-use crate::spec::{AccelChoice, ClusterSpec};
+use crate::snapshot::{self, Record, State};
+use crate::spec::{AccelChoice, ClusterName, ClusterSpec};
 use crate::store::ClusterDir;
 use serde::Serialize;
 
@@ -51,6 +52,9 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
             let way_out = "Debian: apt install libvirt-daemon-system qemu-system-x86 qemu-utils; then: systemctl start libvirtd";
             findings.push(Finding::missing("libvirt", error.message, way_out));
         }
+    }
+    if let Some((said, way_out)) = cut_off(global, &spec.name)? {
+        findings.push(Finding::note("snapshots", said, way_out));
     }
     findings.push(match (&found, image::preflight(None)) {
         (Err(error), _) => Finding::missing("image", error.to_string(), error.hint().unwrap_or_default()),
@@ -195,3 +199,23 @@ fn accel(spec: &ClusterSpec, facts: &HostFacts, image: Option<&image::Image>, fi
 }
 
 const NEWER_QEMU: &str = "QEMU 8.2 or later; on Debian 12: apt install -t bookworm-backports qemu-system-x86 qemu-utils";
+
+/// What a crash left of a save, a removal or a restore of this cluster, and what finishes it.
+fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String)>, CliError> {
+    let parent = session::parent(global)?;
+    if !ClusterDir::exists(&parent, name) {
+        return Ok(None);
+    }
+    let dir = ClusterDir::open(&parent, name)?;
+    if let Some(snapshot) = snapshot::open_restore(&dir.history()?) {
+        let said = format!("the restore of snapshot {snapshot} was cut off: machines may be of different moments");
+        return Ok(Some((said, format!("ktcw-vm snapshot restore {snapshot} -c {name}"))));
+    }
+    let records = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok());
+    let halves: Vec<String> =
+        records.filter(|record| record.state != State::Whole).map(|record| record.name.to_string()).collect();
+    Ok((!halves.is_empty()).then(|| {
+        let said = format!("never finished, and taking room: {}", halves.join(", "));
+        (said, format!("ktcw-vm up -c {name} removes them, and so does the next snapshot save or delete"))
+    }))
+}

@@ -5,7 +5,7 @@
 use super::args::{Format, Global, Pause, Resume, Stop};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::{Opened, known, or_interrupted};
+use super::opened::{Opened, known, or_interrupted, whole_moment};
 use super::{exit, render, session};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -21,8 +21,7 @@ use std::time::{Duration, Instant};
 pub async fn stop(global: &Global, args: &Stop) -> Result<u8, CliError> {
     let begin = Instant::now();
     let node = args.node.as_ref();
-    let opened = Opened::new(global, "stop", |session| known(session, node))?;
-    opened.without_open_restore()?;
+    let opened = Opened::new(global, "stop", |session| known(session, node).and_then(|()| whole_moment(session)))?;
     let plan = opened.session.plan.clone();
     let guests: Arc<dyn Guest> = opened.session.guests()?;
     let power = opened.machines.power().await?;
@@ -120,8 +119,7 @@ pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
 
 pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     let node = args.node.as_ref();
-    let opened = Opened::new(global, "resume", |session| known(session, node))?;
-    opened.without_open_restore()?;
+    let opened = Opened::new(global, "resume", |session| known(session, node).and_then(|()| whole_moment(session)))?;
     let plan = opened.session.plan.clone();
     let name = &plan.cluster;
     let power = opened.machines.power().await?;
@@ -152,7 +150,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
         None
     } else {
         let nowhere = Events::nowhere();
-        let looking = super::verify::settled(&plan, &opened.session.keyring, &*guests, &nowhere);
+        let looking = super::verify::steady(&plan, &opened.session.keyring, &*guests, &nowhere);
         Some(or_interrupted(&opened.stop, "nothing that was not there before", looking).await??)
     };
     let unset: Vec<&String> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().err()).collect();

@@ -57,11 +57,6 @@ impl Opened {
         }
     }
 
-    /// Refuses while a restore is half-done: machines of different moments must not run together.
-    pub fn without_open_restore(&self) -> Result<(), CliError> {
-        no_open_restore(&self.session.dir.history()?, self.session.plan.cluster.as_str())
-    }
-
     /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
     pub fn all(&self, power: &Power, wanted: &Whole) -> Result<(), CliError> {
         let whole = power.whole();
@@ -82,7 +77,12 @@ pub fn known(session: &Session, node: Option<&NodeName>) -> Result<(), CliError>
     node.map_or(Ok(()), |node| session.node(node).map(|_| ()))
 }
 
-/// See `Opened::without_open_restore`.
+/// Refuses while a restore is half-done: machines of different moments must not run together.
+pub fn whole_moment(session: &Session) -> Result<(), CliError> {
+    no_open_restore(&session.dir.history()?, session.plan.cluster.as_str())
+}
+
+/// The same, from a journal that is open already.
 pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError> {
     match snapshot::open_restore(history) {
         None => Ok(()),

@@ -5,7 +5,7 @@
 use super::args::{Format, Global, Output, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::{clocks_lines, micros};
-use super::opened::{Opened, or_interrupted};
+use super::opened::{Opened, or_interrupted, whole_moment};
 use super::{exit, render, session, status, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -36,11 +36,10 @@ pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
 async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     let begin = Instant::now();
     let name = &args.name;
-    let opened = Opened::new(global, &format!("snapshot save {name}"), |_| Ok(()))?;
+    let opened = Opened::new(global, &format!("snapshot save {name}"), whole_moment)?;
     let plan = opened.session.plan.clone();
     let cluster = &plan.cluster;
     opened.without_fault()?;
-    opened.without_open_restore()?;
     let (journal, _) = opened.journal("snapshot")?;
     let desk = desk(&opened, &journal);
     snapshot::tidy(&desk).await?;
@@ -210,7 +209,10 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
     let guests = opened.session.guests()?;
     let looking = async {
         let after = after(&plan, &*guests, &record.members).await;
-        let report = if no_verify { None } else { Some(super::verify::settled(&plan, &opened.session.keyring, &*guests, &Events::nowhere()).await?) };
+        let report = match no_verify {
+            true => None,
+            false => Some(super::verify::steady(&plan, &opened.session.keyring, &*guests, &Events::nowhere()).await?),
+        };
         Ok::<_, CliError>((after, report))
     };
     let left = format!("cluster {cluster} as it was in snapshot {name}, not verified");
@@ -251,13 +253,12 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     let there = |dir: &ClusterDir| -> Result<bool, CliError> {
         Ok(dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str()))
     };
-    let wrong = |session: &session::Session| match there(&session.dir)? {
+    let wrong = |session: &session::Session| match whole_moment(session).and_then(|()| there(&session.dir))? {
         true => Ok(()),
         false => named(&session.dir, name).map(|_| ()),
     };
     let opened = Opened::new(global, &format!("snapshot delete {name}"), wrong)?;
     let cluster = &opened.session.plan.cluster;
-    opened.without_open_restore()?;
     let (journal, _) = opened.journal("snapshot")?;
     let desk = desk(&opened, &journal);
     snapshot::tidy(&desk).await?;

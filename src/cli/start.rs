@@ -5,7 +5,7 @@
 use super::args::{Global, Start};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::no_open_restore;
+use super::opened::whole_moment;
 use super::up::{Outcome, Settled, carry_out, refuse, shown};
 use super::{resolve, session};
 use crate::event::Events;
@@ -25,6 +25,7 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
     if let Some(node) = &args.node {
         opened.node(node)?;
     }
+    whole_moment(&opened)?;
     let (dir, plan): (ClusterDir, _) = (opened.dir.clone(), opened.plan.clone());
     let lock = dir.lock("start")?;
     let host = session::connect_to(global, &dir)?;
@@ -33,7 +34,6 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
     // Disks are there already; a pool that a reboot left inactive only does not show them.
     let refusals = preflight::judge(&plan, &facts, &seen, Some(&mark), 0, host.free_disk_mib());
     refuse(&refusals.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
-    no_open_restore(&dir.history()?, plan.cluster.as_str())?;
     Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "start").await?;
     // The image's files matter only where libvirt has lost its copies.
     let files = image::find_key(&image::cache_dir(), &plan.resolved.image.key).ok().flatten().map(|image| resolve::files(&plan.spec, Some(&image)));

@@ -61,7 +61,7 @@ fn saved_and_rewound(rig: &Rig) {
     ));
     step(&format!("members: {}", said["members"]));
     assert_eq!(get(rig, "lab"), "before");
-    rig.verifies();
+    eventually("all is well after the restore", Duration::from_secs(60), || rig.not_passing().0 == 0);
     clocks_are_right(rig);
 
     step("and what cannot be is refused");
@@ -131,11 +131,15 @@ fn frozen_for_a_minute(rig: &Rig) {
     let woken = rig.run(&["resume", "--format", "json"]).exits(0);
     let said = woken.json();
     step(&format!("resumed and verified in {:.1} s; clocks: {}", woken.took.as_secs_f64(), said["clocks"]));
+    // Whether a clock stood still while its machine did depends on the hypervisor; that each was looked at does not.
     for clock in said["clocks"].as_array().expect("clocks") {
-        assert!(clock["by_ms"].as_i64().is_some_and(|by| (59_000..75_000).contains(&by)), "{clock}");
+        let by = clock["by_ms"].as_i64().expect("milliseconds");
+        assert!(by.abs() < 1000 || (55_000..90_000).contains(&by), "{clock}");
+        assert!(clock["left_ms"].as_i64().is_some_and(|left| left.abs() < 1000), "{clock}");
     }
+    assert_eq!(said["clocks"].as_array().map(Vec::len), Some(3), "{said}");
     clocks_are_right(rig);
-    rig.verifies();
+    eventually("all is well after the minute", Duration::from_secs(90), || rig.not_passing().0 == 0);
 }
 
 /// Writes until the plug of every machine is pulled in the middle; every write that was acknowledged is there afterwards.
