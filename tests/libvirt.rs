@@ -351,6 +351,42 @@ fn strangers_with_our_name_and_uuid_together_or_our_prefix_stay_as_they_were() {
     pools.iter().for_each(|pool| pool.undefine().expect("undefined"));
 }
 
+/// Clusters come and go while others are looked at: what vanishes under an observation is left out, and fails nobody's `up`.
+#[test]
+fn looking_while_others_make_and_remove_their_clusters_never_fails() {
+    let begin = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        let makers: Vec<_> = ["comes-a", "comes-b"]
+            .map(|name| {
+                scope.spawn(move || {
+                    let (host, lab) = (test_host(), lab(name, Accel::Tcg));
+                    let mut turns = 0;
+                    while begin.elapsed() < std::time::Duration::from_secs(3) {
+                        host.ensure_network(&lab.network, &lab.mark).expect("network");
+                        host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+                        host.ensure_blank(&lab.storage, "x", 1 << 20, &lab.mark).expect("blank");
+                        host.ensure_domain(&lab.domain, &lab.storage, &lab.node, &lab.mark).expect("domain");
+                        host.remove_domain(&lab.domain.name, lab.domain.uuid, &lab.mark).expect("removed");
+                        host.remove_network(&lab.network.name, &lab.mark).expect("removed");
+                        host.remove_pool(&lab.storage.pool, &lab.mark).expect("removed");
+                        turns += 1;
+                    }
+                    turns
+                })
+            })
+            .into_iter()
+            .collect();
+        let host = test_host();
+        let mut looks = 0;
+        while makers.iter().any(|maker| !maker.is_finished()) {
+            host.observe().expect("observed");
+            looks += 1;
+        }
+        let turns: Vec<i32> = makers.into_iter().map(|maker| maker.join().expect("no panic")).collect();
+        println!("{looks} looks at {turns:?} comings and goings");
+    });
+}
+
 #[test]
 fn a_machine_runs_pauses_stops_and_goes_with_its_snapshots() {
     let (host, conn) = (test_host(), libvirt());

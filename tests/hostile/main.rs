@@ -3,7 +3,7 @@
 //!
 //! `KTCW_CORPUS=write cargo test --test hostile the_corpus` writes the samples into `fuzz/corpus`.
 
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test fails where it finds a fault, and shows its figures")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails where it finds a fault")]
 
 mod targets;
 

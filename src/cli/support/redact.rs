@@ -263,7 +263,7 @@ mod tests {
             let body: String = key.expose().lines().filter(|line| !line.contains("--")).collect();
             let piece = &body[from.min(body.len() - length.min(body.len()))..];
             let piece = &piece[..length.min(piece.len())];
-            let out = Redactor::new(&[key.clone()]).text(&format!("{around} {piece} {around}"));
+            let out = Redactor::new(std::slice::from_ref(&key)).text(&format!("{around} {piece} {around}"));
             for window in piece.as_bytes().windows(PIECE) {
                 prop_assert!(!out.contains(std::str::from_utf8(window).expect("ASCII")), "{}", out);
             }

@@ -71,7 +71,7 @@ fn shapes(core: &[u8]) -> Vec<Vec<u8>> {
         let shifted = [&vec![0; shift][..], core].concat();
         for text in [STANDARD.encode(&shifted), URL_SAFE_NO_PAD.encode(&shifted)] {
             let text = text.trim_end_matches('=');
-            once.push(text[4.min(shift * 4)..text.len() - 2].as_bytes().to_vec());
+            once.push(text.as_bytes()[4.min(shift * 4)..text.len() - 2].to_vec());
         }
     }
     for text in &once {
@@ -79,7 +79,7 @@ fn shapes(core: &[u8]) -> Vec<Vec<u8>> {
             let shifted = [&vec![0; shift][..], text].concat();
             let twice = STANDARD.encode(&shifted);
             let twice = twice.trim_end_matches('=');
-            shapes.push(twice[4.min(shift * 4)..twice.len() - 4].as_bytes().to_vec());
+            shapes.push(twice.as_bytes()[4.min(shift * 4)..twice.len() - 4].to_vec());
         }
     }
     shapes.extend(once);

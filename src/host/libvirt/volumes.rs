@@ -32,8 +32,13 @@ fn complete_mark(volume: &str) -> String {
     format!("{volume}.complete")
 }
 
+/// A pool that another program stops or removes meanwhile has none any more.
 pub fn observe(pool: &StoragePool) -> Result<Vec<VolumeSeen>, HostError> {
-    let all = pool.list_all_volumes(0).map_err(|error| refused("list", KIND, "(all)", &error))?;
+    let all = match pool.list_all_volumes(0) {
+        Ok(all) => all,
+        Err(error) if is_absent(&error) || error.message().contains("is not active") => return Ok(Vec::new()),
+        Err(error) => return Err(refused("list", KIND, "(all)", &error)),
+    };
     let mut seen = Vec::with_capacity(all.len());
     for volume in all {
         // Any of these fails when the volume vanished meanwhile.
