@@ -16,6 +16,7 @@ use ktcw_vm::spec::{ClusterName, NodeName};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A first program that says `guest-up` and from then on repeats what it is told.
@@ -66,7 +67,9 @@ struct Private {
 impl Private {
     fn start() -> Private {
         let dir = tempfile::Builder::new().prefix("ktcw-real-").tempdir().expect("dir");
-        let private = Private { dir, namespace: format!("ktcw-real-{}", std::process::id()) };
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let private = Private { dir, namespace: format!("ktcw-real-{}-{number}", std::process::id()) };
         private.run("start");
         private
     }

@@ -260,13 +260,20 @@ pub async fn list_alarms(site: &Site) -> Result<Vec<(Id, String)>, String> {
     Err(last)
 }
 
+/// What a file is called until it is whole.
+pub fn partial(path: &std::path::Path) -> std::path::PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
 /// Saves the leader's store to a file that is whole or absent.
 async fn save_snapshot(site: &Site, path: &str) -> Result<(), String> {
     let views = super::etcd::views(site, &statuses(site).await);
     let leader = views.iter().position(|view| view.leader).ok_or("no member leads")?;
     let link = link(site, leader)?;
-    let partial = format!("{path}.partial");
-    let file = |error: std::io::Error| format!("{partial}: {error}");
+    let partial = partial(std::path::Path::new(path));
+    let file = |error: std::io::Error| format!("{}: {error}", partial.display());
     let deadline = patience(site);
     let work = async {
         let mut client = link.client().await.map_err(|error| error.to_string())?;

@@ -76,15 +76,22 @@ impl Machines {
         let initial: Vec<String> =
             self.plan.controllers().map(|node| format!("{}=https://{}:2380", node.name, node.ip)).collect();
         let image = format!("localhost/ktcw/etcd:{}", self.plan.resolved.image.versions.etcd);
+        // All are empty before one is restored: killed in between, the next heal must not take old data for restored.
         for node in nodes {
             let down = format!("{}{}", shell::down(Process::Etcd, false), shell::wipe());
             self.on(node, format!("set -e\n{down}")).await?;
+        }
+        for node in nodes {
             put(&*self.guest, node, SNAPSHOT, &bytes, 0o600, self.deadline() * 4).await.map_err(|error| error.to_string())?;
+            // Whole or absent: data that is half restored has another name, and a restore that lost its caller is ended first.
             let restore = format!(
                 "set -e\ntrap 'rm -f {SNAPSHOT}' EXIT\n\
-                 podman run --rm --pull=never --network=none --volume {disk}:{disk} {image} etcdutl snapshot restore {SNAPSHOT} \
-                 --bump-revision=1000000000 --mark-compacted --data-dir={data} --name={node} --initial-cluster={initial} \
-                 --initial-cluster-token={token}-restored --initial-advertise-peer-urls=https://{ip}:2380 >&2\n",
+                 podman rm --force --ignore --time 0 ktcw-drill-restore >&2\nrm -rf {data}.new\n\
+                 podman run --rm --name ktcw-drill-restore --pull=never --network=none --volume {disk}:{disk} {image} \
+                 etcdutl snapshot restore {SNAPSHOT} --bump-revision=1000000000 --mark-compacted --data-dir={data}.new \
+                 --name={node} --initial-cluster={initial} --initial-cluster-token={token}-restored \
+                 --initial-advertise-peer-urls=https://{ip}:2380 >&2\n\
+                 mv {data}.new {data}\n",
                 disk = shell::DISK,
                 data = shell::DATA,
                 initial = initial.join(","),

@@ -5,7 +5,7 @@
 use crate::cli::error::CliError;
 use crate::cli::session::{self, Session};
 use crate::cli::{exit, render};
-use crate::drill::admin::await_healthy;
+use crate::drill::admin::{await_healthy, partial};
 use crate::drill::etcd::Site;
 use crate::drill::heal::heal;
 use crate::drill::injector::FaultLog as _;
@@ -83,15 +83,19 @@ impl Bench {
         Ok(done)
     }
 
-    /// Removes the store's copy that a drill kept: with no fault open nobody needs it, and it holds all of the cluster's secrets.
+    /// Removes the store's copy that a drill kept, whole or cut off: with no fault open nobody needs it, and it holds all of the
+    /// cluster's secrets.
     pub fn forget_snapshot(&self) -> Result<(), CliError> {
         let path = self.dir.path().join(SNAPSHOT);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(CliError::failed(format!("{}: {error}", path.display())).left("a copy of etcd's store"))
+        for path in [partial(&path), path] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(CliError::failed(format!("{}: {error}", path.display())).left("a copy of etcd's store"));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// A run that ended without healing is healed now; with nothing open in the journal nothing is touched.
