@@ -163,5 +163,8 @@ fn with_a_cluster_that_is_half_restored() {
     let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "snapshot").expect("opens");
     journal.begin_with("restore", None, serde_json::json!({ "snapshot": "one" })).expect("written");
     drop((journal, lock));
+    let records = dir.path().join("snapshots");
+    ktcw_vm::store::files::ensure_dir(&records).expect("made");
+    ktcw_vm::store::files::write_atomic(&records.join("broken.json"), b"{", ktcw_vm::store::files::SECRET).expect("written");
     cases_with_cluster("tests/cli/half-restored/*.trycmd", parent.path()).run();
 }

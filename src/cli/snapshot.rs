@@ -321,9 +321,19 @@ fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> 
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
 }
 
-/// The whole snapshot of that name, or an error that lists those there are.
+/// The whole snapshot of that name, or an error that lists those there are; one that cannot be read says why.
 fn named(dir: &ClusterDir, name: &Name) -> Result<Record, CliError> {
-    let records: Vec<Record> = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok()).collect();
+    let mut records = Vec::new();
+    for (file, record) in dir.load_snapshots::<Record>()? {
+        match record {
+            Ok(record) => records.push(record),
+            Err(error) if file == name.as_str() => {
+                let way_out = format!("ktcw-vm snapshot delete {name} -c {} removes it; nothing was touched", dir.name());
+                return Err(CliError::from(error).hint(way_out));
+            }
+            Err(_) => {}
+        }
+    }
     let hint = format!("ktcw-vm snapshot list -c {}; nothing was touched", dir.name());
     chosen(&records, name).cloned().map_err(|said| CliError::usage(said).hint(hint))
 }
