@@ -53,7 +53,9 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     let fits = Fits::of(&plan, &has_room(&opened).await?);
     let guests = opened.session.guests()?;
     let nowhere = Events::nowhere();
-    let report = or_interrupted(&opened.stop, "nothing", super::verify::checked(&plan, &opened.session.keyring, &*guests, &nowhere)).await?;
+    let report =
+        or_interrupted(&opened.stop, "nothing", super::verify::checked(&plan, &opened.session.keyring, &*guests, &nowhere))
+            .await?;
     let accepted: Vec<String> = report
         .problems()
         .map(|check| check.node.as_ref().map_or_else(|| check.id.clone(), |node| format!("{} {node}", check.id)))

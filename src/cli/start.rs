@@ -36,7 +36,10 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
     refuse(&refusals.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
     Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "start").await?;
     // The image's files matter only where libvirt has lost its copies.
-    let files = image::find_key(&image::cache_dir(), &plan.resolved.image.key).ok().flatten().map(|image| resolve::files(&plan.spec, Some(&image)));
+    let files = image::find_key(&image::cache_dir(), &plan.resolved.image.key)
+        .ok()
+        .flatten()
+        .map(|image| resolve::files(&plan.spec, Some(&image)));
     let settled = Settled {
         dir,
         lock,

@@ -3,6 +3,7 @@
 //! It decides nothing: it connects what `inject` and `drill` have.
 
 use crate::cli::error::CliError;
+use crate::cli::opened::no_open_restore;
 use crate::cli::session::{self, Session};
 use crate::cli::{exit, render};
 use crate::drill::admin::{await_healthy, partial};
@@ -35,6 +36,8 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(session: Session, lock: &Lock, host: Arc<dyn Host>, verb: &str) -> Result<Bench, CliError> {
+        // Machines of two moments must not be let run, be it to heal them.
+        no_open_restore(&session.dir.history()?, session.plan.cluster.as_str())?;
         let guest: Arc<dyn Guest> = session.guests()?;
         let (plan, mark) = (session.plan.clone(), session.mark());
         let (kept, fresh) = (session.api()?, session::unpooled_api(&session.keyring)?);
