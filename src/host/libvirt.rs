@@ -110,7 +110,11 @@ impl Host for LibvirtHost {
     }
 
     fn remove_empty_image_pool(&self, plan: &StoragePlan) -> Result<Done, HostError> {
-        self.connection.run(|conn| pools::remove_empty_images(conn, plan))
+        let done = self.connection.run(|conn| pools::remove_empty_images(conn, plan))?;
+        if done == Done::Changed && self.is_local() {
+            pools::remove_root(&self.pool_root());
+        }
+        Ok(done)
     }
 
     fn ensure_overlay(

@@ -190,7 +190,7 @@ fn the_readme_tells_the_truth(rig: &Rig) {
         assert!(ran.out.contains(part), "{part} is not in\n{}", ran.out);
     }
     // The table of `endpoint status`: one row says that its member leads.
-    let leads = |line: &&str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).nth(7) == Some("true");
+    let leads = |line: &&str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).nth(8) == Some("true");
     assert_eq!(ran.out.lines().filter(|line| line.contains(":2379")).filter(leads).count(), 1, "{}", ran.out);
     std::fs::write(artefacts().join("tour.txt"), &ran.out).expect("kept");
 }
@@ -242,8 +242,7 @@ fn key_material(rig: &Rig) -> (Vec<String>, Vec<String>) {
             let Some(body) = text.split("PRIVATE KEY-----\n").nth(1) else { continue };
             // The second line: the first is the same for all keys of a kind.
             let line = body.lines().nth(1).expect("a key has lines").to_owned();
-            let name = entry.file_name().expect("a name").to_string_lossy().into_owned();
-            if name.contains("ca") && !name.contains("@") { authorities.push(line) } else { others.push(line) }
+            if entry.parent().is_some_and(|dir| dir.ends_with("pki/ca")) { authorities.push(line) } else { others.push(line) }
         }
     }
     (authorities, others)

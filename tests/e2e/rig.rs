@@ -180,7 +180,7 @@ pub fn virsh(words: &[&str]) -> Ran {
 /// All domains, networks and pools that libvirt knows, their disks, and what runs and is connected for them, one a line.
 pub fn libvirt_names() -> Vec<String> {
     let mut names = Vec::new();
-    let files = "find /var/lib/libvirt/images /var/lib/libvirt/dnsmasq /run/libvirt/network -mindepth 1; ip -br link | cut -d' ' -f1; true";
+    let files = "find /var/lib/libvirt/images /var/lib/libvirt/dnsmasq -mindepth 1; ip -br link | cut -d' ' -f1; true";
     names.extend(command("bash", &["-c", files]).exits(0).out.lines().map(str::to_owned));
     for (kind, words) in [
         ("domain", ["list", "--all", "--name"]),

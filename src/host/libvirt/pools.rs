@@ -25,6 +25,11 @@ const MARK_VOLUME: &str = "ktcw-mark.json";
 /// A pool refuses to be refreshed or stopped while volumes are made in it; that is waited for.
 const BUSY: Duration = Duration::from_secs(120);
 
+/// The directory of all pools, which libvirt made on the way to the first; what somebody has put there keeps it.
+pub fn remove_root(root: &Path) {
+    let _ = std::fs::remove_dir(root);
+}
+
 /// Below libvirt's own directory for images, where its security drivers expect them.
 pub fn default_root(uri: &str) -> PathBuf {
     let session = uri.split(['?', '#']).next().is_some_and(|uri| uri.ends_with("/session"));
