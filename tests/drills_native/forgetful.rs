@@ -16,6 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub enum Lapse {
     /// Acknowledges one write of so many, and keeps it under another name.
     Drops { every: u32 },
+    /// The same, once only.
+    DropsOne { nth: u32 },
     /// Answers one read of so many with what it answered first.
     Stale { every: u32 },
 }
@@ -42,6 +44,14 @@ impl Forgetful {
             }
         });
         address
+    }
+
+    fn drops_now(&self) -> bool {
+        match self.lapse {
+            Lapse::Drops { every } => self.due(every),
+            Lapse::DropsOne { nth } => self.count.fetch_add(1, Ordering::Relaxed) + 1 == nth,
+            Lapse::Stale { .. } => false,
+        }
     }
 
     fn due(&self, every: u32) -> bool {
@@ -72,10 +82,7 @@ async fn exchange(
 ) -> Option<()> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let forget = match store.lapse {
-        Lapse::Drops { every } => path == "/etcdserverpb.KV/Put" && store.due(every),
-        Lapse::Stale { .. } => false,
-    };
+    let forget = path == "/etcdserverpb.KV/Put" && store.drops_now();
     let mut outgoing = Request::new(());
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
