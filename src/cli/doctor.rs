@@ -56,11 +56,13 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
     if let Some((said, way_out)) = cut_off(global, &spec.name)? {
         findings.push(Finding::note("snapshots", said, way_out));
     }
-    findings.push(match (&found, image::preflight(None)) {
-        (Err(error), _) => Finding::missing("image", error.to_string(), error.hint().unwrap_or_default()),
-        (Ok(Some(image)), _) => Finding::ok("image", format!("{}, {} MiB", image::short(&image.key), image.size_bytes >> 20)),
-        (Ok(None), Ok(())) => Finding::ok("image", "not built yet; everything to build it is there"),
-        (Ok(None), Err(error)) => Finding::missing("image", format!("not built yet; {error}"), error.hint().unwrap_or_default()),
+    findings.push(match &found {
+        Err(error) => Finding::missing("image", error.to_string(), error.hint().unwrap_or_default()),
+        Ok(Some(image)) => Finding::ok("image", format!("{}, {} MiB", image::short(&image.key), image.size_bytes >> 20)),
+        Ok(None) => match image::preflight(None) {
+            Ok(()) => Finding::ok("image", "not built yet; everything to build it is there"),
+            Err(error) => Finding::missing("image", format!("not built yet; {error}"), error.hint().unwrap_or_default()),
+        },
     });
     let lacking = findings.iter().any(|finding| !finding.ok && !finding.optional);
     if global.format == Format::Json {
