@@ -19,7 +19,6 @@ const COMMAND_LIMIT: usize = 200;
 /// Held as long as it lives. Dropping it, or the end of the process, gives the directory free.
 #[derive(Debug)]
 pub struct Lock {
-    #[expect(dead_code, reason = "the lock is held by the open file")]
     file: File,
     dir: PathBuf,
 }
@@ -28,6 +27,14 @@ impl Lock {
     /// The directory it guards.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+impl Drop for Lock {
+    /// Closing the file would not do: a child that another thread has just forked shares the open file until its `exec`
+    /// closes it, and keeps the lock that long (flock(2)).
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
     }
 }
 
@@ -114,6 +121,16 @@ mod tests {
         assert!(refused.to_string().contains("ktcw-vm up --etcd 3"), "{refused}");
         drop(held);
         drop(take(dir.path(), "ktcw-vm down", now()).expect("free again"));
+    }
+
+    #[test]
+    fn it_is_free_once_dropped_though_a_forked_child_still_has_the_file() {
+        let dir = tempfile::tempdir().expect("dir");
+        let held = take(dir.path(), "up", now()).expect("free");
+        let of_the_child = held.file.try_clone().expect("shares the open file, as a fork does");
+        drop(held);
+        drop(take(dir.path(), "down", now()).expect("free at once"));
+        drop(of_the_child);
     }
 
     #[test]
