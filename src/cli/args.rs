@@ -58,7 +58,7 @@ pub enum Verb {
     /// Check the cluster from inside every node
     Verify,
     /// Remove the cluster: machines, disks, network, keys
-    Down,
+    Down(Down),
     /// Switch the machines off in order: workers, control plane, then all etcd members together
     Stop(Stop),
     /// Switch the machines on together, bring everything back, verify
@@ -119,6 +119,16 @@ pub struct Up {
     /// Leave out the final verify
     #[arg(long)]
     pub no_verify: bool,
+    /// Keep no golden snapshot: `down --keep-golden` will have nothing to keep
+    #[arg(long)]
+    pub no_golden: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Down {
+    /// Keep the golden snapshot that `up` took: the next `up` of the same cluster is a restore. What was written since is given up
+    #[arg(long)]
+    pub keep_golden: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -2,17 +2,22 @@
 //! Machines, network and disks first, the directory with its keys last: after a crash in the middle, `down` again.
 //! Twice is once.
 
-use super::args::Global;
+use super::args::{Down, Global};
 use super::error::CliError;
-use super::{exit, render, session};
+use super::opened::Opened;
+use super::{exit, golden, render, session};
 use crate::apply;
 use crate::host::{Host, Mark, blocking};
+use crate::snapshot;
 use crate::spec::ClusterName;
-use crate::store::ClusterDir;
+use crate::store::{ClusterDir, Lock};
 use std::path::Path;
 use std::sync::Arc;
 
-pub async fn run(global: &Global) -> Result<u8, CliError> {
+pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
+    if args.keep_golden {
+        return keep_golden(global).await;
+    }
     let name = session::cluster_name(global)?;
     let parent = session::parent(global)?;
     // A removal that was cut off may still hold keys.
@@ -25,7 +30,14 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     if !global.yes && !render::confirm(&format!("remove cluster {name} with all its machines, disks and keys?"))? {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
-    let host: Arc<dyn Host> = session::connect_to(global, &dir)?;
+    let host = session::connect_to(global, &dir)?;
+    remove(dir, lock, host).await?;
+    Ok(exit::OK)
+}
+
+/// All of a cluster, under its lock.
+pub(super) async fn remove(dir: ClusterDir, lock: Lock, host: Arc<dyn Host>) -> Result<(), CliError> {
+    let name = dir.name().clone();
     let mark = session::mark(&dir);
     dir.set_journal_aside(&lock)?;
     let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "down")?;
@@ -36,6 +48,35 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     journal.done("remove", None).map_err(CliError::failed)?;
     dir.remove(lock)?;
     said(&name, &removed);
+    Ok(())
+}
+
+/// `down --keep-golden`: nothing runs, and the disks keep one snapshot for the next `up`.
+async fn keep_golden(global: &Global) -> Result<u8, CliError> {
+    let name = session::cluster_name(global)?;
+    let opened = Opened::new(global, "down --keep-golden", |_| Ok(()))?;
+    opened.without_fault()?;
+    let Some(record) = golden::record(&opened.session.dir)? else {
+        return Err(CliError::failed(format!("cluster {name} has no golden snapshot to keep"))
+            .left("everything as it was")
+            .hint(format!("ktcw-vm down -c {name} removes the cluster; an up without --no-golden keeps a golden snapshot")));
+    };
+    let question = format!("switch cluster {name} off and give up what it wrote since {}?", golden::taken(&record));
+    if !global.yes && !render::confirm(&question)? {
+        return Err(CliError::failed("not switched off").hint(format!("ktcw-vm down -c {name} --keep-golden --yes")));
+    }
+    let (journal, _) = opened.journal("down")?;
+    let told: &(dyn Fn(&str) + Sync) = &|text| render::status(text);
+    let (machines, dir, lock) = (&opened.machines, &opened.session.dir, &opened.lock);
+    let desk = snapshot::Desk { machines, dir, lock, journal: &journal, told };
+    let bytes = golden::leave(&desk).await.map_err(|error| {
+        let again = format!("ktcw-vm down -c {name} --keep-golden again; ktcw-vm up -c {name} brings it back");
+        error.left("machines that may still run").hint(again)
+    })?;
+    render::print_line(&format!(
+        "cluster {name} is down; its golden snapshot is kept ({} MiB): ktcw-vm up -c {name} brings it back",
+        bytes >> 20
+    ));
     Ok(exit::OK)
 }
 

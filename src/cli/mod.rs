@@ -10,6 +10,7 @@ mod down;
 mod drill;
 mod error;
 pub mod exit;
+mod golden;
 mod image;
 mod life;
 mod logs;
@@ -66,7 +67,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Up(args) => up::run(global, args).await,
         Verb::Plan(args) => plan::run(global, args),
         Verb::Verify => verify::run(global).await,
-        Verb::Down => down::run(global).await,
+        Verb::Down(down) => down::run(global, down).await,
         Verb::Stop(args) => life::stop(global, args).await,
         Verb::Start(args) => start::run(global, args).await,
         Verb::Pause(args) => life::pause(global, args).await,

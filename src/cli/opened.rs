@@ -5,7 +5,7 @@
 use super::args::Global;
 use super::error::CliError;
 use super::session::{self, Session};
-use super::{exit, signals};
+use super::{exit, golden, signals};
 use crate::host::libvirt::LibvirtHost;
 use crate::inject;
 use crate::life::power::{Power, Whole};
@@ -77,9 +77,13 @@ pub fn known(session: &Session, node: Option<&NodeName>) -> Result<(), CliError>
     node.map_or(Ok(()), |node| session.node(node).map(|_| ()))
 }
 
-/// Refuses while a restore is half-done: machines of different moments must not run together.
+/// Refuses while a restore is half-done, as machines of different moments must not run together, and while only a golden snapshot
+/// is left of the cluster.
 pub fn whole_moment(session: &Session) -> Result<(), CliError> {
-    no_open_restore(&session.dir.history()?, session.plan.cluster.as_str())
+    let (history, cluster) = (session.dir.history()?, session.plan.cluster.as_str());
+    // A restore from the golden snapshot that was cut off is finished by `up`.
+    golden::refuse_down(&history, cluster)?;
+    no_open_restore(&history, cluster)
 }
 
 /// The same, from a journal that is open already.

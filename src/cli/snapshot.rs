@@ -9,9 +9,10 @@ use super::opened::{Opened, or_interrupted, whole_moment};
 use super::{exit, render, session, status, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
-use crate::host::{Host, blocking};
+use crate::host::libvirt::LibvirtHost;
+use crate::host::{Host, HostFacts, blocking};
 use crate::life::power::Whole;
-use crate::life::{self, Shift};
+use crate::life::{self, Machines, Shift};
 use crate::plan::Plan;
 use crate::preflight;
 use crate::snapshot::compare::{Compared, compare};
@@ -22,6 +23,7 @@ use crate::verify::{self, MemberSeen};
 use jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
@@ -50,7 +52,7 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
             .hint(format!("another name, or ktcw-vm snapshot delete {name} -c {cluster}")));
     }
     opened.all(&opened.machines.power().await?, &Whole::Running)?;
-    let fits = Fits::of(&plan, &has_room(&opened).await?);
+    let fits = Fits::of(&plan, &has_room(&opened.machines, &opened.host).await?);
     let guests = opened.session.guests()?;
     let nowhere = Events::nowhere();
     let report =
@@ -68,14 +70,10 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
         return Err(unfit(accepted.join(", ")));
     }
     let parent = opened.session.dir.current_snapshot()?.and_then(|name| Name::parse(&name).ok());
-    let now: fn() -> Timestamp = Timestamp::now;
-    let mut members = BTreeMap::new();
-    for (node, seen) in verify::members(&plan, &*guests, &now, None).await {
-        match seen {
-            Ok(seen) => drop(members.insert(node, seen)),
-            Err(why) if args.force => render::status(&format!("{node}: etcd does not answer: {why}")),
-            Err(why) => return Err(unfit(format!("{node}: etcd does not answer: {why}"))),
-        }
+    let (then, silent) = members(&plan, &*guests).await;
+    match silent.first() {
+        Some((node, why)) if !args.force => return Err(unfit(format!("{node}: etcd does not answer: {why}"))),
+        _ => silent.iter().for_each(|(node, why)| render::status(&format!("{node}: etcd does not answer: {why}"))),
     }
     let record = Record {
         name: name.clone(),
@@ -84,7 +82,7 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
         taken: Timestamp::now(),
         parent,
         fits,
-        members,
+        members: then,
         accepted,
         skew_at_most_us: 0,
         stood_ms: 0,
@@ -122,13 +120,13 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
 }
 
 /// What the host is, once it has room for the machines' memory.
-async fn has_room(opened: &Opened) -> Result<crate::host::HostFacts, CliError> {
-    let sizes = opened.machines.each(opened.machines.nodes(None), |host, domain, _| host.resident_bytes(domain)).await?;
+pub(super) async fn has_room(machines: &Machines, host: &Arc<LibvirtHost>) -> Result<HostFacts, CliError> {
+    let sizes = machines.each(machines.nodes(None), |host, domain, _| host.resident_bytes(domain)).await?;
     let resident: BTreeMap<NodeName, u64> = sizes.into_iter().map(|(node, (bytes, _))| (node, bytes)).collect();
-    let host = opened.host.clone();
+    let host = host.clone();
     let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
-    let cluster = &opened.session.plan.cluster;
-    snapshot::room(&opened.session.plan, &seen, &resident).map_err(|said| {
+    let cluster = &machines.plan.cluster;
+    snapshot::room(&machines.plan, &seen, &resident).map_err(|said| {
         CliError::host(said)
             .left("nothing")
             .hint(format!("free disk space, ktcw-vm snapshot delete NAME -c {cluster}, or ktcw-vm image prune"))
@@ -136,14 +134,30 @@ async fn has_room(opened: &Opened) -> Result<crate::host::HostFacts, CliError> {
     Ok(facts)
 }
 
+/// etcd's members as they are now, and of those that do not answer, why.
+pub(super) async fn members(
+    plan: &Plan,
+    guests: &dyn Guest,
+) -> (BTreeMap<NodeName, MemberSeen>, Vec<(NodeName, String)>) {
+    let now: fn() -> Timestamp = Timestamp::now;
+    let (mut answered, mut silent) = (BTreeMap::new(), Vec::new());
+    for (node, seen) in verify::members(plan, guests, &now, None).await {
+        match seen {
+            Ok(seen) => drop(answered.insert(node, seen)),
+            Err(why) => silent.push((node, why)),
+        }
+    }
+    (answered, silent)
+}
+
 /// How clocks and members are once machines go on again.
-struct After {
+pub(super) struct After {
     clocks: Vec<(NodeName, Result<Shift, String>)>,
     compared: Vec<Compared>,
 }
 
 /// Sets the clocks of all nodes, then asks the members until they have a leader again, or their deadline.
-async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, MemberSeen>) -> After {
+pub(super) async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, MemberSeen>) -> After {
     let now: fn() -> Timestamp = Timestamp::now;
     let nodes: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
     let clocks = life::repair(plan, guests, now, &nodes).await;
@@ -169,7 +183,7 @@ async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, Member
 }
 
 impl After {
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = clocks_lines(&self.clocks);
         lines.extend(self.compared.iter().map(|one| format!("  {}  etcd {}: {}", one.node, one.verdict, one.said)));
         lines
@@ -177,10 +191,12 @@ impl After {
     fn shifts(&self) -> Vec<&Shift> {
         self.clocks.iter().filter_map(|(_, shift)| shift.as_ref().ok()).collect()
     }
+    /// All clocks are set, and all members are as they were.
+    pub(super) fn is_well(&self) -> bool {
+        self.clocks.iter().all(|(_, shift)| shift.is_ok()) && self.compared.iter().all(|one| one.verdict == Verdict::Pass)
+    }
     fn code(&self) -> u8 {
-        let well =
-            self.clocks.iter().all(|(_, shift)| shift.is_ok()) && self.compared.iter().all(|one| one.verdict == Verdict::Pass);
-        if well { exit::OK } else { exit::CHECK_FAILED }
+        if self.is_well() { exit::OK } else { exit::CHECK_FAILED }
     }
 }
 
@@ -354,7 +370,7 @@ impl From<SnapshotError> for CliError {
     }
 }
 
-fn shown_time(at: Timestamp) -> String {
+pub(super) fn shown_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 

@@ -49,6 +49,7 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
         verb: "start",
         only: args.node.clone(),
         verify: !args.no_verify,
+        golden: false,
     };
     carry_out(settled, events).await
 }

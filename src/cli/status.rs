@@ -5,7 +5,7 @@
 use super::args::{Format, Global, Output};
 use super::error::CliError;
 use super::session::{self, Session};
-use super::{exit, render};
+use super::{exit, golden, render};
 use crate::guest::{Cmd, Guest};
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{DomainState, Host, HostSeen, blocking};
@@ -25,6 +25,8 @@ struct Status {
     api: String,
     /// `running`, `paused`, `off`, or so many of each.
     machines: Whole,
+    /// Taken down, with only its golden snapshot left.
+    golden_only: bool,
     /// Node that holds the virtual address.
     vip_holder: Option<String>,
     nodes: Vec<NodeStatus>,
@@ -132,6 +134,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
         cluster: plan.cluster.to_string(),
         api: format!("https://{}:6443", plan.network.vip),
         machines: power.whole(),
+        golden_only: golden::is_down(&session.dir.history()?),
         vip_holder,
         nodes: nodes.into_iter().map(|(status, _)| status).collect(),
         leases: leases.into_iter().collect(),
@@ -200,7 +203,8 @@ fn text(status: &Status) -> String {
         table.add_row([&node.name, &node.role, &node.address, &machine, &etcd, &format!("{units}{ready}")]);
     }
     let mut out = format!("cluster {}  {}  (held by {})\n", status.cluster, status.api, or_nobody(status.vip_holder.as_deref()));
-    if let Some(verb) = status.machines.way_back() {
+    let way_back = if status.golden_only { Some("up") } else { status.machines.way_back() };
+    if let Some(verb) = way_back {
         out.push_str(&format!("machines: {}; ktcw-vm {verb} -c {} lets it run\n", status.machines, status.cluster));
     }
     out.push_str(&format!("{table}\n"));

@@ -5,10 +5,11 @@
 use super::args::{Format, Global, Up};
 use super::drill::bench::Bench;
 use super::error::CliError;
+use super::golden::{self, Golden};
 use super::opened::no_open_restore;
 use super::{exit, render, resolve, session, signals, spec_of};
 use crate::apply::{self, ApplyError, World};
-use crate::event::{Event, Events, Stage};
+use crate::event::{Event, Events, Stage, Verdict};
 use crate::guest::Guest;
 use crate::guest::ssh::keys;
 use crate::host::libvirt::LibvirtHost;
@@ -57,6 +58,13 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
         if let Some(report) = &outcome.report {
             summary["verify"] = serde_json::to_value(report).unwrap_or_default();
         }
+        match &outcome.golden {
+            Some(Golden::Used) => summary["golden"] = "used".into(),
+            Some(Golden::Kept { took, bytes }) => {
+                summary["golden"] = serde_json::json!({ "kept_ms": took.as_millis() as u64, "bytes": bytes });
+            }
+            None => {}
+        }
         if timings {
             summary["timings"] = serde_json::to_value(&outcome.timings).unwrap_or_default();
         }
@@ -68,16 +76,18 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
         render::print(&summary(&outcome, begin.elapsed()));
     }
     Ok(match &outcome.report {
-        Some(report) if report.verdict() != crate::event::Verdict::Pass => exit::CHECK_FAILED,
+        Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,
         _ => exit::OK,
     })
 }
 
 pub(super) struct Outcome {
-    plan: Arc<Plan>,
-    changed: usize,
-    timings: Vec<apply::Timing>,
-    report: Option<verify::Report>,
+    pub plan: Arc<Plan>,
+    pub changed: usize,
+    pub timings: Vec<apply::Timing>,
+    pub report: Option<verify::Report>,
+    /// What became of the golden snapshot; `None`: it was not touched.
+    pub golden: Option<Golden>,
 }
 
 async fn raise(
@@ -108,6 +118,31 @@ async fn raise(
         None => resolve::draft(spec, &facts, &seen),
     };
     let draft = plan(spec, &draft);
+    if let (Some(dir), Some(held), Some(old)) = (&existing, &lock, &old)
+        && golden::is_down(&dir.history()?)
+    {
+        let record = golden::record(dir)?;
+        let kernel = resolve::same_kernel(old, spec).err().map(|error| error.message);
+        return match (kernel.or_else(|| golden::misfit(record.as_ref(), old, &draft, &facts)), record) {
+            (None, Some(record)) => {
+                let all = preflight::judge(&draft, &facts, &seen, mark.as_ref(), 0, host.free_disk_mib());
+                // The disks are there.
+                refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
+                stage.done(false);
+                let scene = golden::Scene { dir, lock: held, plan: Arc::new(draft), host, verify: !up.no_verify };
+                golden::come_back(scene, &record, events).await
+            }
+            (why, _) => {
+                let why = why.unwrap_or_else(|| "it is gone".to_owned());
+                events.send(Event::Note { text: format!("the golden snapshot is given up, everything is made anew: {why}") });
+                if let (Some(dir), Some(lock)) = (existing, lock) {
+                    super::down::remove(dir, lock, host).await?;
+                }
+                stage.done(false);
+                Box::pin(raise(global, up, spec, parent, events)).await
+            }
+        };
+    }
     if let Some(old) = &old {
         super::change::allowed(old, &draft)?;
         if up.spec.kernel.is_some() {
@@ -163,7 +198,8 @@ async fn raise(
     }
     dir.save_spec(&lock, spec)?;
     dir.save_plan(&lock, &plan)?;
-    carry_out(Settled { dir, lock, plan, host, files: Some(files), verb: "up", only: None, verify: !up.no_verify }, events).await
+    let (files, verify, golden) = (Some(files), !up.no_verify, !up.no_golden);
+    carry_out(Settled { dir, lock, plan, host, files, verb: "up", only: None, verify, golden }, events).await
 }
 
 /// A cluster whose plan is written down, under its lock.
@@ -178,11 +214,13 @@ pub(super) struct Settled {
     /// The steps of one node only.
     pub only: Option<NodeName>,
     pub verify: bool,
+    /// Keep a golden snapshot of what was verified.
+    pub golden: bool,
 }
 
 /// Keys → what is there → steps → verify: the way of `up` and of `start`.
 pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
-    let Settled { dir, lock, plan, host, files, verb, only, verify } = settled;
+    let Settled { dir, lock, plan, host, files, verb, only, verify, golden } = settled;
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
     no_open_restore(&history, plan.cluster.as_str())?;
     let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
@@ -216,7 +254,8 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     let mut inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
     let journal = Arc::new(Mutex::new(journal));
     let mut applied = apply::Applied::default();
-    if !inventory.pools_active {
+    // A new cluster has no disks to be seen.
+    if !inventory.pools_active && !history.records.is_empty() {
         // What an inactive pool holds is not seen: after the host was rebooted it would look as if no disk were there.
         let pools = apply::steps(&plan, &inventory).into_iter().filter(|step| step.action == apply::Action::Pools).collect();
         applied = run_steps(&plan, pools, &world, &journal, events, &stop).await?;
@@ -258,8 +297,20 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         stage.done(false);
         Some(report)
     };
+    let good = report.as_ref().is_some_and(|report| report.verdict() == Verdict::Pass);
+    let mut kept = None;
+    if golden && good && applied.changed > 0 {
+        let began = Instant::now();
+        events.send(Event::Note { text: "keeping a golden snapshot".to_owned() });
+        let journal = Arc::into_inner(journal).ok_or_else(|| CliError::failed("a step still holds the journal"))?;
+        let journal = journal.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
+        let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
+        let record = golden::keep(&desk, &*guests, &host, events).await?;
+        kept = record.map(|record| Golden::Kept { took: began.elapsed(), bytes: record.bytes });
+    }
     drop(lock);
-    Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report })
+    Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report, golden: kept })
 }
 
 async fn run_steps(
@@ -347,10 +398,22 @@ fn summary(outcome: &Outcome, elapsed: std::time::Duration) -> String {
     let plan = &outcome.plan;
     let name = &plan.cluster;
     let flag = if name.as_str() == "ktcw" { String::new() } else { format!(" -c {name}") };
-    let did = if outcome.changed == 0 { "nothing to do".to_owned() } else { format!("{} steps", outcome.changed) };
+    let did = match (&outcome.golden, outcome.changed) {
+        (Some(Golden::Used), _) => "back from its golden snapshot".to_owned(),
+        (_, 0) => "nothing to do".to_owned(),
+        (_, steps) => format!("{steps} steps"),
+    };
+    let kept = match &outcome.golden {
+        Some(Golden::Kept { took, bytes }) => format!(
+            "golden snapshot kept in {:.1} s, {} MiB: after down --keep-golden the next up is a restore\n",
+            took.as_secs_f64(),
+            bytes >> 20
+        ),
+        _ => String::new(),
+    };
     format!(
         "\ncluster {name}: {} controllers, {} workers; {did}, {:.1} s\n\
-         API https://{}:6443\n\n  \
+         {kept}API https://{}:6443\n\n  \
          ktcw-vm{flag} status\n  \
          ktcw-vm{flag} kubectl get nodes -o wide\n  \
          ktcw-vm{flag} etcdctl member list\n  \

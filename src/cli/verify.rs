@@ -5,7 +5,7 @@
 use super::args::{Format, Global};
 use super::error::CliError;
 use super::session::{self, Session};
-use super::{exit, render};
+use super::{exit, golden, render};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::Guest;
 use crate::host::{Host, blocking};
@@ -29,7 +29,8 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     let report = match &power {
         // Asking machines of which none runs would only add a deadline and its unknowns.
         Some(power) if !power.runs() => {
-            checks.extend(asleep(power, cluster));
+            let golden_only = golden::is_down(&session.dir.history()?);
+            checks.extend(asleep(power, golden_only, cluster));
             Report { cluster: cluster.to_string(), checks, elapsed: begin.elapsed() }
         }
         _ => {
@@ -61,8 +62,9 @@ async fn power(global: &Global, session: &Session) -> Option<Power> {
 }
 
 /// A failed check for each machine, none of which is running.
-fn asleep(power: &Power, cluster: &ClusterName) -> Vec<Check> {
-    let way_back = power.whole().way_back().map(|verb| format!("ktcw-vm {verb} -c {cluster}"));
+fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) -> Vec<Check> {
+    let way_back = if golden_only { Some("up") } else { power.whole().way_back() };
+    let way_back = way_back.map(|verb| format!("ktcw-vm {verb} -c {cluster}"));
     let check = |(node, word): (&NodeName, &'static str)| Check {
         id: "machine.running".to_owned(),
         group: Group::Machines,

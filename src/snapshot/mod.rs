@@ -9,7 +9,7 @@ mod work;
 
 pub use record::{Fits, Name, Record, State, chosen, tree};
 pub use room::room;
-pub use work::{Desk, open_restore, remove, restore, save, tidy};
+pub use work::{Desk, RESTORE, open_restore, remove, restore, save, tidy};
 
 use crate::host::HostError;
 use crate::life::LifeError;

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Journal step of a whole restore.
-const RESTORE: &str = "restore";
+pub const RESTORE: &str = "restore";
 
 /// What every piece of work needs.
 pub struct Desk<'a> {

@@ -87,7 +87,7 @@ impl Rig {
     }
 
     pub fn up(&self, flags: &[&str]) -> Ran {
-        let mut words = vec!["up"];
+        let mut words = vec!["up", "--no-golden"];
         words.extend(flags);
         words.extend(self.accel.iter().map(String::as_str));
         self.run(&words)

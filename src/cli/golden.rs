@@ -1,0 +1,221 @@
+//! The golden snapshot: a cluster as its first good `up` left it, so that after `down --keep-golden` an `up` is a restore and no boot.
+//! `up` keeps it and comes back from it, `down` leaves nothing else running; it is a snapshot like any other, called `golden`.
+//! It decides when one is kept and when it fits; how a cluster is saved and taken back, `snapshot` knows.
+
+use super::error::CliError;
+use super::opened::or_interrupted;
+use super::session;
+use super::snapshot::{After, after, has_room, members, shown_time};
+use super::up::Outcome;
+use crate::apply::Timing;
+use crate::event::{Event, Events, Stage};
+use crate::guest::Guest;
+use crate::host::libvirt::LibvirtHost;
+use crate::host::{Host, HostFacts, blocking};
+use crate::life::Machines;
+use crate::plan::Plan;
+use crate::snapshot::{self, Desk, Fits, Name, Record, State};
+use crate::spec::NodeName;
+use crate::store::journal::{Entry, History, Phase};
+use crate::store::{ClusterDir, Lock};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the snapshot is called.
+pub const NAME: &str = "golden";
+/// Journal step of `down --keep-golden`.
+const LEAVE: &str = "down to golden";
+
+/// Whether the cluster was taken down to its golden snapshot, wholly or in part, and has not come back since.
+pub fn is_down(history: &History) -> bool {
+    let mut down = false;
+    for record in &history.records {
+        match &record.entry {
+            Entry::Step { step, phase: Phase::Begin, .. } if step == LEAVE => down = true,
+            Entry::Step { step, phase: Phase::Done, .. } if step == snapshot::RESTORE => down = false,
+            _ => {}
+        }
+    }
+    down
+}
+
+/// For verbs that would run past it.
+pub fn refuse_down(history: &History, cluster: &str) -> Result<(), CliError> {
+    if !is_down(history) {
+        return Ok(());
+    }
+    Err(CliError::failed(format!("cluster {cluster} was taken down, and only its golden snapshot is kept"))
+        .left("everything as it was")
+        .hint(format!("ktcw-vm up -c {cluster} brings it back from memory; ktcw-vm down -c {cluster} removes all of it")))
+}
+
+/// The golden snapshot if there is a whole one.
+pub fn record(dir: &ClusterDir) -> Result<Option<Record>, CliError> {
+    let all = dir.load_snapshots::<Record>()?;
+    let own = all.into_iter().find(|(name, _)| name == NAME).and_then(|(_, record)| record.ok());
+    Ok(own.filter(|record| record.state == State::Whole))
+}
+
+/// When it was taken, for people.
+pub fn taken(record: &Record) -> String {
+    shown_time(record.taken)
+}
+
+/// Keeps one of a cluster that was just verified. One of the same plan, image and QEMU that is there stays; where there is no room
+/// for one, that is said and nothing is kept.
+pub async fn keep(
+    desk: &Desk<'_>,
+    guests: &dyn Guest,
+    host: &Arc<LibvirtHost>,
+    events: &Events,
+) -> Result<Option<Record>, CliError> {
+    let plan = &desk.machines.plan;
+    let note = |text: String| events.send(Event::Note { text });
+    let asked = host.clone();
+    let facts = blocking(move || asked.facts()).await?;
+    let fits = Fits::of(plan, &facts);
+    let there = record(desk.dir)?;
+    if there.as_ref().is_some_and(|record| record.fits == fits) {
+        return Ok(None);
+    }
+    if let Err(error) = has_room(desk.machines, host).await {
+        note(format!("no golden snapshot is kept: {}", error.message));
+        return Ok(None);
+    }
+    let (then, silent) = members(plan, guests).await;
+    if let Some((node, why)) = silent.first() {
+        note(format!("no golden snapshot is kept: {node}: etcd does not answer: {why}"));
+        return Ok(None);
+    }
+    let name = Name::parse(NAME).map_err(CliError::failed)?;
+    if there.is_some() {
+        snapshot::remove(desk, &name).await?;
+    }
+    let record = Record {
+        name,
+        state: State::Making,
+        note: Some("as up left it".to_owned()),
+        taken: Timestamp::now(),
+        parent: None,
+        fits,
+        members: then,
+        accepted: Vec::new(),
+        skew_at_most_us: 0,
+        stood_ms: 0,
+        bytes: 0,
+    };
+    let record = snapshot::save(desk, record).await.map_err(|error| {
+        let cluster = &plan.cluster;
+        CliError::from(error).left("the cluster without a golden snapshot; machines may be paused").hint(format!(
+            "ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out"
+        ))
+    })?;
+    let after = after(plan, guests, &record.members).await;
+    if !after.is_well() {
+        after.lines().into_iter().for_each(note);
+    }
+    Ok(Some(record))
+}
+
+/// Takes a cluster down and keeps its golden snapshot: machines off, later snapshots and the network gone. Returns how many bytes
+/// the pool keeps.
+pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
+    let machines = desk.machines;
+    desk.journal.begin(LEAVE, None).map_err(CliError::failed)?;
+    (desk.told)("switching all machines off");
+    let there = machines.power().await?;
+    let defined = machines.nodes(None).into_iter().filter(|node| there.get(&node.name).is_some()).collect();
+    machines.each(defined, |host, domain, mark| host.power_off(domain, mark)).await?;
+    for (name, _) in desk.dir.load_snapshots::<Record>()?.iter().filter(|(name, _)| name != NAME) {
+        let Ok(name) = Name::parse(name) else { continue };
+        (desk.told)(&format!("removing snapshot {name}"));
+        snapshot::remove(desk, &name).await?;
+    }
+    let (host, mark, plan) = (machines.host.clone(), machines.mark.clone(), machines.plan.clone());
+    let seen = blocking(move || {
+        host.remove_network(&plan.network.name, &mark)?;
+        host.observe()
+    });
+    let pool = &machines.plan.storage.pool;
+    let bytes = seen.await?.pools.iter().filter(|found| found.name == *pool).flat_map(|found| &found.volumes).map(|v| v.allocation).sum();
+    desk.journal.done(LEAVE, None).map_err(CliError::failed)?;
+    Ok(bytes)
+}
+
+/// Why the golden snapshot cannot stand for an `up` of `wanted`; `None`: it can.
+pub fn misfit(record: Option<&Record>, old: &Plan, wanted: &Plan, facts: &HostFacts) -> Option<String> {
+    if old != wanted {
+        return Some("another cluster is asked for than the one it was kept of".to_owned());
+    }
+    let Some(record) = record else { return Some("it is gone".to_owned()) };
+    let differs = record.fits.differs(&Fits::of(wanted, facts));
+    (!differs.is_empty()).then(|| differs.join("; "))
+}
+
+/// What coming back works with.
+pub struct Scene<'a> {
+    pub dir: &'a ClusterDir,
+    pub lock: &'a Lock,
+    pub plan: Arc<Plan>,
+    pub host: Arc<LibvirtHost>,
+    pub verify: bool,
+}
+
+/// The way of `up` from memory: machines, clocks, members, verify.
+pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Result<Outcome, CliError> {
+    let Scene { dir, lock, plan, host, verify } = scene;
+    let begin = Instant::now();
+    let cluster = plan.cluster.clone();
+    let stop = super::signals::interrupted();
+    let (journal, _) = dir.journal(lock, crate::store::draw_id(), "up")?;
+    let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+    let (ssh, keyring) = (dir.ssh(&names)?, crate::pki::Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs)?);
+    let guests = session::guests(&plan, &ssh)?;
+    let machines = Machines { plan: plan.clone(), host, mark: session::mark(dir) };
+    let stage = |stage| {
+        events.send(Event::StageStarted { stage });
+        Instant::now()
+    };
+    let mut timings = Vec::new();
+    let mut over = |stage, step: &str, since: Instant| {
+        events.send(Event::StageFinished { stage, elapsed: since.elapsed(), changed: true });
+        let began = since.saturating_duration_since(begin);
+        timings.push(Timing { stage, node: None, step: step.to_owned(), began, took: since.elapsed() });
+    };
+    events.send(Event::Note { text: format!("coming back from the golden snapshot of {}", shown_time(record.taken)) });
+    let began = stage(Stage::Machines);
+    let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
+    let desk = Desk { machines: &machines, dir, lock, journal: &journal, told: &told };
+    snapshot::restore(&desk, record).await.map_err(|error| {
+        CliError::from(error).left("machines of different moments, all of them paused or off").hint(format!(
+            "ktcw-vm up -c {cluster} again; ktcw-vm down -c {cluster} removes everything"
+        ))
+    })?;
+    over(Stage::Machines, "golden restore", began);
+    let began = stage(Stage::Etcd);
+    let left = format!("cluster {cluster} as its golden snapshot has it, not verified");
+    let after: After = or_interrupted(&stop, &left, after(&plan, &*guests, &record.members)).await?;
+    over(Stage::Etcd, "clocks and members", began);
+    let report = match verify {
+        false => None,
+        true => {
+            let began = stage(Stage::Verify);
+            let looking = super::verify::steady(&plan, &keyring, &*guests, events);
+            let report = or_interrupted(&stop, &left, looking).await??;
+            over(Stage::Verify, "verify", began);
+            Some(report)
+        }
+    };
+    if !after.is_well() {
+        after.lines().into_iter().for_each(|text| events.send(Event::Note { text }));
+    }
+    Ok(Outcome { changed: plan.nodes.len(), timings, plan, report, golden: Some(Golden::Used) })
+}
+
+/// What became of the golden snapshot, for the last lines of `up`.
+#[derive(Debug, Clone)]
+pub enum Golden {
+    Used,
+    Kept { took: Duration, bytes: u64 },
+}
