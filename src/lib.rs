@@ -28,6 +28,7 @@ pub mod api;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod netns;
 pub mod pki;
 pub mod seed;
 pub mod store;

@@ -112,7 +112,7 @@ fn kept_cluster(parent: &Path) -> ClusterDir {
     };
     let image = ImageRef { key: digest(), disk_sha256: digest(), kernel_sha256: digest(), initrd_sha256: digest(), versions };
     let subnet = "192.168.237.0/24".parse().expect("net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None });
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
     let dir = ClusterDir::create(parent, &spec, now).expect("made");
     let lock = dir.lock("up").expect("free");
     dir.save_plan(&lock, &plan).expect("saved");
@@ -167,4 +167,26 @@ fn with_a_cluster_that_is_half_restored() {
     ktcw_vm::store::files::ensure_dir(&records).expect("made");
     ktcw_vm::store::files::write_atomic(&records.join("broken.json"), b"{", ktcw_vm::store::files::SECRET).expect("written");
     cases_with_cluster("tests/cli/half-restored/*.trycmd", parent.path()).run();
+}
+
+/// Only the golden snapshot is left of it: `start` would run past that, and nothing can be saved of machines that are off.
+#[test]
+fn with_a_cluster_that_is_down_to_its_golden_snapshot() {
+    let parent = tempfile::tempdir().expect("a directory");
+    begun(&kept_cluster(parent.path()), "down", "down to golden");
+    cases_with_cluster("tests/cli/golden-only/*.trycmd", parent.path()).run();
+}
+
+#[test]
+fn with_a_fork_that_was_cut_off() {
+    let parent = tempfile::tempdir().expect("a directory");
+    begun(&kept_cluster(parent.path()), "fork", "fork");
+    cases_with_cluster("tests/cli/half-forked/*.trycmd", parent.path()).run();
+}
+
+/// A run that has begun `step` and was never heard of again.
+fn begun(dir: &ClusterDir, verb: &str, step: &str) {
+    let lock = dir.lock(verb).expect("free");
+    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), verb).expect("opens");
+    journal.begin(step, None).expect("written");
 }

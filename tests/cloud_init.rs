@@ -48,6 +48,7 @@ fn sample(etcd: u64, workers: u64) -> Plan {
             },
         },
         kernel: None,
+        fork_of: None,
     };
     plan(&spec, &resolved)
 }

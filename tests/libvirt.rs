@@ -42,6 +42,7 @@ fn lab(name: &str, accel: Accel) -> Lab {
             gateway: format!("10.77.{third}.1").parse().expect("ip"),
             vip: format!("10.77.{third}.10").parse().expect("ip"),
             isolated: false,
+            namespace: false,
             pod_cidr: "10.244.0.0/16".parse().expect("net"),
             service_cidr: "10.32.0.0/16".parse().expect("net"),
             kubernetes_service: "10.32.0.1".parse().expect("ip"),

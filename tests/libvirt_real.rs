@@ -178,6 +178,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
         gateway: "192.168.77.1".parse().expect("ip"),
         vip: "192.168.77.10".parse().expect("ip"),
         isolated: false,
+        namespace: false,
         pod_cidr: "10.244.0.0/16".parse().expect("net"),
         service_cidr: "10.32.0.0/16".parse().expect("net"),
         kubernetes_service: "10.32.0.1".parse().expect("ip"),

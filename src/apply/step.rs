@@ -180,7 +180,9 @@ fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
         if let (true, Some(before)) = (plan.timers.staged, &before) {
             after.extend([format!("apiserver ready {before}"), format!("control plane {before}")]);
         }
-        units(Stage::ControlPlane, "apiserver", node, seen, &["kube-apiserver.service"], after, list);
+        // keepalived with it: the address is where the first API server answers, in the moment in which it does.
+        let first = ["kube-apiserver.service", "keepalived.service"];
+        units(Stage::ControlPlane, "apiserver", node, seen, &first, after, list);
         if !observed.apiserver_ready {
             list.push(Step {
                 id: format!("apiserver ready {name}"),
@@ -190,15 +192,16 @@ fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
                 after: [etcd.clone(), vec![format!("apiserver {name}")]].concat(),
             });
         }
-        let rest = ["keepalived.service", "kube-controller-manager.service", "kube-scheduler.service"];
+        let rest = ["kube-controller-manager.service", "kube-scheduler.service"];
         let after = vec![format!("apiserver ready {name}")];
         units(Stage::ControlPlane, "control plane", node, seen, &rest, after, list);
         before = Some(name.clone());
     }
     if !seen.vip_ready {
-        // The address comes up with the first controller that is ready.
+        // The address comes up with the first API server that is ready; with staged starts the workers are not to disturb the others.
         let first = if plan.timers.staged { plan.control_planes().last() } else { plan.control_planes().next() };
-        let after = first.map(|node| format!("control plane {}", node.name)).into_iter().collect();
+        let verb = if plan.timers.staged { "control plane" } else { "apiserver ready" };
+        let after = first.map(|node| format!("{verb} {}", node.name)).into_iter().collect();
         let (id, action) = ("virtual address".to_owned(), Action::AwaitVip);
         list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
     }
@@ -252,7 +255,7 @@ mod tests {
     pub(crate) fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
         let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
         let subnet = "192.168.77.0/24".parse().expect("subnet");
-        plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None })
+        plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None })
     }
 
     fn kvm() -> Accel {

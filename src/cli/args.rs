@@ -3,7 +3,7 @@
 //! Nothing is decided here but what is optional.
 
 use crate::snapshot::Name;
-use crate::spec::{AccelChoice, NodeName, RawSpec};
+use crate::spec::{AccelChoice, ClusterName, NodeName, RawSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -293,11 +293,22 @@ pub enum SnapshotWhat {
         #[arg(long)]
         no_verify: bool,
     },
+    /// A second cluster from its disks, beside the first and apart from it
+    Fork(SnapshotFork),
     /// Remove one; those made after it stay
     Delete {
         #[arg(value_parser = Name::parse)]
         name: Name,
     },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotFork {
+    #[arg(value_parser = Name::parse)]
+    pub name: Name,
+    /// What the new cluster is called
+    #[arg(long = "as", value_name = "CLUSTER", value_parser = ClusterName::parse)]
+    pub new: ClusterName,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -308,8 +319,11 @@ pub struct SnapshotSave {
     #[arg(long, short = 'm', value_name = "TEXT")]
     pub note: Option<String>,
     /// Save it although not every check passes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "etcd_only")]
     pub force: bool,
+    /// Only what etcd stores, as `etcdctl snapshot save` does: it outlives the machines
+    #[arg(long)]
+    pub etcd_only: bool,
 }
 
 #[derive(Debug, Clone, Args)]

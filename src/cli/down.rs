@@ -5,7 +5,7 @@
 use super::args::{Down, Global};
 use super::error::CliError;
 use super::opened::Opened;
-use super::{exit, golden, render, session};
+use super::{exit, fork, golden, render, session};
 use crate::apply;
 use crate::host::{Host, Mark, blocking};
 use crate::snapshot;
@@ -39,12 +39,15 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
 pub(super) async fn remove(dir: ClusterDir, lock: Lock, host: Arc<dyn Host>) -> Result<(), CliError> {
     let name = dir.name().clone();
     let mark = session::mark(&dir);
+    // A plan that cannot be read stands in nobody's way here.
+    let plan = dir.load_plan().ok().flatten().map(Arc::new);
     dir.set_journal_aside(&lock)?;
     let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "down")?;
     journal.begin("remove", None).map_err(CliError::failed)?;
     let removed = apply::remove(host, &mark, render::status).await.map_err(|error| {
         CliError::from(error).left("what was not removed yet; nothing of others").hint(format!("ktcw-vm down -c {name}"))
     })?;
+    fork::remove_namespace(plan.as_ref())?;
     journal.done("remove", None).map_err(CliError::failed)?;
     dir.remove(lock)?;
     said(&name, &removed);

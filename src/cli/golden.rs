@@ -219,3 +219,39 @@ pub enum Golden {
     Used,
     Kept { took: Duration, bytes: u64 },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::journal::Journal;
+
+    fn history(steps: &[(&str, bool)]) -> History {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("journal.jsonl");
+        {
+            let (journal, _) = Journal::open(&path, crate::store::draw_id(), "test").expect("opens");
+            for (step, done) in steps {
+                journal.begin(step, None).expect("written");
+                if *done {
+                    journal.done(step, None).expect("written");
+                }
+            }
+        }
+        crate::store::journal::read(&path).expect("readable")
+    }
+
+    #[test]
+    fn a_cluster_is_down_from_the_first_word_of_leaving_to_the_last_of_a_restore() {
+        for (steps, down) in [
+            (&[][..], false),
+            (&[(LEAVE, false)], true),
+            (&[(LEAVE, true)], true),
+            (&[(LEAVE, true), (snapshot::RESTORE, false)], true),
+            (&[(LEAVE, true), (snapshot::RESTORE, true)], false),
+            (&[(snapshot::RESTORE, true), (LEAVE, true)], true),
+            (&[(LEAVE, true), (snapshot::RESTORE, true), (LEAVE, false)], true),
+        ] {
+            assert_eq!(is_down(&history(steps)), down, "{steps:?}");
+        }
+    }
+}

@@ -9,7 +9,9 @@ mod doctor;
 mod down;
 mod drill;
 mod error;
+mod etcd_only;
 pub mod exit;
+mod fork;
 mod golden;
 mod image;
 mod life;
@@ -42,6 +44,12 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log(cli.global.verbose);
+    // Before there is a second thread: a namespace is a thread's, and others take over their maker's.
+    let alone = matches!(cli.verb, Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) | Verb::Doctor(_));
+    if !alone && let Err(error) = fork::enter(&cli.global) {
+        render::error(&error);
+        return ExitCode::from(error.code);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

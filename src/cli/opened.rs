@@ -5,7 +5,7 @@
 use super::args::Global;
 use super::error::CliError;
 use super::session::{self, Session};
-use super::{exit, golden, signals};
+use super::{exit, fork, golden, signals};
 use crate::host::libvirt::LibvirtHost;
 use crate::inject;
 use crate::life::power::{Power, Whole};
@@ -86,8 +86,9 @@ pub fn whole_moment(session: &Session) -> Result<(), CliError> {
     no_open_restore(&history, cluster)
 }
 
-/// The same, from a journal that is open already.
+/// No restore and no fork is half-done, as far as a journal that is open already says.
 pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError> {
+    fork::refuse_cut_off(history, cluster)?;
     match snapshot::open_restore(history) {
         None => Ok(()),
         Some(name) => {

@@ -7,6 +7,7 @@ use super::error::CliError;
 use super::session::Session;
 use super::{exit, render, signals};
 use crate::guest::ssh::SshGuests;
+use crate::netns;
 use crate::plan::{Ca, PkiItem, Plan};
 use crate::store::files;
 use std::sync::Arc;
@@ -19,7 +20,10 @@ pub async fn run(global: &Global, args: &Proxy) -> Result<u8, CliError> {
     let ca = super::session::item(&session.keyring, &PkiItem::CaCert { ca: Ca::Kubernetes })?;
     let ca_path = session.dir.path().join("ca.pem");
     files::write_atomic(&ca_path, ca.expose().as_bytes(), 0o644).map_err(CliError::failed)?;
-    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+    // A fork is reached from a namespace of its own, and its proxy from where the user is.
+    let bound = netns::outside(|| std::net::TcpListener::bind(args.listen)).and_then(|bound| bound);
+    let listener = bound.and_then(|bound| bound.set_nonblocking(true).and_then(|()| TcpListener::from_std(bound)));
+    let listener = listener.map_err(|error| {
         CliError::failed(format!("--listen {}: {error}", args.listen)).hint("another address: --listen 127.0.0.1:16443")
     })?;
     let at = listener.local_addr().map_err(CliError::failed)?;

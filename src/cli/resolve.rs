@@ -205,7 +205,7 @@ pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen) -> (Resolve
         // Nobody's (kept for documentation): what is wrong with the wanted one has been said.
         Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 0, 2, 0), 24)
     });
-    (Resolved { subnet, accel, image: unknown_image(), kernel: None }, refusals)
+    (Resolved { subnet, accel, image: unknown_image(), kernel: None, fork_of: None }, refusals)
 }
 
 /// Everything for a new cluster.
@@ -220,7 +220,7 @@ pub fn fresh(
     let files = files(spec, Some(image));
     let subnet = subnet(spec, &seen.networks).map_err(CliError::host)?;
     let accel = accel(spec, facts, &files, events)?;
-    Ok(Resolved { subnet, accel, image: image_ref(image)?, kernel })
+    Ok(Resolved { subnet, accel, image: image_ref(image)?, kernel, fork_of: None })
 }
 
 /// For `plan` on a host where nothing is settled: the same, guessed where only `up` can know, with notes that say so.
@@ -255,7 +255,7 @@ pub fn guessed(spec: &ClusterSpec, host: Option<(&HostFacts, &HostSeen)>) -> Res
         }
         _ => unproved(&mut notes),
     };
-    Ok((Resolved { subnet, accel, image, kernel: kernel_ref(spec)? }, notes))
+    Ok((Resolved { subnet, accel, image, kernel: kernel_ref(spec)?, fork_of: None }, notes))
 }
 
 /// Ranges of the cluster's own that its machines must not use.

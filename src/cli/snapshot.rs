@@ -6,7 +6,7 @@ use super::args::{Format, Global, Output, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::{clocks_lines, micros};
 use super::opened::{Opened, or_interrupted, whole_moment};
-use super::{exit, render, session, status, up};
+use super::{etcd_only, exit, render, session, status, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
@@ -28,11 +28,21 @@ use std::time::{Duration, Instant};
 
 pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
     match what {
+        SnapshotWhat::Save(args) if args.etcd_only => etcd_only::save(global, &args.name, args.note.as_ref()).await,
         SnapshotWhat::Save(args) => save(global, args).await,
         SnapshotWhat::List(output) => list(global, output),
-        SnapshotWhat::Restore { name, no_verify } => restore(global, name, *no_verify).await,
+        SnapshotWhat::Restore { name, no_verify } => match of_etcd(global, name)? {
+            Some(snapshot) => etcd_only::restore(global, &snapshot, !no_verify).await,
+            None => restore(global, name, *no_verify).await,
+        },
+        SnapshotWhat::Fork(args) => super::fork::run(global, args).await,
         SnapshotWhat::Delete { name } => delete(global, name).await,
     }
+}
+
+/// The snapshot of that name, where it is one of etcd alone.
+fn of_etcd(global: &Global, name: &Name) -> Result<Option<etcd_only::EtcdSnapshot>, CliError> {
+    etcd_only::named(&ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?, name)
 }
 
 async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
@@ -49,6 +59,10 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     {
         let taken = there.map_or_else(|error| error.to_string(), |record| format!("taken {}", shown_time(record.taken)));
         return Err(CliError::usage(format!("there is a snapshot {name} already, {taken}"))
+            .hint(format!("another name, or ktcw-vm snapshot delete {name} -c {cluster}")));
+    }
+    if etcd_only::named(&opened.session.dir, name)?.is_some() {
+        return Err(CliError::usage(format!("there is a snapshot {name} of etcd already"))
             .hint(format!("another name, or ktcw-vm snapshot delete {name} -c {cluster}")));
     }
     opened.all(&opened.machines.power().await?, &Whole::Running)?;
@@ -271,6 +285,11 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     let there = |dir: &ClusterDir| -> Result<bool, CliError> {
         Ok(dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str()))
     };
+    if of_etcd(global, name)?.is_some() {
+        let session = session::Session::open(global)?;
+        let lock = session.dir.lock(&format!("snapshot delete {name}"))?;
+        return etcd_only::delete(&session.dir, &lock, &session.plan, name);
+    }
     let wrong = |session: &session::Session| match whole_moment(session).and_then(|()| there(&session.dir))? {
         true => Ok(()),
         false => named(&session.dir, name).map(|_| ()),
@@ -301,19 +320,21 @@ fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
         }
     }
     let now = Timestamp::now();
-    let age = |record: &Record| now.as_second().saturating_sub(record.taken.as_second()).max(0);
+    let age = |record: &Record| seconds_since(now, record.taken);
+    let stores = etcd_only::all(&dir)?;
     if output.output.unwrap_or(global.format) == Format::Json {
         let rows: Vec<_> = tree(&records)
             .iter()
             .map(|(depth, record)| {
                 json!({ "snapshot": record, "depth": depth, "current": is_current(record), "age_s": age(record) })
             })
+            .chain(stores.iter().map(|one| json!({ "etcd_snapshot": one, "age_s": seconds_since(now, one.taken) })))
             .chain(unreadable.iter().map(|(name, problem)| json!({ "name": name, "problem": problem })))
             .collect();
         render::print_line(&serde_json::to_string_pretty(&rows).map_err(CliError::failed)?);
         return Ok(exit::OK);
     }
-    if records.is_empty() && unreadable.is_empty() {
+    if records.is_empty() && unreadable.is_empty() && stores.is_empty() {
         render::print_line(&format!("no snapshots of cluster {}", dir.name()));
         return Ok(exit::OK);
     }
@@ -326,6 +347,12 @@ fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
             _ => "never finished; the next save or delete removes it".to_owned(),
         };
         table.add_row([format!("{branch}{}{mark}", record.name), shown_age(age(record)), (record.bytes >> 20).to_string(), note]);
+    }
+    for one in &stores {
+        let note = format!("etcd only, revision {}; {}", one.revision, one.note.as_deref().unwrap_or_default());
+        let note = note.trim_end_matches("; ").to_owned();
+        let age = shown_age(seconds_since(now, one.taken));
+        table.add_row([one.name.to_string(), age, (one.bytes >> 20).to_string(), note]);
     }
     for (name, problem) in unreadable {
         table.add_row([name, "?".to_owned(), "?".to_owned(), problem]);
@@ -340,7 +367,7 @@ fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> 
 }
 
 /// The whole snapshot of that name, or an error that lists those there are; one that cannot be read says why.
-fn named(dir: &ClusterDir, name: &Name) -> Result<Record, CliError> {
+pub(super) fn named(dir: &ClusterDir, name: &Name) -> Result<Record, CliError> {
     let mut records = Vec::new();
     for (file, record) in dir.load_snapshots::<Record>()? {
         match record {
@@ -368,6 +395,10 @@ impl From<SnapshotError> for CliError {
             }
         }
     }
+}
+
+fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
+    now.as_second().saturating_sub(then.as_second()).max(0)
 }
 
 pub(super) fn shown_time(at: Timestamp) -> String {

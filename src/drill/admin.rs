@@ -268,7 +268,7 @@ pub fn partial(path: &std::path::Path) -> std::path::PathBuf {
 }
 
 /// Saves the leader's store to a file that is whole or absent.
-async fn save_snapshot(site: &Site, path: &str) -> Result<(), String> {
+pub async fn save_snapshot(site: &Site, path: &str) -> Result<(), String> {
     let views = super::etcd::views(site, &statuses(site).await);
     let leader = views.iter().position(|view| view.leader).ok_or("no member leads")?;
     let link = link(site, leader)?;

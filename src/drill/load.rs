@@ -7,7 +7,7 @@ use super::clock::{At, Clock};
 use super::etcd::{EtcdError, Link, Site};
 use super::history::{Answer, Kind, Member, Op, Outcome, Session, classify};
 use etcd_client::GetOptions;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -102,6 +102,8 @@ struct Shared {
     next: AtomicU64,
     /// Whom the fail-over writer asks.
     current: AtomicUsize,
+    /// Members whose last answered request failed, whoever asked: a client's balancer has no ready connection to them.
+    failing: Vec<AtomicBool>,
     /// Last value that was acknowledged: what readers of single keys look for.
     acked: AtomicU64,
 }
@@ -120,6 +122,7 @@ impl Load {
             recorder: recorder.clone(),
             next: AtomicU64::new(1),
             current: AtomicUsize::new(first),
+            failing: site.members.iter().map(|_| AtomicBool::new(false)).collect(),
             acked: AtomicU64::new(0),
         });
         let mut sessions = vec![Session::Failover];
@@ -219,19 +222,31 @@ async fn request(shared: Arc<Shared>, session: Session, member: Member, link: Ar
     } else {
         asked.await
     };
+    if let Some(failing) = shared.failing.get(member) {
+        failing.store(result.is_err(), Ordering::Relaxed);
+    }
     if let (Ok(_), Some(value)) = (&result, value) {
         shared.acked.fetch_max(value, Ordering::Relaxed);
     }
     shared.recorder.end(index, shared.clock.now(), result);
 }
 
-/// The fail-over writer leaves a member, unless another request of its has done so already.
+/// The fail-over writer leaves a member, unless another request of its has done so already, as etcd's own client would: for the
+/// next one that answers.
 fn turn_away(shared: &Shared, member: Member) {
-    let count = shared.site.members.len().max(1);
+    let failing: Vec<bool> = shared.failing.iter().map(|failing| failing.load(Ordering::Relaxed)).collect();
     let now = shared.current.load(Ordering::Relaxed);
-    if now % count == member {
-        let _ = shared.current.compare_exchange(now, now + 1, Ordering::Relaxed, Ordering::Relaxed);
+    if now % failing.len().max(1) == member {
+        let next = next(&failing, now);
+        let _ = shared.current.compare_exchange(now, next, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+/// The next in turn after `now` that is not failing; where all others are, simply the next.
+fn next(failing: &[bool], now: usize) -> usize {
+    let count = failing.len().max(1);
+    let good = (now + 1..now + count).find(|turn| failing.get(turn % count) == Some(&false));
+    good.unwrap_or(now + 1)
 }
 
 fn key(shared: &Shared, session: Session, value: Option<u64>) -> String {
@@ -290,6 +305,15 @@ mod tests {
         assert_eq!(pace(ms(25), ms(2)), ms(25));
         assert_eq!(pace(ms(25), ms(40)), ms(80));
         assert_eq!(pace(ms(25), ms(1700)), ms(2000));
+    }
+
+    #[test]
+    fn a_client_turns_to_a_member_that_answers() {
+        assert_eq!(next(&[false, false, false], 0), 1);
+        assert_eq!(next(&[false, false, true], 1), 3, "past the one that fails, to the first");
+        assert_eq!(next(&[true, true, true], 4), 5);
+        assert_eq!(next(&[true, false, true], 1), 2, "the one that it leaves does not count");
+        assert_eq!(next(&[false], 0), 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod connection;
 mod console;
+mod copies;
 mod domains;
 mod facts;
 mod networks;
@@ -16,6 +17,7 @@ use super::{
     Console, Done, Host, HostError, HostFacts, HostSeen, Mark, Progress, VolumeFormat,
     xml::{self, Layout},
 };
+use crate::netns::{Namespace, NetnsError};
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
 use crate::spec::NodeName;
 use connection::Connection;
@@ -79,7 +81,17 @@ impl Host for LibvirtHost {
     }
 
     fn ensure_network(&self, plan: &NetworkPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| networks::ensure(conn, plan, mark))
+        let done = self.connection.run(|conn| networks::ensure(conn, plan, mark))?;
+        if let Some(own) = Namespace::of(plan) {
+            let refused = |error: NetnsError| HostError::Libvirt {
+                action: "join a namespace to",
+                kind: "network",
+                name: plan.name.clone(),
+                reason: error.to_string(),
+            };
+            own.plug().map_err(refused)?;
+        }
+        Ok(done)
     }
 
     fn remove_network(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
@@ -134,6 +146,19 @@ impl Host for LibvirtHost {
 
     fn ensure_content(&self, plan: &StoragePlan, volume: &str, bytes: &[u8], mark: &Mark) -> Result<Done, HostError> {
         self.connection.run(|conn| volumes::ensure_content(conn, plan, volume, bytes, mark))
+    }
+
+    fn ensure_copy(
+        &self,
+        from: &StoragePlan,
+        to: &StoragePlan,
+        volume: &str,
+        snapshot: &str,
+        base: Option<&str>,
+        mark: &Mark,
+    ) -> Result<Done, HostError> {
+        let copy = copies::Copy { from, to, volume, snapshot: &snapshots::full_name(snapshot), base };
+        self.connection.run(|conn| copies::ensure(conn, &copy, mark))
     }
 
     fn remove_volume(&self, plan: &StoragePlan, volume: &str, mark: &Mark) -> Result<Done, HostError> {

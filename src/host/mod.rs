@@ -7,7 +7,7 @@ pub mod fake;
 pub mod libvirt;
 mod owner;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod subnet;
 pub mod xml;
 
@@ -165,6 +165,17 @@ pub trait Host: Send + Sync {
     fn ensure_blank(&self, plan: &StoragePlan, volume: &str, size_bytes: u64, mark: &Mark) -> Result<Done, HostError>;
     /// Raw volume with exactly these bytes. What is there is read back and compared, so a half-written one is made anew.
     fn ensure_content(&self, plan: &StoragePlan, volume: &str, bytes: &[u8], mark: &Mark) -> Result<Done, HostError>;
+    /// A disk as it was in that snapshot of another cluster's machine, made anew beside it: whole or not at all, without memory and
+    /// snapshots. `base` is what it is an overlay of. Only on a libvirt of this computer.
+    fn ensure_copy(
+        &self,
+        from: &StoragePlan,
+        to: &StoragePlan,
+        volume: &str,
+        snapshot: &str,
+        base: Option<&str>,
+        mark: &Mark,
+    ) -> Result<Done, HostError>;
     /// A volume of the cluster's pool.
     fn remove_volume(&self, plan: &StoragePlan, volume: &str, mark: &Mark) -> Result<Done, HostError>;
 

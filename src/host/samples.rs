@@ -61,6 +61,7 @@ pub fn network(isolated: bool) -> NetworkPlan {
         gateway: "192.168.77.1".parse().expect("ip"),
         vip: "192.168.77.10".parse().expect("ip"),
         isolated,
+        namespace: false,
         pod_cidr: "10.244.0.0/16".parse().expect("net"),
         service_cidr: "10.32.0.0/16".parse().expect("net"),
         kubernetes_service: "10.32.0.1".parse().expect("ip"),

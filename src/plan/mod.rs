@@ -33,6 +33,9 @@ pub struct Resolved {
     pub image: ImageRef,
     /// Set when `--kernel` was given.
     pub kernel: Option<KernelRef>,
+    /// The cluster that this one was forked from: what its machines know of themselves, names and addresses, is that cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork_of: Option<ClusterName>,
 }
 
 /// How guests run, as proved by a boot.
@@ -143,6 +146,9 @@ pub struct NetworkPlan {
     /// The API's virtual address, moved by keepalived.
     pub vip: Ipv4Addr,
     pub isolated: bool,
+    /// The host is not on it: it reaches the machines from a network namespace of the network's name. For forks.
+    #[serde(default)]
+    pub namespace: bool,
     pub pod_cidr: ipnet::Ipv4Net,
     pub service_cidr: ipnet::Ipv4Net,
     /// First service address: the API inside the cluster.
@@ -328,9 +334,10 @@ impl Plan {
 pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
     let addresses = AddressPlan::new(resolved.subnet, &spec.network);
     let timers = units::timers(&resolved.accel);
-    let (certs, kubeconfigs) = certs::expand(spec, &addresses);
+    let inside = ClusterSpec { name: resolved.fork_of.as_ref().unwrap_or(&spec.name).clone(), ..spec.clone() };
+    let (certs, kubeconfigs) = certs::expand(&inside, &addresses);
     let facts = files::Facts {
-        spec,
+        spec: &inside,
         addresses: &addresses,
         timers: &timers,
         versions: &resolved.image.versions,
@@ -338,13 +345,13 @@ pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
         kubeconfigs: &kubeconfigs,
     };
     let names = (0..spec.etcd).map(NodeName::controller).chain((0..spec.workers).map(NodeName::worker));
-    let nodes = names.map(|name| node(&facts, resolved, name)).collect();
+    let nodes = names.map(|name| node(&facts, resolved, &spec.name, name)).collect();
     let addons = files::addons(&facts);
     Plan {
         cluster: spec.name.clone(),
         spec: spec.clone(),
         resolved: resolved.clone(),
-        network: network(spec, &addresses),
+        network: network(spec, resolved, &addresses),
         storage: storage(spec, resolved),
         nodes,
         addons,
@@ -354,7 +361,7 @@ pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
     }
 }
 
-fn network(spec: &ClusterSpec, addresses: &AddressPlan) -> NetworkPlan {
+fn network(spec: &ClusterSpec, resolved: &Resolved, addresses: &AddressPlan) -> NetworkPlan {
     NetworkPlan {
         name: format!("ktcw-{}", spec.name),
         uuid: identity::uuid(&spec.name, "network"),
@@ -363,6 +370,7 @@ fn network(spec: &ClusterSpec, addresses: &AddressPlan) -> NetworkPlan {
         gateway: addresses.gateway(),
         vip: addresses.vip(),
         isolated: spec.network.isolated,
+        namespace: resolved.fork_of.is_some(),
         pod_cidr: spec.network.pod_cidr,
         service_cidr: spec.network.service_cidr,
         kubernetes_service: addresses.kubernetes_service(),
@@ -402,7 +410,8 @@ fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
     }
 }
 
-fn node(facts: &files::Facts, resolved: &Resolved, name: NodeName) -> NodePlan {
+/// `cluster` is what libvirt knows the machine by; inside it the name of `facts.spec` counts.
+fn node(facts: &files::Facts, resolved: &Resolved, cluster: &ClusterName, name: NodeName) -> NodePlan {
     let spec = facts.spec;
     let role = name.role();
     let control_plane = role == Role::Controller && name.index() < spec.control_planes;
@@ -421,7 +430,7 @@ fn node(facts: &files::Facts, resolved: &Resolved, name: NodeName) -> NodePlan {
             kind: DiskKind::Etcd { size_gib: spec.machines.etcd_disk_gib },
         });
     }
-    let uuid = identity::uuid(&spec.name, &name.to_string());
+    let uuid = identity::uuid(cluster, &name.to_string());
     let mac = identity::mac(&spec.name, &name);
     NodePlan {
         role,
@@ -430,7 +439,7 @@ fn node(facts: &files::Facts, resolved: &Resolved, name: NodeName) -> NodePlan {
         ip: facts.addresses.node(&name),
         pod_subnet: (role == Role::Worker).then(|| facts.addresses.pods(name.index())),
         domain: DomainPlan {
-            name: format!("{}-{name}", spec.name),
+            name: format!("{cluster}-{name}"),
             uuid,
             memory_mib: match role {
                 Role::Controller => spec.machines.controller_mem_mib,
@@ -441,7 +450,7 @@ fn node(facts: &files::Facts, resolved: &Resolved, name: NodeName) -> NodePlan {
             cmdline: cmdline(resolved),
             disks,
             mac: mac.clone(),
-            network: format!("ktcw-{}", spec.name),
+            network: format!("ktcw-{cluster}"),
         },
         files: files::of_node(facts, &name, control_plane),
         units: units::of_role(role, control_plane),

@@ -233,9 +233,8 @@ impl ClusterDir {
             Some(about) if about.instance == self.about.instance => {}
             _ => return Err(StoreError::Vanished { path: self.path.clone() }),
         }
-        for dir in
-            [self.path.clone(), self.pki(), self.path.join("pki/ca"), self.path.join("ssh"), self.reports(), self.snapshots()]
-        {
+        let (keys, records) = ([self.pki(), self.path.join("pki/ca"), self.path.join("ssh")], [self.snapshots(), self.etcd_snapshots()]);
+        for dir in [self.path.clone(), self.reports()].into_iter().chain(keys).chain(records) {
             files::sweep(&dir)?;
         }
         self.path.parent().map_or(Ok(()), finish_removals)?;

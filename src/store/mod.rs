@@ -2,9 +2,11 @@
 //! `cli`, `apply` and drills open a `ClusterDir`; `pki` keeps its files through `files`.
 //! It holds no opinion on clusters: it keeps what it is given, whole, private and found again.
 
+mod adopt;
 mod cluster;
 #[cfg(test)]
 pub(crate) mod crash;
+mod etcd_snapshots;
 pub mod failpoint;
 pub mod files;
 pub mod journal;

@@ -58,6 +58,7 @@ fn planned(etcd: u64, control_planes: u64, workers: u64) -> Plan {
             },
         },
         kernel: None,
+        fork_of: None,
     };
     plan(&validate(&raw).expect("valid"), &resolved)
 }

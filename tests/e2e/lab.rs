@@ -1,6 +1,7 @@
 //! A lab that lives: power cut and back, saved and rewound, frozen and woken, stopped and started; nothing acknowledged is lost.
 
 use crate::rig::{Remove, Rig, command, eventually, libvirt_names, step, virsh};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -14,10 +15,16 @@ fn a_lab_is_cut_off_rewound_frozen_and_always_comes_back() {
     let before = libvirt_names();
     let rig = Rig::native("lab");
     let _guard = Remove(&rig);
-    let up = rig.up(&["--etcd", "3", "--workers", "0"]).exits(0);
-    step(&format!("up took {:.1} s", up.took.as_secs_f64()));
+    let up = rig.up_with_golden(&["--etcd", "3", "--workers", "0", "--format", "json"]).exits(0);
+    let summary: Value = serde_json::from_str(up.out.lines().last().expect("a summary")).expect("JSON");
+    let kept = Duration::from_millis(summary["golden"]["kept_ms"].as_u64().expect("a golden snapshot was kept"));
+    let cold = up.took.saturating_sub(kept);
+    step(&format!("up took {:.1} s, and {:.1} s for a golden snapshot", cold.as_secs_f64(), kept.as_secs_f64()));
 
+    down_to_golden_and_back(&rig, cold);
     saved_and_rewound(&rig);
+    forked_beside(&rig);
+    etcd_alone(&rig);
     a_save_that_was_killed_leaves_no_half(&rig);
     frozen_for_a_minute(&rig);
     power_cut_everywhere(&rig);
@@ -35,6 +42,83 @@ fn get(rig: &Rig, key: &str) -> String {
 
 fn put(rig: &Rig, key: &str, value: &str) {
     rig.run(&["etcdctl", "put", key, value]).exits(0);
+}
+
+/// `down --keep-golden` and `up`: the cluster as the first `up` left it, and how much faster that is than making it.
+fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
+    put(rig, "lab", "given up");
+    rig.run(&["snapshot", "save", "later"]).exits(0);
+    rig.run(&["down", "--yes", "--keep-golden"]).exits(0).says("its golden snapshot is kept");
+    assert!(!virsh(&["list", "--name"]).exits(0).out.contains("lab-"), "nothing runs");
+    assert!(!virsh(&["net-list", "--all", "--name"]).exits(0).out.contains("ktcw-lab"), "no network is left");
+    rig.run(&["start"]).exits(1).says("only its golden snapshot is kept");
+    rig.run(&["status"]).exits(0).says("ktcw-vm up -c lab lets it run");
+    let up = rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0).says("back from its golden snapshot");
+    let ratio = cold.as_secs_f64() / up.took.as_secs_f64();
+    step(&format!("back from memory and verified in {:.1} s: {ratio:.1} times faster", up.took.as_secs_f64()));
+    assert_eq!(get(rig, "lab"), "", "written after the golden snapshot");
+    rig.run(&["snapshot", "list"]).exits(0).says("golden (current)");
+    let listed = rig.run(&["snapshot", "list", "--format", "json"]).exits(0).json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "later ones are gone: {listed}");
+    rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0).says("nothing to do");
+}
+
+/// A second cluster from the snapshot: the same addresses, no packet between the two, both well at once.
+fn forked_beside(rig: &Rig) {
+    step("forked: a second cluster beside the first");
+    let fork = Rig::native("lab2");
+    let _guard = Remove(&fork);
+    let made = rig.run(&["snapshot", "fork", "one", "--as", "lab2"]).exits(0);
+    step(&format!("forked, started and verified in {:.1} s", made.took.as_secs_f64()));
+    assert_eq!(get(&fork, "lab"), "before", "as the snapshot has it");
+    put(&fork, "lab", "of the fork");
+    put(rig, "lab", "of the first");
+    assert_eq!((get(rig, "lab"), get(&fork, "lab")), ("of the first".into(), "of the fork".into()));
+    let ids = |rig: &Rig| NODES.map(|node| rig.on(node, "cat /proc/sys/kernel/random/boot_id"));
+    let (first, second) = (ids(rig), ids(&fork));
+    assert!(first.iter().all(|id| !second.contains(id)), "six machines: {first:?} {second:?}");
+    let both = std::thread::scope(|scope| {
+        let well = |rig| scope.spawn(move || eventually("verify is green", Duration::from_secs(120), || Rig::not_passing(rig).0 == 0));
+        [well(rig), well(&fork)].map(|thread| thread.join().expect("it becomes well"))
+    });
+    step(&format!("both verify green, after {:.1} and {:.1} s", both[0].as_secs_f64(), both[1].as_secs_f64()));
+    let xml = virsh(&["net-dumpxml", "ktcw-lab2"]).exits(0).out;
+    assert!(!xml.contains("<ip ") && !xml.contains("<forward"), "the host has no address on it: {xml}");
+    rig.run(&["snapshot", "fork", "one", "--as", "lab2"]).exits(2).says("there is a cluster lab2 already");
+    rig.run(&["snapshot", "fork", "two", "--as", "lab3"]).exits(2).says("there is no snapshot two");
+    fork.run(&["kubeconfig", "--merge"]).exits(1).says("is a fork");
+    fork.run(&["stop"]).exits(0);
+    fork.run(&["start"]).exits(0);
+    assert_eq!(get(&fork, "lab"), "of the fork");
+    fork.run(&["down", "--yes"]).exits(0);
+    assert!(!command("ip", &["netns", "list"]).exits(0).out.contains("ktcw-lab2"));
+    assert_eq!(get(rig, "lab"), "of the first", "the first one is none the worse for it");
+}
+
+/// etcd's own way: the store comes back, also into members that have lost theirs.
+fn etcd_alone(rig: &Rig) {
+    step("etcd's store alone: saved, lost, restored");
+    put(rig, "store", "kept");
+    rig.run(&["snapshot", "save", "store", "--etcd-only", "-m", "by etcd"]).exits(0).says("revision");
+    rig.run(&["snapshot", "list"]).exits(0).says("etcd only, revision").says("by etcd");
+    rig.run(&["snapshot", "save", "store"]).exits(2).says("there is a snapshot store of etcd already");
+    put(rig, "store", "written after");
+    // One member's disk is lost on top.
+    rig.on("controller-1", "systemctl stop etcd && rm -rf /var/lib/etcd/data");
+    let file = rig.dir().join("etcd-snapshots/store.db");
+    let whole = std::fs::read(&file).expect("the store");
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&file.metadata().expect("there")) & 0o777, 0o600);
+    let mut broken = whole.clone();
+    broken[700] ^= 1;
+    std::fs::write(&file, broken).expect("written");
+    rig.run(&["snapshot", "restore", "store"]).exits(1).says("its sum differs").says("everything as it was");
+    std::fs::write(&file, whole).expect("put back");
+    let restored = rig.run(&["snapshot", "restore", "store"]).exits(0);
+    step(&format!("etcd restored and verified in {:.1} s", restored.took.as_secs_f64()));
+    assert_eq!(get(rig, "store"), "kept");
+    rig.run(&["snapshot", "delete", "store"]).exits(0);
+    assert!(!file.exists());
+    rig.run(&["snapshot", "restore", "one"]).exits(0);
 }
 
 fn saved_and_rewound(rig: &Rig) {
@@ -66,12 +150,12 @@ fn saved_and_rewound(rig: &Rig) {
 
     step("and what cannot be is refused");
     rig.run(&["snapshot", "save", "one"]).exits(2).says("there is a snapshot one already");
-    rig.run(&["snapshot", "restore", "two"]).exits(2).says("there is no snapshot two; there are one");
-    rig.run(&["snapshot", "delete", "two"]).exits(2).says("there is no snapshot two; there are one");
+    rig.run(&["snapshot", "restore", "two"]).exits(2).says("there is no snapshot two; there are golden, one");
+    rig.run(&["snapshot", "delete", "two"]).exits(2).says("there is no snapshot two; there are golden, one");
     rig.on("controller-2", "systemctl stop kube-scheduler");
     rig.run(&["snapshot", "save", "two"]).exits(3).says("unit.kube-scheduler controller-2").says("--force");
     rig.on("controller-2", "systemctl start kube-scheduler");
-    rig.run(&["snapshot", "list"]).exits(0).says("one (current)").says("before the lab");
+    rig.run(&["snapshot", "list"]).exits(0).says("one (current)").says("before the lab").says("as up left it");
     let path = rig.dir().join("snapshots/one.json");
     let record = std::fs::read_to_string(&path).expect("the record");
     let older = record.replace("\"qemu_version\": \"", "\"qemu_version\": \"0.");
@@ -108,7 +192,7 @@ fn a_save_that_was_killed_leaves_no_half(rig: &Rig) {
     rig.run(&["resume"]).exits(0).says("all machines running");
     for node in NODES {
         let kept = virsh(&["snapshot-list", "--name", &format!("lab-{node}")]).exits(0).out;
-        assert_eq!(kept.split_whitespace().collect::<Vec<_>>(), ["ktcw.one"], "{node}");
+        assert_eq!(kept.split_whitespace().collect::<Vec<_>>(), ["ktcw.golden", "ktcw.one"], "{node}");
     }
     assert_eq!(get(rig, "lab"), "before");
 }
@@ -204,6 +288,7 @@ fn stopped_and_started(rig: &Rig) {
     assert_eq!(get(rig, "lab"), "before");
     assert_eq!(rig.run(&["etcdctl", "get", "acked-", "--prefix"]).exits(0).out, "", "written after the snapshot");
     rig.run(&["snapshot", "delete", "one"]).exits(0);
+    rig.run(&["snapshot", "delete", "golden"]).exits(0);
     rig.run(&["snapshot", "list"]).exits(0).says("no snapshots");
     let disk = command("find", &[&pool_directory(), "-name", "*.qcow2"]).exits(0).out;
     for file in disk.split_whitespace() {

@@ -86,8 +86,13 @@ impl Rig {
         &self.accel
     }
 
+    /// `up` without a golden snapshot: what is not about it need not wait for it.
     pub fn up(&self, flags: &[&str]) -> Ran {
-        let mut words = vec!["up", "--no-golden"];
+        self.up_with_golden(&[&["--no-golden"], flags].concat())
+    }
+
+    pub fn up_with_golden(&self, flags: &[&str]) -> Ran {
+        let mut words = vec!["up"];
         words.extend(flags);
         words.extend(self.accel.iter().map(String::as_str));
         self.run(&words)

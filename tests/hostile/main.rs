@@ -116,7 +116,7 @@ fn write_corpus() {
     put("config", "small", b"etcd = 1\nworkers = 1\nkernel = \"/k\"\nkernel-args = \"a=\\\"<b>&'c\\\"\"\n");
     let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
     let subnet = "192.168.77.0/24".parse().expect("a net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None });
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("journal.jsonl");
     let (journal, _) = Journal::open(&path, uuid::Uuid::nil(), "up").expect("opened");

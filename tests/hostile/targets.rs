@@ -40,6 +40,7 @@ fn resolved() -> Resolved {
         accel: Accel::Tcg,
         image: super::samples::image(),
         kernel: None,
+        fork_of: None,
     }
 }
 

@@ -31,7 +31,7 @@ pub fn sample(name: &str, etcd: u64, workers: u64) -> Arc<Plan> {
     let third = if name == "other" { 78 } else { 77 };
     let subnet = ipnet::Ipv4Net::new(Ipv4Addr::new(192, 168, third, 0), 24).expect("a /24");
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None }))
+    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None }))
 }
 
 fn mark(plan: &Plan) -> Mark {

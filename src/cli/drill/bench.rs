@@ -38,6 +38,15 @@ impl Bench {
     pub fn new(session: Session, lock: &Lock, host: Arc<dyn Host>, verb: &str) -> Result<Bench, CliError> {
         // Machines of two moments must not be let run, be it to heal them.
         no_open_restore(&session.dir.history()?, session.plan.cluster.as_str())?;
+        Bench::with(session, lock, host, verb)
+    }
+
+    /// For a restore of etcd's data, which may be what finishes one that was cut off.
+    pub fn for_restore(session: Session, lock: &Lock, host: Arc<dyn Host>) -> Result<Bench, CliError> {
+        Bench::with(session, lock, host, "snapshot")
+    }
+
+    fn with(session: Session, lock: &Lock, host: Arc<dyn Host>, verb: &str) -> Result<Bench, CliError> {
         let guest: Arc<dyn Guest> = session.guests()?;
         let (plan, mark) = (session.plan.clone(), session.mark());
         let (kept, fresh) = (session.api()?, session::unpooled_api(&session.keyring)?);

@@ -17,7 +17,7 @@ use std::io::Read as _;
 fn kept(parent: &Path) -> (ClusterDir, Plan) {
     let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
     let subnet = "192.168.77.0/24".parse().expect("a net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None });
+    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
     let now = jiff::Timestamp::now();
     let dir = ClusterDir::create(parent, &spec, now).expect("made");
     let lock = dir.lock("up").expect("free");

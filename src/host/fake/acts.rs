@@ -177,6 +177,26 @@ impl Host for FakeHost {
         })
     }
 
+    fn ensure_copy(
+        &self,
+        from: &StoragePlan,
+        to: &StoragePlan,
+        volume: &str,
+        snapshot: &str,
+        base: Option<&str>,
+        mark: &Mark,
+    ) -> Result<Done, HostError> {
+        self.change("ensure_copy", volume, |world| {
+            let source = world.pools.get(&from.pool).and_then(|pool| pool.volumes.get(volume)).cloned();
+            let source = source.ok_or_else(|| missing("volume", volume))?;
+            let overlay = matches!(source, FakeVolume::Overlay { .. });
+            if overlay != base.is_some() {
+                return Err(refused("copy", "volume", volume, &format!("snapshot {snapshot} has another backing")));
+            }
+            ensure_disk(world.own_pool(to, mark)?, volume, source)
+        })
+    }
+
     fn remove_volume(&self, plan: &StoragePlan, volume: &str, mark: &Mark) -> Result<Done, HostError> {
         self.change("remove_volume", volume, |world| match world.own_pool(plan, mark)?.volumes.remove(volume) {
             Some(_) => Ok(Done::Changed),

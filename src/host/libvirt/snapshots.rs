@@ -15,6 +15,11 @@ use virt::sys;
 /// Before every name: a snapshot without it was made by somebody else, with virsh perhaps.
 const PREFIX: &str = "ktcw.";
 
+/// What a snapshot of ours is called in libvirt and in the disks.
+pub fn full_name(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
 pub fn list(conn: &Connect, plan: &DomainPlan, mark: &Mark) -> Result<Vec<String>, HostError> {
     let domain = domains::required(conn, plan, mark)?;
     let all = domain.list_all_snapshots(0).map_err(|error| refused("list the snapshots of", KIND, &plan.name, &error))?;
@@ -34,7 +39,7 @@ pub fn ensure(conn: &Connect, plan: &DomainPlan, name: &str, mark: &Mark) -> Res
     if state != DomainState::Paused {
         return Err(not_paused("snapshot", &plan.name, state));
     }
-    let text = xml::snapshot_xml(plan, &format!("{PREFIX}{name}"), mark)?;
+    let text = xml::snapshot_xml(plan, &full_name(name), mark)?;
     let made = domain.create_snapshot_xml(&text, sys::VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE);
     made.map(|_| Done::Changed).map_err(|error| refused("snapshot", KIND, &plan.name, &error))
 }
@@ -76,7 +81,7 @@ pub fn remove(conn: &Connect, plan: &DomainPlan, name: &str, mark: &Mark) -> Res
 }
 
 fn find(domain: &Domain, plan: &DomainPlan, name: &str) -> Result<Option<DomainSnapshot>, HostError> {
-    present(Domain::lookup_snapshot_by_name(domain, &format!("{PREFIX}{name}"), 0), KIND, &plan.name)
+    present(Domain::lookup_snapshot_by_name(domain, &full_name(name), 0), KIND, &plan.name)
 }
 
 fn not_paused(action: &'static str, name: &str, state: DomainState) -> HostError {

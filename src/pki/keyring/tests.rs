@@ -31,7 +31,7 @@ fn planned(etcd: u64, workers: u64) -> Plan {
     let image =
         ImageRef { key: digest("0"), disk_sha256: digest("1"), kernel_sha256: digest("2"), initrd_sha256: digest("3"), versions };
     let subnet = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 77, 0), 24);
-    plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None })
+    plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None })
 }
 fn ensure(dir: &Path, plan: &Plan) -> Result<(Keyring, Ensured), PkiError> {
     Keyring::ensure(dir, &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default())

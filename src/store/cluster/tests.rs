@@ -34,7 +34,7 @@ fn some_plan(spec: &ClusterSpec) -> Plan {
         },
     };
     let subnet = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 77, 0), 24);
-    plan(spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None })
+    plan(spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None })
 }
 /// Everything below, with its bytes, but for the lock's own text.
 fn tree(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {

@@ -1,0 +1,229 @@
+//! `snapshot save --etcd-only` and what goes with it: etcd's own way, a copy of the store without the machines.
+//! It outlives the machines: after their disks are lost, `up` makes new ones from the same directory and `restore` gives them the data.
+//! Which members are told what, drills know; this file says in which order, and what is refused.
+
+use super::args::{Format, Global};
+use super::drill::bench::Bench;
+use super::error::CliError;
+use super::snapshot::{members, shown_time};
+use super::{exit, render, session};
+use crate::drill::act::Act;
+use crate::drill::admin;
+use crate::drill::catalogue::Process;
+use crate::drill::injector::{FaultLog as _, Injector as _};
+use crate::event::{Events, Verdict};
+use crate::plan::Plan;
+use crate::snapshot::{Name, RESTORE, Record};
+use crate::spec::NodeName;
+use crate::store::{ClusterDir, Lock};
+use crate::verify;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::time::{Duration, Instant};
+
+/// What is written down of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdSnapshot {
+    pub name: Name,
+    pub note: Option<String>,
+    pub taken: Timestamp,
+    /// Revision that every member had before it was taken: all up to it is in there.
+    pub revision: i64,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// All that can be read, by name.
+pub fn all(dir: &ClusterDir) -> Result<Vec<EtcdSnapshot>, CliError> {
+    Ok(dir.load_etcd_snapshots::<EtcdSnapshot>()?.into_iter().filter_map(|(_, record)| record.ok()).collect())
+}
+
+/// The one of that name.
+pub fn named(dir: &ClusterDir, name: &Name) -> Result<Option<EtcdSnapshot>, CliError> {
+    Ok(all(dir)?.into_iter().find(|one| one.name == *name))
+}
+
+/// etcd ends a snapshot with the digest of what comes before it.
+fn is_whole(bytes: &[u8]) -> bool {
+    let Some((data, sum)) = bytes.len().checked_sub(32).map(|at| bytes.split_at(at)) else { return false };
+    // The store is made of pages; a sum lies behind the last.
+    data.len() % 512 == 0 && Sha256::digest(data).as_slice() == sum
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bench(global: &Global, verb: &str) -> Result<(Bench, Lock), CliError> {
+    let session = session::Session::open(global)?;
+    super::golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str())?;
+    let lock = session.dir.lock(verb)?;
+    let host = session::connect_to(global, &session.dir)?;
+    let bench = Bench::new(session, &lock, host, verb)?;
+    match bench.log.pending().map_err(CliError::failed)?.first() {
+        None => Ok((bench, lock)),
+        Some(fault) => {
+            let said = format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run);
+            Err(CliError::failed(said).hint(format!("ktcw-vm drill heal -c {}", bench.plan.cluster)))
+        }
+    }
+}
+
+pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result<u8, CliError> {
+    let begin = Instant::now();
+    let (bench, lock) = bench(global, &format!("snapshot save {name} --etcd-only"))?;
+    let (dir, plan) = (&bench.dir, &bench.plan);
+    let cluster = &plan.cluster;
+    let taken = dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str());
+    if taken || named(dir, name)?.is_some() {
+        return Err(CliError::usage(format!("there is a snapshot {name} already"))
+            .hint(format!("another name, or ktcw-vm snapshot delete {name} -c {cluster}")));
+    }
+    let (there, silent) = members(plan, &*bench.machines.guest).await;
+    if let Some((node, why)) = silent.first() {
+        return Err(CliError::new(exit::CHECK_FAILED, format!("{node}: etcd does not answer: {why}"))
+            .left("nothing")
+            .hint(format!("ktcw-vm verify -c {cluster}")));
+    }
+    let revision = there.values().map(|member| member.revision).min().unwrap_or(0);
+    let path = dir.etcd_snapshot_file(&lock, name.as_str())?;
+    let failed = |said: String| CliError::failed(said).left("no snapshot of that name");
+    admin::save_snapshot(&bench.site, &path.display().to_string()).await.map_err(failed)?;
+    let bytes = tokio::fs::read(&path).await.map_err(|error| failed(format!("{}: {error}", path.display())))?;
+    if !is_whole(&bytes) {
+        dir.remove_etcd_snapshot(&lock, name.as_str())?;
+        return Err(failed("what etcd has sent does not agree with its own sum".to_owned()));
+    }
+    let record = EtcdSnapshot {
+        name: name.clone(),
+        note: note.cloned(),
+        taken: Timestamp::now(),
+        revision,
+        bytes: bytes.len() as u64,
+        sha256: hex(&bytes),
+    };
+    dir.save_etcd_snapshot(&lock, name.as_str(), &record)?;
+    match global.format {
+        Format::Json => render::print_line(&json!({ "cluster": cluster, "etcd_snapshot": record }).to_string()),
+        Format::Text => render::print_line(&format!(
+            "snapshot {name} of cluster {cluster}'s etcd: revision {revision}, {} KiB; {:.1} s",
+            record.bytes >> 10,
+            begin.elapsed().as_secs_f64()
+        )),
+    }
+    Ok(exit::OK)
+}
+
+pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> Result<u8, CliError> {
+    let begin = Instant::now();
+    let name = &snapshot.name;
+    let session = session::Session::open(global)?;
+    let lock = session.dir.lock(&format!("snapshot restore {name}"))?;
+    let path = session.dir.etcd_snapshot_file(&lock, name.as_str())?;
+    let cluster = session.plan.cluster.clone();
+    let bytes = tokio::fs::read(&path).await.map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
+    if hex(&bytes) != snapshot.sha256 || !is_whole(&bytes) {
+        return Err(CliError::failed(format!("{} is not what was saved: its sum differs", path.display()))
+            .left("everything as it was")
+            .hint(format!("ktcw-vm snapshot delete {name} -c {cluster}")));
+    }
+    drop(bytes);
+    let host = session::connect_to(global, &session.dir)?;
+    // Not through the door that others take: a restore that was cut off is what this one finishes.
+    let bench = Bench::for_restore(session, &lock, host)?;
+    let plan = bench.plan.clone();
+    let (members, planes) = (names(plan.controllers()), names(plan.control_planes()));
+    let stage = |text: &str| render::status(text);
+    let failed = |said: String| {
+        CliError::failed(said)
+            .left("API servers stopped, and members that may have no data")
+            .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again finishes it"))
+    };
+    bench.log.journal.begin_with(RESTORE, None, json!({ "snapshot": name, "etcd_only": true })).map_err(CliError::failed)?;
+    let perform = |act: Act| {
+        let machines = &bench.machines;
+        async move { machines.perform(&act).await.map_err(|error| failed(error.to_string())) }
+    };
+    stage("stopping the API servers");
+    for node in &planes {
+        perform(Act::Down { node: node.clone(), process: Process::KubeApiserver, graceful: true }).await?;
+    }
+    stage("stopping etcd and taking its data away");
+    for node in &members {
+        perform(Act::Down { node: node.clone(), process: Process::Etcd, graceful: true }).await?;
+        perform(Act::Wipe { node: node.clone() }).await?;
+    }
+    stage("giving every member the snapshot's data");
+    perform(Act::RestoreData { nodes: members.clone(), snapshot: path.display().to_string() }).await?;
+    stage("starting etcd, then the API servers");
+    for node in &members {
+        perform(Act::Start { node: node.clone(), process: Process::Etcd }).await?;
+    }
+    let patience = Duration::from_secs(u64::from(plan.timers.etcd_deadline_s));
+    admin::await_healthy(&bench.site, patience).await.map_err(failed)?;
+    for node in &planes {
+        perform(Act::Start { node: node.clone(), process: Process::KubeApiserver }).await?;
+    }
+    bench.log.journal.done(RESTORE, None).map_err(CliError::failed)?;
+    let report = match verify {
+        false => None,
+        true => {
+            let looking = super::verify::steady(&plan, &bench.machines.keyring, &*bench.machines.guest, &Events::nowhere());
+            Some(looking.await?)
+        }
+    };
+    let took = begin.elapsed().as_secs_f64();
+    match global.format {
+        Format::Json => {
+            let mut value = json!({ "cluster": cluster, "etcd_snapshot": snapshot, "elapsed_ms": begin.elapsed().as_millis() as u64 });
+            if let Some(report) = &report {
+                value["verify"] = serde_json::to_value(report).unwrap_or_default();
+            }
+            render::print_line(&value.to_string());
+        }
+        Format::Text => {
+            if let Some(report) = &report {
+                render::print(&verify::render::table(report));
+            }
+            render::print_line(&format!(
+                "etcd of cluster {cluster} is as it was in snapshot {name} of {}: {took:.1} s",
+                shown_time(snapshot.taken)
+            ));
+        }
+    }
+    Ok(match &report {
+        Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,
+        _ => exit::OK,
+    })
+}
+
+fn names<'a>(nodes: impl Iterator<Item = &'a crate::plan::NodePlan>) -> Vec<NodeName> {
+    nodes.map(|node| node.name.clone()).collect()
+}
+
+/// `snapshot delete` of one.
+pub fn delete(dir: &ClusterDir, lock: &Lock, plan: &Plan, name: &Name) -> Result<u8, CliError> {
+    dir.remove_etcd_snapshot(lock, name.as_str())?;
+    render::print_line(&format!("snapshot {name} of cluster {}'s etcd removed", plan.cluster));
+    Ok(exit::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_whole_by_etcds_own_sum() {
+        let data = vec![7u8; 1024];
+        let mut whole = data.clone();
+        whole.extend(Sha256::digest(&data));
+        assert!(is_whole(&whole));
+        for cut in [0, 31, 512, whole.len() - 1] {
+            assert!(!is_whole(&whole[..cut]), "{cut}");
+        }
+        whole[3] ^= 1;
+        assert!(!is_whole(&whole));
+    }
+}

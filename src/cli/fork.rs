@@ -1,0 +1,233 @@
+//! `snapshot fork NAME --as OTHER`: a second cluster from the disks of a snapshot, beside the first and apart from it.
+//! Its machines keep names, addresses and certificates, on a bridge that this computer reaches from a network namespace only.
+//! It makes a cluster's directory and disks, whole or marked as cut off; `start` of the new cluster does the rest.
+
+use super::args::{Global, SnapshotFork};
+use super::error::CliError;
+use super::opened::{Opened, whole_moment};
+use super::{exit, render, session, up};
+use crate::host::{Host, Mark, blocking};
+use crate::netns::{self, Namespace};
+use crate::plan::{DiskKind, Plan, Resolved, plan};
+use crate::preflight;
+use crate::snapshot::{Fits, Record};
+use crate::spec::{ClusterName, ClusterSpec};
+use crate::store::ClusterDir;
+use crate::store::journal::{Entry, History, Phase};
+use jiff::Timestamp;
+use serde_json::json;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// Journal step of a new cluster's directory and disks.
+const FORK: &str = "fork";
+/// Room that is left free beside what the disks take, MiB.
+const RESERVE_MIB: u64 = 512;
+
+/// Whether the making of the disks was cut off: then there may be a blank one where data should be.
+fn is_cut_off(history: &History) -> bool {
+    let mut open = false;
+    for record in &history.records {
+        if let Entry::Step { step, phase, .. } = &record.entry
+            && step == FORK
+        {
+            open = *phase != Phase::Done;
+        }
+    }
+    open
+}
+
+/// For verbs that would make what is missing of it.
+pub fn refuse_cut_off(history: &History, cluster: &str) -> Result<(), CliError> {
+    if !is_cut_off(history) {
+        return Ok(());
+    }
+    Err(CliError::failed(format!("the fork that was to become cluster {cluster} was cut off: its disks are not whole"))
+        .left("everything as it was")
+        .hint(format!("ktcw-vm down -c {cluster}, then fork again")))
+}
+
+/// The same machines under another name, on a network of their own.
+fn forked(of: &Plan, name: &ClusterName) -> Plan {
+    let spec = ClusterSpec { name: name.clone(), ..of.spec.clone() };
+    let origin = of.resolved.fork_of.clone().unwrap_or_else(|| of.cluster.clone());
+    plan(&spec, &Resolved { fork_of: Some(origin), ..of.resolved.clone() })
+}
+
+pub async fn run(global: &Global, args: &SnapshotFork) -> Result<u8, CliError> {
+    let (name, new) = (&args.name, &args.new);
+    let parent = session::parent(global)?;
+    let opened = Opened::new(global, &format!("snapshot fork {name}"), |session| {
+        whole_moment(session)?;
+        super::snapshot::named(&session.dir, name).map(|_| ())
+    })?;
+    let record = super::snapshot::named(&opened.session.dir, name)?;
+    let old = opened.session.plan.clone();
+    let plan = forked(&old, new);
+    refuse(&opened, &record, &plan, &parent).await?;
+
+    render::status(&format!("making cluster {new}"));
+    let mut dir = ClusterDir::create(&parent, &plan.spec, Timestamp::now())?;
+    let lock = dir.lock(&format!("snapshot fork {name}"))?;
+    let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "fork")?;
+    let failed = |error: CliError| {
+        error.left(format!("a part of cluster {new}; cluster {} as it was", old.cluster)).hint(format!("ktcw-vm down -c {new}"))
+    };
+    journal.begin_with(FORK, None, json!({ "of": old.cluster, "snapshot": name })).map_err(CliError::failed)?;
+    let made = async {
+        dir.save_libvirt(&lock, opened.host.uri())?;
+        dir.save_plan(&lock, &plan)?;
+        dir.adopt_keys(&lock, &opened.session.dir)?;
+        disks(&opened, &plan, session::mark(&dir), name.as_str()).await
+    };
+    made.await.map_err(failed)?;
+    journal.done(FORK, None).map_err(CliError::failed)?;
+    drop((journal, lock, opened));
+    start(global, &parent, new)
+}
+
+/// Everything that stands against it, before anything is made.
+async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::path::Path) -> Result<(), CliError> {
+    let (new, old) = (&plan.cluster, &opened.session.plan);
+    if ClusterDir::exists(parent, new) {
+        return Err(CliError::usage(format!("--as: there is a cluster {new} already; accepted: a name that is free"))
+            .hint(format!("ktcw-vm down -c {new} removes that one")));
+    }
+    if !opened.host.is_local() {
+        return Err(CliError::host(format!("a fork needs libvirt on this computer, and {} is not", opened.host.uri())));
+    }
+    let mut lacks = netns::lacks();
+    let runs = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !runs.is_ok_and(|status| status.success()) {
+        lacks.push("the program qemu-img (package qemu-utils)".to_owned());
+    }
+    if !lacks.is_empty() {
+        return Err(CliError::host(format!("a fork is reached by a network namespace; this needs\n  {}", lacks.join("\n  ")))
+            .left("nothing"));
+    }
+    if let Some(taken) = Namespace::of(&plan.network).filter(Namespace::exists) {
+        return Err(CliError::host(format!("there is a network namespace {} already", taken.name()))
+            .hint(format!("another name: --as OTHER; if nobody needs it: ip netns delete {}", taken.name())));
+    }
+    let host = opened.host.clone();
+    let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
+    // A fork boots: its machines' memory is not used, and so another QEMU may run them.
+    let now = Fits { qemu_version: record.fits.qemu_version.clone(), ..Fits::of(old, &facts) };
+    let differs = record.fits.differs(&now);
+    if !differs.is_empty() {
+        return Err(CliError::host(format!("snapshot {} does not fit any more: {}", record.name, differs.join("; ")))
+            .left("nothing"));
+    }
+    let all = preflight::judge(plan, &facts, &seen, None, 0, opened.host.free_disk_mib());
+    up::refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
+    let pool = seen.pools.iter().find(|pool| pool.name == old.storage.pool);
+    let taken: u64 = pool.map_or(0, |pool| pool.volumes.iter().map(|volume| volume.allocation).sum());
+    let (need, free) = ((taken >> 20) + RESERVE_MIB, pool.and_then(|pool| pool.available).map(|bytes| bytes >> 20));
+    match free {
+        Some(free) if free < need => Err(CliError::host(format!(
+            "the fork's disks may take {need} MiB, where pools are made {free} MiB are free"
+        ))
+        .left("nothing")
+        .hint(format!("free disk space, or ktcw-vm snapshot delete NAME -c {}", old.cluster))),
+        _ => Ok(()),
+    }
+}
+
+/// Pools, and every disk with data, one after the other.
+async fn disks(opened: &Opened, plan: &Plan, mark: Mark, snapshot: &str) -> Result<(), CliError> {
+    let (host, from) = (opened.host.clone(), opened.session.plan.storage.clone());
+    let (own, pools, marked) = (host.clone(), plan.storage.clone(), mark.clone());
+    blocking(move || own.ensure_pools(&pools, &marked)).await?;
+    for node in &plan.nodes {
+        render::status(&format!("copying the disks of {}", node.name));
+        for disk in &node.domain.disks {
+            let base = match disk.kind {
+                DiskKind::Seed => continue,
+                DiskKind::Root { .. } => Some(plan.storage.base_volume.clone()),
+                DiskKind::Etcd { .. } => None,
+            };
+            let (host, from, to, mark) = (host.clone(), from.clone(), plan.storage.clone(), mark.clone());
+            let (volume, snapshot) = (disk.volume.clone(), snapshot.to_owned());
+            blocking(move || host.ensure_copy(&from, &to, &volume, &snapshot, base.as_deref(), &mark)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The program once more, for the new cluster: it has to enter that cluster's namespace, and this process has another network.
+fn start(global: &Global, parent: &std::path::Path, new: &ClusterName) -> Result<u8, CliError> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ktcw-vm").args(["start", "--cluster", new.as_str()]).arg("--state-dir").arg(parent);
+    if let Some(uri) = &global.connect {
+        command.args(["--connect", uri]);
+    }
+    if global.format == super::args::Format::Json {
+        command.args(["--format", "json"]);
+    }
+    let spawned = netns::outside(|| command.spawn()).and_then(|child| child);
+    let ended = spawned.and_then(|mut child| child.wait()).map_err(|error| {
+        CliError::failed(format!("ktcw-vm start could not be run: {error}"))
+            .left(format!("cluster {new}, whole and off"))
+            .hint(format!("ktcw-vm start -c {new}"))
+    })?;
+    Ok(ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED))
+}
+
+/// Enters the network namespace of a fork, for verbs that speak to its machines. Other clusters, and those that cannot be opened,
+/// are left to their verbs.
+pub fn enter(global: &Global) -> Result<(), CliError> {
+    let (Ok(parent), Ok(name)) = (session::parent(global), session::cluster_name(global)) else { return Ok(()) };
+    let plan = ClusterDir::open(&parent, &name).ok().and_then(|dir| dir.load_plan().ok().flatten());
+    let Some(own) = plan.as_ref().and_then(|plan| Namespace::of(&plan.network)) else { return Ok(()) };
+    own.enter().map_err(|error| {
+        let lacks = netns::lacks();
+        let said = CliError::host(format!("cluster {name} is a fork, reached by network namespace {}: {error}", own.name()));
+        if lacks.is_empty() { said } else { said.hint(format!("this needs {}", lacks.join("; "))) }
+    })
+}
+
+/// Its namespace, once the rest of a fork is gone.
+pub fn remove_namespace(plan: Option<&Arc<Plan>>) -> Result<(), CliError> {
+    match plan.and_then(|plan| Namespace::of(&plan.network)) {
+        Some(own) => own.remove().map_err(|error| CliError::failed(error).left("an empty network namespace")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Accel, samples};
+    use crate::spec::{RawSpec, validate};
+
+    fn lab() -> Plan {
+        let raw = RawSpec { cluster: Some("lab".into()), workers: Some(1), ..RawSpec::default() };
+        let resolved = Resolved {
+            subnet: "192.168.77.0/24".parse().expect("net"),
+            accel: Accel::Tcg,
+            image: samples::image(),
+            kernel: None,
+            fork_of: None,
+        };
+        plan(&validate(&raw).expect("valid"), &resolved)
+    }
+
+    #[test]
+    fn inside_its_machines_nothing_differs_and_outside_everything_does() {
+        let lab = lab();
+        let fork = forked(&lab, &ClusterName::parse("lab2").expect("a name"));
+        for (was, is) in lab.nodes.iter().zip(&fork.nodes) {
+            assert_eq!((&was.files, &was.units, was.ip, &was.mac), (&is.files, &is.units, is.ip, &is.mac));
+            assert!(was.uuid != is.uuid && was.domain.name != is.domain.name && was.domain.network != is.domain.network);
+        }
+        assert_eq!((&lab.certs, &lab.kubeconfigs, &lab.addons), (&fork.certs, &fork.kubeconfigs, &fork.addons));
+        assert!(fork.network.namespace && !lab.network.namespace);
+        assert!(lab.network.bridge != fork.network.bridge && lab.storage.pool != fork.storage.pool);
+        assert_eq!(lab.storage.base_volume, fork.storage.base_volume);
+        // A fork of the fork still knows itself by the first one's name, and `up` of a fork plans the same again.
+        let third = forked(&fork, &ClusterName::parse("lab3").expect("a name"));
+        assert_eq!(third.resolved.fork_of, fork.resolved.fork_of);
+        assert_eq!(plan(&fork.spec, &fork.resolved), fork);
+    }
+}

@@ -1,0 +1,73 @@
+//! etcd's own snapshots in the cluster's directory: the file, and a record beside it that comes last and so says that it is whole.
+//! `cli` keeps them through these methods of `ClusterDir`; what is in a record is its own.
+//! They hold all of the cluster's secrets: private from their first byte, gone with the directory.
+
+use super::cluster::{ClusterDir, read_json, write_json};
+use super::files::{self, FileError, if_there};
+use super::{Lock, StoreError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::PathBuf;
+
+/// Format of the records that this program writes and the newest it reads.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct RecordFile<T> {
+    format: u32,
+    etcd_snapshot: T,
+}
+
+impl ClusterDir {
+    pub(super) fn etcd_snapshots(&self) -> PathBuf {
+        self.path().join("etcd-snapshots")
+    }
+
+    /// Where the file of that name is, or is to be; its directory is made. `name` is a file's name: the caller has checked it.
+    pub fn etcd_snapshot_file(&self, lock: &Lock, name: &str) -> Result<PathBuf, StoreError> {
+        self.guarded(lock)?;
+        files::ensure_dir(&self.etcd_snapshots())?;
+        Ok(self.etcd_snapshots().join(format!("{name}.db")))
+    }
+
+    /// Every record by its name; one that cannot be read is told with the reason.
+    pub fn load_etcd_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<(String, Result<T, StoreError>)>, StoreError> {
+        let dir = self.etcd_snapshots();
+        let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
+        let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed))? else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else { continue };
+            match read_json::<RecordFile<T>>(&dir.join(&file)) {
+                Ok(Some(record)) => all.push((name.to_owned(), Ok(record.etcd_snapshot))),
+                Ok(None) => {}
+                Err(error) => all.push((name.to_owned(), Err(error))),
+            }
+        }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(all)
+    }
+
+    /// The last word of a save: its file is on the disk.
+    pub fn save_etcd_snapshot<T: Serialize>(&self, lock: &Lock, name: &str, record: &T) -> Result<(), StoreError> {
+        self.guarded(lock)?;
+        write_json(&self.etcd_snapshots().join(format!("{name}.json")), &RecordFile { format: FORMAT, etcd_snapshot: record })
+    }
+
+    /// The record first. Returns whether anything was there; twice is once.
+    pub fn remove_etcd_snapshot(&self, lock: &Lock, name: &str) -> Result<bool, StoreError> {
+        self.guarded(lock)?;
+        let mut there = false;
+        for end in ["json", "db", "db.partial"] {
+            let path = self.etcd_snapshots().join(format!("{name}.{end}"));
+            let io = |source| FileError::Io { action: "remove", path: path.clone(), source };
+            there |= if_there(fs::remove_file(&path).map_err(io))?.is_some();
+        }
+        if there {
+            files::sync_dir(&self.etcd_snapshots())?;
+        }
+        Ok(there)
+    }
+}
