@@ -145,7 +145,8 @@ fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
 
 fn ranges(plan: &Plan, seen: &HostSeen) -> Vec<Refusal> {
     let overlaps = |a: &ipnet::Ipv4Net, b: &ipnet::Ipv4Net| a.contains(b) || b.contains(a);
-    let others = seen.networks.iter().filter(|network| network.name != plan.network.name);
+    // A fork's network is apart from all others: it may have their addresses.
+    let others = seen.networks.iter().filter(|network| network.name != plan.network.name && !plan.network.namespace);
     others
         .filter(|network| network.subnets.iter().any(|subnet| overlaps(subnet, &plan.network.subnet)))
         .map(|network| Refusal {

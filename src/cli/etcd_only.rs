@@ -167,11 +167,13 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
         perform(Act::Start { node: node.clone(), process: Process::KubeApiserver }).await?;
     }
     bench.log.journal.done(RESTORE, None).map_err(CliError::failed)?;
+    stage("waiting for the API servers, the nodes and the control loops' leaders");
+    bench.settle().await?;
     let report = match verify {
         false => None,
         true => {
-            let looking = super::verify::steady(&plan, &bench.machines.keyring, &*bench.machines.guest, &Events::nowhere());
-            Some(looking.await?)
+            let (keyring, guests, nowhere) = (&bench.machines.keyring, &*bench.machines.guest, Events::nowhere());
+            Some(super::verify::steady(&plan, keyring, guests, &nowhere).await?)
         }
     };
     let took = begin.elapsed().as_secs_f64();

@@ -191,15 +191,16 @@ async fn raise(
         }
     };
     dir.save_libvirt(&lock, host.uri())?;
+    let mut healed = false;
     if old.is_some() {
         no_open_restore(&dir.history()?, spec.name.as_str())?;
         // A drill that died has left a fault, and steps would be made on top of it.
-        Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
+        healed = Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
     }
     dir.save_spec(&lock, spec)?;
     dir.save_plan(&lock, &plan)?;
     let (files, verify, golden) = (Some(files), !up.no_verify, !up.no_golden);
-    carry_out(Settled { dir, lock, plan, host, files, verb: "up", only: None, verify, golden }, events).await
+    carry_out(Settled { dir, lock, plan, host, files, verb: "up", only: None, verify, healed, golden }, events).await
 }
 
 /// A cluster whose plan is written down, under its lock.
@@ -214,13 +215,15 @@ pub(super) struct Settled {
     /// The steps of one node only.
     pub only: Option<NodeName>,
     pub verify: bool,
+    /// A drill's fault was healed just now: what it hit may need a moment.
+    pub healed: bool,
     /// Keep a golden snapshot of what was verified.
     pub golden: bool,
 }
 
 /// Keys → what is there → steps → verify: the way of `up` and of `start`.
 pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
-    let Settled { dir, lock, plan, host, files, verb, only, verify, golden } = settled;
+    let Settled { dir, lock, plan, host, files, verb, only, verify, healed, golden } = settled;
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
     no_open_restore(&history, plan.cluster.as_str())?;
     let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
@@ -289,7 +292,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         let stage = Stage1::begin(events, Stage::Verify);
         let looking = async {
             match applied.changed {
-                0 => Ok(super::verify::checked(&plan, &world.keyring, &*guests, events).await),
+                0 if !healed => Ok(super::verify::checked(&plan, &world.keyring, &*guests, events).await),
                 _ => super::verify::settled(&plan, &world.keyring, &*guests, events).await,
             }
         };

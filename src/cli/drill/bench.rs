@@ -73,19 +73,20 @@ impl Bench {
     }
 
     /// For verbs that do not drill: heals when a drill of this cluster ended without healing, and else looks no further
-    /// than into the journal.
+    /// than into the journal. Returns whether anything had to be healed.
     pub async fn heal_after_a_crash(
         parent: &Path,
         dir: &ClusterDir,
         lock: &Lock,
         host: Arc<dyn Host>,
         verb: &str,
-    ) -> Result<(), CliError> {
+    ) -> Result<bool, CliError> {
         let open = inject::log::open(&dir.history()?).map_err(CliError::failed)?;
         if open.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        Bench::new(Session::at(parent, dir.name())?, lock, host, verb)?.heal_what_is_open().await
+        Bench::new(Session::at(parent, dir.name())?, lock, host, verb)?.heal_what_is_open().await?;
+        Ok(true)
     }
 
     /// Undoes what drills have left. Returns what that was.
