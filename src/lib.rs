@@ -40,6 +40,7 @@ pub mod verify;
 
 pub mod drill;
 pub mod inject;
+pub mod lab;
 
 pub mod cli;
 pub mod progress;

@@ -11,6 +11,7 @@ mod drill;
 mod error;
 pub mod exit;
 mod image;
+mod lab;
 mod life;
 mod logs;
 mod opened;
@@ -73,6 +74,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Resume(args) => life::resume(global, args).await,
         Verb::Snapshot(args) => snapshot::run(global, &args.what).await,
         Verb::Drill(args) => drill::run(global, &args.what).await,
+        Verb::Lab(args) => lab::run(global, args).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut std::io::stdout());

@@ -8,6 +8,7 @@ pub(crate) mod crash;
 pub mod failpoint;
 pub mod files;
 pub mod journal;
+mod labs;
 mod lock;
 pub mod shared;
 mod snapshots;
