@@ -71,6 +71,8 @@ pub enum Verb {
     Snapshot(SnapshotArgs),
     /// Nodes, roles, etcd leader and term, units, lease holders
     Status(Output),
+    /// A live view of the whole cluster: machines, etcd, API servers, who holds what, what happened (q quits)
+    Top(Top),
     /// All clusters kept here
     List(Output),
     /// A shell on a node, or one command
@@ -96,6 +98,8 @@ pub enum Verb {
     Proxy(Proxy),
     /// Break it on purpose, prove it, measure it, judge it
     Drill(DrillArgs),
+    /// A guide through the running cluster: each step is explained, run on Enter, and looked at (--yes: without waiting)
+    Tour(Tour),
     /// Something is broken, and you mend it: labs with hints, checks and a way back
     Lab(LabArgs),
     /// Guest images: build, list, prune
@@ -461,6 +465,23 @@ pub struct DrillReport {
     /// With --schema: of what `drill run all` and --repeat print as JSON
     #[arg(long, requires = "schema")]
     pub series: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Top {
+    /// Print one picture as plain text
+    #[arg(long)]
+    pub once: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Tour {
+    /// The steps there are
+    #[arg(long, conflicts_with = "step")]
+    pub list: bool,
+    /// Begin with this one [default: where you left off]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub step: Option<u16>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -69,9 +69,9 @@ impl<'a> Scene<'a> {
     /// Words in braces replaced by this cluster's; without anybody hit by the rule's own word.
     pub fn said(&self, text: &str) -> String {
         let mut text = self.command(text, None);
-        for word in ["hit", "other"] {
+        for (word, ip) in [("hit", "hit_ip"), ("other", "other_ip"), ("node", "ip")] {
             text = text.replace(&format!("{{{word}}}"), &format!("<{word}>"));
-            text = text.replace(&format!("{{{word}_ip}}"), &format!("<{word}'s address>"));
+            text = text.replace(&format!("{{{ip}}}"), &format!("<address of {word}>"));
         }
         text
     }
@@ -144,7 +144,7 @@ mod tests {
         plan.cluster = crate::spec::ClusterName::parse("lab").expect("a name");
         let scene = Scene { plan: &plan, hit: &hit };
         assert_eq!(scene.commands(&step("ktcw-vm verify", None)), ["ktcw-vm -c lab verify"]);
-        assert_eq!(Scene { plan: &plan, hit: &[] }.said("{hit} at {hit_ip} of {cluster}"), "<hit> at <hit's address> of lab");
+        assert_eq!(Scene { plan: &plan, hit: &[] }.said("{hit} at {hit_ip} of {cluster}"), "<hit> at <address of hit> of lab");
     }
 
     /// The frame is shell, whatever is in it; and a script that was cut off runs nothing.

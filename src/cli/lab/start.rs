@@ -137,6 +137,9 @@ async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(
     let session = Session::open(global)?;
     let bench = Bench::new(session, &opened.lock, opened.host.clone(), "lab start")?;
     let guest: &dyn Guest = &*bench.machines.guest.clone();
+    // Machines that stood still while they were saved have to find each other again.
+    render::status("awaiting a cluster that is well");
+    bench.settle().await?;
     let view = view(&bench).await?;
     // The rules of who may be hit are those of drills; a suspended machine is a fault for everybody.
     let drawn = choose(&as_drill(&lab, Fault::Freeze), &view, open.seed).map_err(|error| CliError::usage(error.to_string()))?;
