@@ -23,6 +23,7 @@ suite=${1:-}
 profile=debug cargo_flags=(--locked)
 case $suite in
   smoke) deadline=900 filter=(smoke::) ;;
+  # `full::` is a part of `labs_full::` too.
   e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip sizes:: --skip full::) ;;
   full) deadline=14400 filter=(--skip smoke:: --skip bench::) ;;
   bench) deadline=3600 filter=(bench::) profile=release cargo_flags+=(--release) ;;

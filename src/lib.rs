@@ -41,6 +41,9 @@ pub mod verify;
 
 pub mod drill;
 pub mod inject;
+pub mod lab;
+pub mod top;
+pub mod tour;
 
 pub mod cli;
 pub mod progress;

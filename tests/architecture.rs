@@ -68,6 +68,7 @@ fn each_edge_library_has_one_home() {
         ("indicatif::", "progress"),
         ("hadris_iso::", "seed"),
         ("clap::", "cli"),
+        ("ratatui::", "top"),
     ] {
         for (module, path, text) in sources() {
             // `AccelChoice` is a value enum of the command line and of the spec.

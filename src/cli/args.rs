@@ -71,6 +71,8 @@ pub enum Verb {
     Snapshot(SnapshotArgs),
     /// Nodes, roles, etcd leader and term, units, lease holders
     Status(Output),
+    /// A live view of the whole cluster: machines, etcd, API servers, who holds what, what happened (q quits)
+    Top(Top),
     /// All clusters kept here
     List(Output),
     /// A shell on a node, or one command
@@ -96,6 +98,10 @@ pub enum Verb {
     Proxy(Proxy),
     /// Break it on purpose, prove it, measure it, judge it
     Drill(DrillArgs),
+    /// A guide through the running cluster: each step is explained, run on Enter, and looked at (--yes: without waiting)
+    Tour(Tour),
+    /// Something is broken, and you mend it: labs with hints, checks and a way back
+    Lab(LabArgs),
     /// Guest images: build, list, prune
     Image(ImageArgs),
     /// What this host lacks, and what to install
@@ -483,6 +489,82 @@ pub struct DrillReport {
     /// With --schema: of what `drill run all` and --repeat print as JSON
     #[arg(long, requires = "schema")]
     pub series: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Top {
+    /// Print one picture as plain text
+    #[arg(long)]
+    pub once: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Tour {
+    /// The steps there are
+    #[arg(long, conflicts_with = "step")]
+    pub list: bool,
+    /// Begin with this one [default: where you left off]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub step: Option<u16>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    pub what: LabWhat,
+    /// Your own labs besides the built-in ones: every *.toml in it (`lab list --schema` says what is in one)
+    #[arg(long, global = true, value_name = "DIR")]
+    pub labs: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum LabWhat {
+    /// The labs there are, what they need, and what you have done of them
+    List(LabList),
+    /// Save the cluster as snapshot lab-NAME, break it, tell the story
+    Start(LabName),
+    /// Look at what is asked for: points for each part, exit code 3 until all is done
+    Check,
+    /// The next hint
+    Hint,
+    /// Take the cluster back to where the lab began, and close the lab
+    Reset(LabReset),
+    /// The lab that is open: its story, the hints so far, the best score
+    Status,
+    /// How it is solved: each step with its reason and what to type
+    Solution(LabSolution),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LabList {
+    /// Print the JSON schema of a lab file
+    #[arg(long)]
+    pub schema: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LabName {
+    /// A name of `lab list`
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LabReset {
+    /// Close the lab and leave the cluster as it is
+    #[arg(long)]
+    pub keep: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LabSolution {
+    /// A name of `lab list` [default: the lab that is open]
+    pub name: Option<String>,
+    /// Only the commands, for a shell; of the lab that is open
+    #[arg(long, conflicts_with = "name")]
+    pub commands: bool,
 }
 
 #[derive(Debug, Clone, Args)]

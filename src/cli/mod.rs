@@ -14,6 +14,7 @@ pub mod exit;
 mod fork;
 mod golden;
 mod image;
+mod lab;
 mod life;
 mod logs;
 mod opened;
@@ -30,6 +31,8 @@ mod status;
 mod support;
 mod terminal;
 mod tools;
+mod top;
+mod tour;
 mod up;
 mod verify;
 
@@ -82,6 +85,9 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Resume(args) => life::resume(global, args).await,
         Verb::Snapshot(args) => snapshot::run(global, &args.what).await,
         Verb::Drill(args) => drill::run(global, &args.what).await,
+        Verb::Top(args) => top::run(global, args).await,
+        Verb::Tour(args) => tour::run(global, args).await,
+        Verb::Lab(args) => lab::run(global, args).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut std::io::stdout());

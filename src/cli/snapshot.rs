@@ -46,14 +46,28 @@ fn of_etcd(global: &Global, name: &Name) -> Result<Option<etcd_only::EtcdSnapsho
 }
 
 async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
+    let opened = Opened::new(global, &format!("snapshot save {}", args.name), whole_moment)?;
+    let saved = save_opened(&opened, args).await?;
+    saved.print(global, &opened.session.plan);
+    Ok(saved.after.code())
+}
+
+/// A snapshot, and how all was after it.
+pub struct Saved {
+    pub record: Record,
+    after: After,
+    took: Duration,
+}
+
+/// Saves an opened cluster, once nothing stands in the way.
+pub async fn save_opened(opened: &Opened, args: &SnapshotSave) -> Result<Saved, CliError> {
     let begin = Instant::now();
     let name = &args.name;
-    let opened = Opened::new(global, &format!("snapshot save {name}"), whole_moment)?;
     let plan = opened.session.plan.clone();
     let cluster = &plan.cluster;
     opened.without_fault()?;
     let (journal, _) = opened.journal("snapshot")?;
-    let desk = desk(&opened, &journal);
+    let desk = desk(opened, &journal);
     snapshot::tidy(&desk).await?;
     if let Some((_, there)) = opened.session.dir.load_snapshots::<Record>()?.into_iter().find(|(known, _)| known == name.as_str())
     {
@@ -109,28 +123,41 @@ async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {
     })?;
     // They stood still, and so did their clocks.
     let after = after(&plan, &*guests, &record.members).await;
-    let took = begin.elapsed();
-    match global.format {
-        Format::Json => {
-            let value = json!({ "cluster": cluster, "snapshot": record, "clocks": after.shifts(), "members": after.compared, "elapsed_ms": millis(took) });
-            render::print_line(&value.to_string());
-        }
-        Format::Text => {
-            after.lines().iter().for_each(|line| render::print_line(line));
-            if !record.accepted.is_empty() {
-                render::print_line(&format!("  accepted as it is: {}", record.accepted.join(", ")));
+    Ok(Saved { record, after, took: begin.elapsed() })
+}
+
+impl Saved {
+    fn print(&self, global: &Global, plan: &Plan) {
+        let (Saved { record, after, took }, cluster) = (self, &plan.cluster);
+        match global.format {
+            Format::Json => {
+                let value = json!({ "cluster": cluster, "snapshot": record, "clocks": after.shifts(), "members": after.compared, "elapsed_ms": millis(*took) });
+                render::print_line(&value.to_string());
             }
-            render::print_line(&format!(
-                "snapshot {name} of cluster {cluster}: {} machines suspended at most {:.1} ms apart, stood {:.1} s, {} MiB more on disk; {:.1} s in all",
-                plan.nodes.len(),
-                micros(Duration::from_micros(record.skew_at_most_us)),
-                seconds(record.stood_ms),
-                record.bytes >> 20,
-                took.as_secs_f64()
-            ));
+            Format::Text => {
+                after.lines().iter().for_each(|line| render::print_line(line));
+                if !record.accepted.is_empty() {
+                    render::print_line(&format!("  accepted as it is: {}", record.accepted.join(", ")));
+                }
+                render::print_line(&self.line(plan));
+            }
         }
     }
-    Ok(after.code())
+
+    /// All of it in one line.
+    pub fn line(&self, plan: &Plan) -> String {
+        let Saved { record, took, .. } = self;
+        format!(
+            "snapshot {} of cluster {}: {} machines suspended at most {:.1} ms apart, stood {:.1} s, {} MiB more on disk; {:.1} s in all",
+            record.name,
+            plan.cluster,
+            plan.nodes.len(),
+            micros(Duration::from_micros(record.skew_at_most_us)),
+            seconds(record.stood_ms),
+            record.bytes >> 20,
+            took.as_secs_f64()
+        )
+    }
 }
 
 /// What the host is, once it has room for the machines' memory.
@@ -215,12 +242,29 @@ impl After {
 }
 
 async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, CliError> {
-    let begin = Instant::now();
     let opened = Opened::new(global, &format!("snapshot restore {name}"), |session| named(&session.dir, name).map(|_| ()))?;
+    let restored = restore_opened(&opened, name, no_verify).await?;
+    restored.print(global, &opened.session.plan);
+    Ok(restored.code())
+}
+
+/// The machines back in a snapshot, and how all was after it.
+pub struct Restored {
+    record: Record,
+    window: Duration,
+    back: Duration,
+    after: After,
+    report: Option<verify::Report>,
+    took: Duration,
+}
+
+/// Takes an opened cluster back, once nothing stands in the way.
+pub async fn restore_opened(opened: &Opened, name: &Name, no_verify: bool) -> Result<Restored, CliError> {
+    let begin = Instant::now();
     let plan = opened.session.plan.clone();
     let cluster = &plan.cluster;
     opened.without_fault()?;
-    let record = &named(&opened.session.dir, name)?;
+    let record = named(&opened.session.dir, name)?;
     let host = opened.host.clone();
     let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
     let differs = record.fits.differs(&Fits::of(&plan, &facts));
@@ -232,7 +276,7 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
     let refusals = preflight::judge(&plan, &facts, &seen, Some(&opened.session.mark()), 0, opened.host.free_disk_mib());
     up::refuse(&refusals.into_iter().filter(|refusal| refusal.about == "memory").collect::<Vec<_>>())?;
     let (journal, _) = opened.journal("snapshot")?;
-    let window = snapshot::restore(&desk(&opened, &journal), record).await.map_err(|error| {
+    let window = snapshot::restore(&desk(opened, &journal), &record).await.map_err(|error| {
         CliError::from(error)
             .left("machines of different moments, all of them paused")
             .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again; ktcw-vm down -c {cluster} removes everything"))
@@ -249,35 +293,56 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
     };
     let left = format!("cluster {cluster} as it was in snapshot {name}, not verified");
     let (after, report) = or_interrupted(&opened.stop, &left, looking).await??;
-    let took = begin.elapsed();
-    match global.format {
-        Format::Json => {
-            let mut value = json!({
-                "cluster": cluster, "snapshot": name, "machines_back_ms": millis(back), "woken_within_ms": micros(window),
-                "clocks": after.shifts(), "members": after.compared, "elapsed_ms": millis(took),
-            });
-            if let Some(report) = &report {
-                value["verify"] = serde_json::to_value(report).unwrap_or_default();
-            }
-            render::print_line(&value.to_string());
-        }
-        Format::Text => {
-            if let Some(report) = &report {
-                render::print(&verify::render::table(report));
-            }
-            after.lines().iter().for_each(|line| render::print_line(line));
-            render::print_line(&format!(
-                "cluster {cluster} is as it was in snapshot {name} of {}: machines back after {:.1} s, {:.1} s in all",
-                shown_time(record.taken),
-                back.as_secs_f64(),
-                took.as_secs_f64()
-            ));
+    Ok(Restored { record, window, back, after, report, took: begin.elapsed() })
+}
+
+impl Restored {
+    /// Whether the members are as they were, and all checks pass that were asked for.
+    pub fn code(&self) -> u8 {
+        match &self.report {
+            Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,
+            _ => self.after.code(),
         }
     }
-    Ok(match &report {
-        Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,
-        _ => after.code(),
-    })
+
+    fn print(&self, global: &Global, plan: &Plan) {
+        let Restored { record, window, back, after, report, took } = self;
+        let cluster = &plan.cluster;
+        match global.format {
+            Format::Json => {
+                let mut value = json!({
+                    "cluster": cluster, "snapshot": record.name, "machines_back_ms": millis(*back), "woken_within_ms": micros(*window),
+                    "clocks": after.shifts(), "members": after.compared, "elapsed_ms": millis(*took),
+                });
+                if let Some(report) = report {
+                    value["verify"] = serde_json::to_value(report).unwrap_or_default();
+                }
+                render::print_line(&value.to_string());
+            }
+            Format::Text => self.lines(plan).iter().for_each(|line| render::print_line(line)),
+        }
+    }
+
+    /// What came of it: the checks, clocks and members, and the time it took.
+    pub fn lines(&self, plan: &Plan) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.report.iter().map(|report| verify::render::table(report).trim_end().to_owned()).collect();
+        lines.extend(self.after.lines());
+        lines.push(self.line(plan));
+        lines
+    }
+
+    /// All of it in one line.
+    pub fn line(&self, plan: &Plan) -> String {
+        format!(
+            "cluster {} is as it was in snapshot {} of {}: machines back after {:.1} s, {:.1} s in all",
+            plan.cluster,
+            self.record.name,
+            shown_time(self.record.taken),
+            self.back.as_secs_f64(),
+            self.took.as_secs_f64()
+        )
+    }
 }
 
 async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
@@ -361,7 +426,7 @@ fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> Desk<'a> {
+pub fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> Desk<'a> {
     let told: &(dyn Fn(&str) + Sync) = &|text| render::status(text);
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
 }

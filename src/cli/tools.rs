@@ -10,6 +10,7 @@ use crate::image;
 use crate::pki::kubeconfig::{self, Credentials};
 use crate::plan::{Ca, PkiItem};
 use crate::store::shared;
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,6 +48,27 @@ pub fn etcdctl(global: &Global, passed: &Passed) -> Result<u8, CliError> {
     }
     command.args(&passed.args);
     become_it(command)
+}
+
+/// What scripts of this computer need to use the cluster's own `kubectl` and `etcdctl` as they are, and `ktcw-vm` beside them.
+pub fn environment(global: &Global, session: &Session) -> Result<Vec<(OsString, OsString)>, CliError> {
+    let bin = program(session, "kubectl")?;
+    let mut path: Vec<PathBuf> = bin.parent().map(Path::to_owned).into_iter().collect();
+    path.extend(std::env::current_exe().ok().and_then(|own| own.parent().map(Path::to_owned)));
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    let admin = || "etcd-admin".to_owned();
+    let mut all: Vec<(OsString, OsString)> = vec![
+        ("PATH".into(), std::env::join_paths(path).map_err(CliError::failed)?),
+        ("KUBECONFIG".into(), kept(session, &PkiItem::Kubeconfig { id: "admin".to_owned() })?.into()),
+        ("ETCDCTL_ENDPOINTS".into(), session.plan.etcd_endpoints().join(",").into()),
+        ("ETCDCTL_CACERT".into(), kept(session, &PkiItem::CaCert { ca: Ca::Etcd })?.into()),
+        ("ETCDCTL_CERT".into(), kept(session, &PkiItem::Cert { id: admin() })?.into()),
+        ("ETCDCTL_KEY".into(), kept(session, &PkiItem::Key { id: admin() })?.into()),
+        ("KTCW_CLUSTER".into(), session.plan.cluster.as_str().into()),
+        ("KTCW_STATE_DIR".into(), session::parent(global)?.into()),
+    ];
+    all.extend(global.connect.as_ref().map(|uri| ("KTCW_CONNECT".into(), uri.into())));
+    Ok(all)
 }
 
 /// Prints the admin kubeconfig, or merges it into the user's.

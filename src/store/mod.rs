@@ -10,6 +10,7 @@ mod etcd_snapshots;
 pub mod failpoint;
 pub mod files;
 pub mod journal;
+mod labs;
 mod lock;
 pub mod shared;
 mod snapshots;

@@ -1,5 +1,6 @@
 //! A lab that lives: power cut and back, saved and rewound, frozen and woken, stopped and started; nothing acknowledged is lost.
 
+use crate::labs::{looked_at_live, solved};
 use crate::rig::{Remove, Rig, command, eventually, libvirt_names, step, virsh};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -27,6 +28,10 @@ fn a_lab_is_cut_off_rewound_frozen_and_always_comes_back() {
     etcd_alone(&rig);
     a_save_that_was_killed_leaves_no_half(&rig);
     frozen_for_a_minute(&rig);
+    looked_at_live(&rig);
+    for name in ["lost-quorum", "scheduler-kubeconfig", "partitioned-leader", "nospace"] {
+        step(&solved(&rig, name));
+    }
     power_cut_everywhere(&rig);
     stopped_and_started(&rig);
 

@@ -1,6 +1,6 @@
 //! The VM suite: the real program, real machines. `setup/e2e.sh` starts it in a namespace with a libvirt of its own.
 //!
-//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes` and `full` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
+//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes`, `full` and `labs_full` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
 //! chooses by name. One cluster serves many checks, because booting it is what costs.
 
 #![expect(
@@ -19,6 +19,8 @@ mod dying;
 mod full;
 mod ha3;
 mod lab;
+mod labs;
+mod labs_full;
 mod rig;
 mod sizes;
 mod smoke;

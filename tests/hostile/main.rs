@@ -129,6 +129,9 @@ fn write_corpus() {
     for (i, drill) in drills.split("[[drill]]").skip(1).take(6).enumerate() {
         put("drill", &format!("drill-{i}"), drill.replace("[drill.", "[").as_bytes());
     }
+    for name in ["nospace", "wrong-peer-url"] {
+        put("lab", name, &read(&format!("labs/{name}.toml")));
+    }
     put("report", "empty", br#"{"form":"x","judgement":{},"record":{}}"#);
     let certs = Keyring::ensure(
         &dir.path().join("pki"),

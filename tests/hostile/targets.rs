@@ -25,6 +25,7 @@ pub const ALL: &[(&str, Parser)] = &[
     ("config", config),
     ("journal", journal),
     ("drill", drill),
+    ("lab", lab),
     ("report", report),
     ("libvirt_xml", libvirt_xml),
     ("kubeconfig", kubeconfig),
@@ -93,6 +94,19 @@ fn journal(bytes: &[u8]) {
 fn drill(bytes: &[u8]) {
     if let Err(said) = ktcw_vm::drill::catalogue::parse(&String::from_utf8_lossy(bytes)) {
         assert!(!said.is_empty());
+    }
+}
+
+/// What passes can be worded for a cluster, whatever its words are.
+fn lab(bytes: &[u8]) {
+    match ktcw_vm::lab::catalogue::parse(&String::from_utf8_lossy(bytes)) {
+        Err(said) => assert!(!said.is_empty()),
+        Ok(lab) => {
+            let hit = [NodeName::controller(0)];
+            let scene = ktcw_vm::lab::words::Scene { plan: small(), hit: &hit };
+            assert!(lab.solution.iter().any(|step| !step.run.is_empty()) && !lab.hints.is_empty());
+            lab.solution.iter().for_each(|step| drop(scene.commands(step)));
+        }
     }
 }
 

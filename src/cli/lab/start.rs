@@ -1,0 +1,246 @@
+//! `lab start`: a snapshot, then the faults, each written down before it happens.
+//! A start that was cut off is begun again: from the save where nothing was broken yet, else from the snapshot.
+//! It refuses what would hide another fault: one lab at a time, none beside a drill's.
+
+use super::{book, refused, snapshot_of, told};
+use crate::cli::args::{Format, Global, SnapshotSave};
+use crate::cli::drill::bench::Bench;
+use crate::cli::error::CliError;
+use crate::cli::opened::{Opened, or_interrupted, whole_moment};
+use crate::cli::session::Session;
+use crate::cli::{render, snapshot, tools};
+use crate::drill::admin;
+use crate::drill::catalogue::Fault;
+use crate::drill::etcd::{statuses, views};
+use crate::drill::kube::Kube as _;
+use crate::drill::script::script;
+use crate::drill::target::{ClusterView, choose};
+use crate::guest::{Guest, put};
+use crate::host::DomainState;
+use crate::lab::catalogue::{Lab, Step, as_drill};
+use crate::lab::words::Scene;
+use crate::lab::work::{Said, Stage};
+use crate::lab::{Again, Book, On, Open, Phase, grade};
+use crate::life;
+use crate::pki::kubeconfig::{self, Credentials};
+use crate::plan::{Ca, CertPlan};
+use crate::snapshot::{self as snapshots, Record, State};
+use crate::spec::NodeName;
+use jiff::Timestamp;
+use serde_json::json;
+use std::time::Duration;
+
+pub async fn start(global: &Global, lab: &Lab) -> Result<u8, crate::cli::error::CliError> {
+    let name = &lab.name;
+    let fits = |session: &Session| {
+        whole_moment(session)?;
+        let plan = &session.plan;
+        match lab.needs.lacking(plan.controllers().count(), plan.workers().count()) {
+            Some(lacking) => {
+                Err(CliError::usage(format!("lab {name} needs {lacking}")).hint(format!("ktcw-vm lab list -c {}", plan.cluster)))
+            }
+            None => book(&session.dir)?.may_start(name).map(|_| ()).map_err(refused(&session.dir)),
+        }
+    };
+    let opened = Opened::new(global, &format!("lab start {name}"), fits)?;
+    opened.without_fault()?;
+    let dir = &opened.session.dir;
+    let cluster = dir.name().clone();
+    let mut book: Book = book(dir)?;
+    let again = book.may_start(name).map_err(refused(dir))?;
+    let snapshot = snapshot_of(lab)?;
+    if again == Again::Fresh {
+        if dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == snapshot.as_str()) {
+            return Err(CliError::usage(format!("there is a snapshot {snapshot} already, and it is of no open lab"))
+                .hint(format!("ktcw-vm snapshot delete {snapshot} -c {cluster}")));
+        }
+        let seed = Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000;
+        let lab = lab.clone();
+        let (begun, phase, hit) = (Timestamp::now(), Phase::Saving, vec![]);
+        book.open = Some(Open { lab, phase, seed, hit, begun, hints: 0, looks: 0, best: 0, solved: None });
+        dir.save_labs(&opened.lock, &book)?;
+    }
+    let whole = match again {
+        Again::Fresh => false,
+        Again::Saving => woken(&opened, lab).await?,
+        Again::Breaking => {
+            render::status("its start was cut off; back to the snapshot first");
+            let restored = snapshot::restore_opened(&opened, &snapshot, true).await?;
+            render::status(&restored.line(&opened.session.plan));
+            true
+        }
+    };
+    if !whole {
+        let note = format!("before lab {name}");
+        let args = SnapshotSave { name: snapshot.clone(), note: Some(note), force: false };
+        match snapshot::save_opened(&opened, &args).await {
+            Ok(saved) => render::status(&saved.line(&opened.session.plan)),
+            Err(error) => {
+                // Nothing is broken and there is no snapshot: there is no lab either. Machines that were left paused are said by the error.
+                book.open = None;
+                dir.save_labs(&opened.lock, &book)?;
+                return Err(error);
+            }
+        }
+    }
+    let left = || format!("a cluster that is partly broken; snapshot {snapshot} has it whole");
+    let hint = || format!("ktcw-vm lab reset -c {cluster} takes it back; ktcw-vm lab start {name} -c {cluster} begins again");
+    let breaking = break_it(global, &opened, &mut book);
+    or_interrupted(&opened.stop, &left(), breaking).await.map_err(|error| error.hint(hint()))?.map_err(|error| {
+        match error.left {
+            None => error.left(left()).hint(hint()),
+            Some(_) => error,
+        }
+    })?;
+    let open = book.running().map_err(refused(dir))?;
+    match global.format {
+        Format::Json => {
+            let value = json!({ "cluster": cluster, "lab": name, "story": lab.story, "snapshot": snapshot, "seed": open.seed });
+            render::print_line(&value.to_string());
+        }
+        Format::Text => render::print(&format!("\n{}", told(&opened.session, open))),
+    }
+    Ok(crate::cli::exit::OK)
+}
+
+/// After a save that was cut off: lets paused machines go on with their clocks set, and says whether the snapshot is whole.
+pub async fn woken(opened: &Opened, lab: &Lab) -> Result<bool, CliError> {
+    let power = opened.machines.power().await?;
+    let asleep = |state| matches!(state, Some(DomainState::Paused | DomainState::PausedIoError));
+    let sleeping: Vec<_> = opened.machines.nodes(None).into_iter().filter(|node| asleep(power.get(&node.name))).collect();
+    if !sleeping.is_empty() {
+        render::status("a save was cut off; letting the machines go on");
+        let names: Vec<NodeName> = sleeping.iter().map(|node| node.name.clone()).collect();
+        opened.machines.resume(sleeping).await?;
+        let guests = opened.session.guests()?;
+        life::repair(&opened.session.plan, &*guests, Timestamp::now, &names).await;
+    }
+    let (journal, _) = opened.journal("lab")?;
+    snapshots::tidy(&snapshot::desk(opened, &journal)).await?;
+    whole(opened, lab)
+}
+
+/// Whether the lab's snapshot is there to go back to.
+pub fn whole(opened: &Opened, lab: &Lab) -> Result<bool, CliError> {
+    let name = snapshot_of(lab)?;
+    let records = opened.session.dir.load_snapshots::<Record>()?;
+    Ok(records
+        .iter()
+        .any(|(known, record)| known == name.as_str() && record.as_ref().is_ok_and(|record| record.state == State::Whole)))
+}
+
+/// Draws who is hit, writes it down, makes every fault.
+async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(), CliError> {
+    let dir = &opened.session.dir;
+    let Some(open) = &mut book.open else { return Err(CliError::failed("no lab is being begun")) };
+    let lab = open.lab.clone();
+    let session = Session::open(global)?;
+    let bench = Bench::new(session, &opened.lock, opened.host.clone(), "lab start")?;
+    let guest: &dyn Guest = &*bench.machines.guest.clone();
+    // Machines that stood still while they were saved have to find each other again.
+    render::status("awaiting a cluster that is well");
+    bench.settle().await?;
+    let view = view(&bench).await?;
+    // The rules of who may be hit are those of drills; a suspended machine is a fault for everybody.
+    let drawn = choose(&as_drill(&lab, Fault::Freeze), &view, open.seed).map_err(|error| CliError::usage(error.to_string()))?;
+    open.hit = drawn.nodes;
+    open.phase = Phase::Breaking;
+    let hit = open.hit.clone();
+    dir.save_labs(&opened.lock, book)?;
+    let journal = &bench.log.journal;
+    let step = format!("lab {}", lab.name);
+    journal.begin_with(&step, None, json!({ "hit": hit })).map_err(CliError::failed)?;
+    let stage = Stage {
+        scene: Scene { plan: &opened.session.plan, hit: &hit },
+        guest,
+        tools: tools::environment(global, &opened.session)?,
+        clock: Timestamp::now,
+    };
+    for (i, fault) in lab.faults.iter().enumerate() {
+        render::status(&format!("  · setting up, {} of {}", i + 1, lab.faults.len()));
+        let failed = |why: String| CliError::failed(format!("lab {}: fault {} ({}): {why}", lab.name, i + 1, fault.does));
+        if let Err(why) = make(&bench, &stage, fault, &view).await {
+            journal.failed(&step, None, &why).map_err(CliError::failed)?;
+            return Err(failed(why));
+        }
+    }
+    journal.done(&step, None).map_err(CliError::failed)?;
+    if let Some(open) = &mut book.open {
+        open.phase = Phase::Open;
+    }
+    Ok(dir.save_labs(&opened.lock, book)?)
+}
+
+async fn view(bench: &Bench) -> Result<ClusterView, CliError> {
+    let members = views(&bench.site, &statuses(&bench.site).await);
+    let seen = bench.kube.view().await.map_err(|why| {
+        CliError::failed(format!("the API does not say who holds what: {why}"))
+            .hint(format!("ktcw-vm verify -c {}", bench.plan.cluster))
+    })?;
+    Ok(ClusterView { members, workers: seen.workers, lease_holders: seen.lease_holders, vip_holder: seen.vip_holder })
+}
+
+async fn make(bench: &Bench, stage: &Stage<'_>, fault: &Step, view: &ClusterView) -> Result<(), String> {
+    if let Some(run) = &fault.run {
+        return all_well(stage.run(fault.on, run, fault.seconds).await);
+    }
+    if let Some(drill) = &fault.drill {
+        let held = view.members.iter().map(|member| member.db_bytes).max().unwrap_or(0);
+        let (fault, members) = (drill.on_a_store_of(held), bench.site.nodes());
+        let kept = bench.dir.path().join(crate::drill::run::SNAPSHOT).display().to_string();
+        for act in script(&fault, stage.scene.hit, &members, &bench.site.environment.timing, &kept).inject {
+            admin::perform(&bench.site, &bench.machines, &act).await.map_err(|error| error.to_string())?;
+        }
+        return Ok(());
+    }
+    let row = fault.expire.as_deref().unwrap_or_default();
+    for node in stage.scene.machines(On::Hit) {
+        let id = format!("{row}@{}", node.name);
+        let plan = bench.plan.certs.iter().find(|cert| cert.id == id).ok_or_else(|| format!("there is no certificate {id}"))?;
+        expire(bench, &node.name, plan).await?;
+    }
+    Ok(())
+}
+
+fn all_well(answers: Vec<(Option<NodeName>, Result<Said, String>)>) -> Result<(), String> {
+    let mut wrong = Vec::new();
+    for (node, answer) in answers {
+        let node = node.map_or_else(|| "here".to_owned(), |node| node.to_string());
+        match answer {
+            Ok(said) if said.ok => {}
+            Ok(said) => wrong.push(format!("{node}: {}", grade::one_line(&format!("{}\n{}", said.stdout, said.stderr)))),
+            Err(why) => wrong.push(format!("{node}: {why}")),
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A certificate of the cluster's CA that ran out yesterday, with a key of its own, where the node has the good one.
+async fn expire(bench: &Bench, node: &NodeName, cert: &CertPlan) -> Result<(), String> {
+    let keyring = &bench.machines.keyring;
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let then = Timestamp::now() - 2 * DAY;
+    let pair = keyring.issue(cert, then, DAY).map_err(|error| text(&error))?;
+    let mut files = Vec::new();
+    if let Some(at) = &cert.at {
+        files.push((format!("{at}-key.pem"), pair.key.expose().to_owned(), 0o600));
+        files.push((format!("{at}.pem"), pair.cert.clone(), 0o644));
+    }
+    let ca = keyring.ca_pem(Ca::Kubernetes).ok_or("the CA is not in the key store")?;
+    for plan in bench.plan.kubeconfigs.iter().filter(|plan| plan.cert == cert.id) {
+        let Some(at) = &plan.at else { continue };
+        let credentials = Credentials { ca, cert: &pair.cert, key: &pair.key };
+        let written = kubeconfig::render(plan, credentials).map_err(|error| text(&error))?;
+        files.push((at.clone(), written.expose().to_owned(), 0o600));
+    }
+    if files.is_empty() {
+        return Err(format!("{} is on no node", cert.id));
+    }
+    let deadline = Duration::from_secs(u64::from(bench.plan.timers.probe_deadline_s));
+    for (path, content, mode) in files {
+        put(&*bench.machines.guest, node, &path, content.as_bytes(), mode, deadline).await.map_err(|error| text(&error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Every lab is whole, every script is shell, and what is wrong with a file is said all at once.
+
+use super::super::words::Scene;
+use super::*;
+use crate::lab::samples::plan_of;
+use crate::spec::NodeName;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+fn built_in() -> Vec<Lab> {
+    labs(None).expect("the built-in labs are whole")
+}
+
+#[test]
+fn all_labs_of_the_directory_are_built_in_and_promised_ones_are_there() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("labs");
+    let mut files: Vec<String> = std::fs::read_dir(directory)
+        .expect("labs/")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    let mut known: Vec<String> = BUILT_IN.iter().map(|(file, _)| (*file).to_owned()).collect();
+    known.sort();
+    assert_eq!(files, known);
+    for (lab, (file, _)) in built_in().iter().zip(BUILT_IN) {
+        assert_eq!(format!("{}.toml", lab.name), file);
+        assert!(lab.hints.len() >= 3, "{}: hints lead there step by step", lab.name);
+        assert!(lab.solution.len() >= 2, "{}: the solution begins with looking", lab.name);
+        assert!(lab.checks.len() >= 3, "{}: there is credit for a part", lab.name);
+    }
+}
+
+#[test]
+fn every_lab_satisfies_the_schema() {
+    let schema = schema().to_value();
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    for (file, text) in BUILT_IN {
+        let value: serde_json::Value = serde_json::to_value(toml::from_str::<toml::Value>(text).expect("TOML")).expect("JSON");
+        let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert_eq!(errors, Vec::<String>::new(), "{file}");
+    }
+    let mut broken = serde_json::to_value(&built_in()[0]).expect("JSON");
+    broken["level"] = "guru".into();
+    assert!(!validator.is_valid(&broken));
+}
+
+/// As they are sent, with what they are told in front. shellcheck where it is, bash in any case.
+#[test]
+fn every_script_is_shell() {
+    let plan = plan_of(3, 1);
+    let scene = Scene { plan: &plan, hit: &[NodeName::controller(1)] };
+    let node = plan.node(&NodeName::controller(1));
+    let checker = Command::new("shellcheck").arg("--version").output().is_ok();
+    for lab in built_in() {
+        let faults = lab.faults.iter().filter_map(|step| step.run.as_ref());
+        for body in faults.chain(lab.checks.iter().map(|check| &check.run)) {
+            let script = scene.script(node, jiff::Timestamp::UNIX_EPOCH, body);
+            let parsed = Command::new("bash").args(["-n", "-c", &script]).output().expect("bash");
+            assert!(parsed.status.success(), "{}: {body}", lab.name);
+            if !checker {
+                continue;
+            }
+            // Nobody follows where words lead: names of machines are words by design.
+            let mut check = Command::new("shellcheck")
+                .args(["--shell=bash", "--severity=warning", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("shellcheck");
+            check.stdin.take().expect("piped").write_all(script.as_bytes()).expect("written");
+            let said = check.wait_with_output().expect("ended");
+            assert!(said.status.success(), "{}: {body}\n{}", lab.name, String::from_utf8_lossy(&said.stdout));
+        }
+    }
+}
+
+fn wrong(change: impl FnOnce(&mut Lab)) -> String {
+    let mut lab = built_in().swap_remove(0);
+    change(&mut lab);
+    problems(&lab).join("\n")
+}
+
+#[test]
+fn all_that_is_wrong_is_said_at_once() {
+    let said = wrong(|lab| {
+        lab.name = "My Lab".to_owned();
+        lab.minutes = 0;
+        lab.hints.clear();
+        lab.checks[0].points = 0;
+        lab.checks[1].seconds = 999;
+        lab.solution.iter_mut().for_each(|step| step.run.clear());
+        lab.faults[0].run = None;
+        lab.story = " ".to_owned();
+    });
+    for part in [
+        "name: \"My Lab\"",
+        "minutes: 0",
+        "hints: there is none",
+        "check 1: points",
+        "check 2: seconds: 999; accepted: 1 to 300",
+        "no command",
+        "fault 1: accepted: one of run, drill and expire",
+        "story: it is empty",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in\n{said}");
+    }
+    assert_eq!(wrong(|_| ()), "");
+}
+
+#[test]
+fn a_drills_fault_hits_whom_a_drill_may_hit() {
+    let partition = built_in().into_iter().find(|lab| lab.name == "partitioned-leader").expect("there");
+    let said = problems(&Lab { hit: Target::Worker, ..partition }).join("\n");
+    assert!(said.contains("fault 1: target: "), "{said}");
+    let said = wrong(|lab| lab.faults[1].drill = Some(Fault::Freeze));
+    assert!(said.contains("fault 2: accepted: one of"), "{said}");
+}
+
+#[test]
+fn a_directory_of_ones_own_is_read_beside_the_built_in_labs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).expect("written");
+    assert!(labs(Some(dir.path())).expect_err("empty").to_string().contains("no file that ends in .toml"));
+    let own = BUILT_IN[0].1.replace("name = \"lost-quorum\"", "name = \"own\"");
+    write("own.toml", &own);
+    write("notes.txt", "no lab");
+    let all = labs(Some(dir.path())).expect("fine");
+    assert_eq!((all.len(), all.last().map(|lab| lab.name.as_str())), (BUILT_IN.len() + 1, Some("own")));
+    write("twice.toml", BUILT_IN[0].1);
+    write("typo.toml", &own.replace("points", "pionts"));
+    write("bad.toml", "=");
+    let said = labs(Some(dir.path())).expect_err("three problems").to_string();
+    for part in ["there is another lab lost-quorum", "pionts", "bad.toml: "] {
+        assert!(said.contains(part), "{part:?} is not in\n{said}");
+    }
+    assert!(labs(Some(Path::new("/nonexistent"))).expect_err("no directory").to_string().contains("--labs: /nonexistent: "));
+}
+
+#[test]
+fn needs_are_said_in_words() {
+    let needs = Needs { members: 3, workers: 1 };
+    assert_eq!(needs.lacking(1, 1).as_deref(), Some("3 etcd members, the cluster has 1"));
+    assert_eq!(needs.lacking(3, 0).as_deref(), Some("1 worker, the cluster has 0"));
+    assert_eq!(needs.lacking(5, 2), None);
+}
