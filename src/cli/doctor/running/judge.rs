@@ -197,11 +197,7 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
 type Liner = dyn Fn(&'static str, Option<&NodeName>, State3, String, String) -> Line;
 
 /// Work that a crash has left open.
-fn cut_off(
-    facts: &Facts,
-    typed: &dyn Fn(&str) -> String,
-    line: &Liner,
-) -> Line {
+fn cut_off(facts: &Facts, typed: &dyn Fn(&str) -> String, line: &Liner) -> Line {
     if let Some(name) = snapshot::open_restore(&facts.history) {
         let said = format!("the restore of snapshot {name}: machines may be of different moments");
         return line("cut off", None, State3::Fail, said, typed(&format!("snapshot restore {name}")));
