@@ -15,7 +15,16 @@ mod samples;
 
 fn sample(etcd: u64, workers: u64, accel: Accel) -> Plan {
     let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel, image: samples::image(), kernel: None, fork_of: None })
+    plan(
+        &spec,
+        &Resolved {
+            subnet: "192.168.77.0/24".parse().expect("subnet"),
+            accel,
+            image: samples::image(),
+            kernel: None,
+            fork_of: None,
+        },
+    )
 }
 
 fn kvm() -> Accel {
@@ -78,8 +87,13 @@ fn what_cloud_init_and_libvirt_are_told() {
 fn a_root_disk_larger_than_the_images_is_grown_at_boot() {
     let told = |root_disk| {
         let spec = validate(&RawSpec { root_disk, ..RawSpec::default() }).expect("valid");
-        let resolved =
-            Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel: kvm(), image: samples::image(), kernel: None, fork_of: None };
+        let resolved = Resolved {
+            subnet: "192.168.77.0/24".parse().expect("subnet"),
+            accel: kvm(),
+            image: samples::image(),
+            kernel: None,
+            fork_of: None,
+        };
         let plan = plan(&spec, &resolved);
         preview(&plan.nodes[0], &plan.network, &[]).expect("made").user_data.expose().contains("resize2fs")
     };

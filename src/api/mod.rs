@@ -3,9 +3,13 @@
 //! It is the only user of `reqwest`; it keeps no state but its connections and knows no plan beyond names.
 
 mod apply;
+mod drain;
+mod presented;
 mod servers;
 
 pub use apply::resource_path;
+pub use drain::PodSeen;
+pub use presented::{is_certificate, presented};
 pub use servers::ApiServers;
 
 use crate::plan::{ELECTIONS, Plan};
@@ -58,6 +62,7 @@ impl Api {
             .tls_built_in_root_certs(false)
             .add_root_certificate(ca)
             .identity(identity)
+            .tls_info(true)
             .connect_timeout(Duration::from_secs(5))
             .pool_idle_timeout(Duration::from_secs(5))
             .pool_max_idle_per_host(idle_connections)

@@ -26,6 +26,19 @@ pub trait ApiServers: Send + Sync {
     fn addons_present<'a>(&'a self, address: Ipv4Addr, plan: &'a Plan, deadline: Duration) -> Answer<'a, bool>;
     /// Server-side apply of every document of a manifest, in order.
     fn apply<'a>(&'a self, address: Ipv4Addr, manifest: &'a str, deadline: Duration) -> Answer<'a>;
+    /// Whether the API knows a node of that name.
+    fn registered<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a, Result<bool, ApiError>>;
+    /// No new pods for the node.
+    fn cordon<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a>;
+    /// Asks the node's pods to go; those that are still there, each with why.
+    fn evict<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        node: &'a NodeName,
+        deadline: Duration,
+    ) -> Answer<'a, Result<Vec<String>, ApiError>>;
+    /// Removes the node's object.
+    fn unregister<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a>;
 }
 
 impl ApiServers for Api {
@@ -46,5 +59,22 @@ impl ApiServers for Api {
     }
     fn apply<'a>(&'a self, address: Ipv4Addr, manifest: &'a str, deadline: Duration) -> Answer<'a> {
         Api::apply(self, address, manifest, deadline).boxed()
+    }
+    fn registered<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a, Result<bool, ApiError>> {
+        Api::registered(self, address, node, deadline).boxed()
+    }
+    fn cordon<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a> {
+        Api::cordon(self, address, node, deadline).boxed()
+    }
+    fn evict<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        node: &'a NodeName,
+        deadline: Duration,
+    ) -> Answer<'a, Result<Vec<String>, ApiError>> {
+        Api::evict(self, address, node, deadline).boxed()
+    }
+    fn unregister<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, deadline: Duration) -> Answer<'a> {
+        Api::unregister(self, address, node, deadline).boxed()
     }
 }

@@ -6,7 +6,7 @@ use super::perform::World;
 use crate::guest::{Cmd, clock};
 use crate::host::{DomainState, HostError, HostSeen, blocking};
 use crate::plan::Plan;
-use crate::spec::NodeName;
+use crate::spec::{NodeName, Role};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,6 +24,17 @@ pub struct Inventory {
     pub leaders_elected: bool,
     pub addons_applied: bool,
     pub workloads_ready: bool,
+    /// What is there of the node that is on its way out.
+    pub leaving: Option<LeavingObserved>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeavingObserved {
+    pub domain: Option<DomainState>,
+    /// Those of its disks that are there.
+    pub volumes: Vec<String>,
+    /// The API knows it, or could not be asked.
+    pub registered: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +51,10 @@ pub struct NodeObserved {
     pub apiserver_ready: bool,
     /// The Kubernetes node is Ready.
     pub ready: bool,
+    /// Planned files whose content is another on the node; only where files were looked at.
+    pub stale: BTreeSet<String>,
+    /// What files that were changed earlier still need to count: `restart kubelet.service`.
+    pub owed: BTreeSet<String>,
 }
 
 impl Inventory {
@@ -51,17 +66,23 @@ impl Inventory {
     pub fn of_host(plan: &Plan, seen: &HostSeen) -> Inventory {
         let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name && pool.active);
         let names = |name: &str| pool(name).map(|p| p.volumes.iter().map(|v| v.name.clone()).collect()).unwrap_or_default();
+        let volumes: BTreeSet<String> = names(&plan.storage.pool);
         let domain = |name: &str| seen.domains.iter().find(|domain| domain.name == name).map(|domain| domain.state);
         Inventory {
             network_active: seen.networks.iter().any(|network| network.name == plan.network.name && network.active),
             pools_active: pool(&plan.storage.pool).is_some() && pool(&plan.storage.image_pool).is_some(),
             image_volumes: names(&plan.storage.image_pool),
-            volumes: names(&plan.storage.pool),
             nodes: plan
                 .nodes
                 .iter()
                 .map(|node| (node.name.clone(), NodeObserved { domain: domain(&node.domain.name), ..NodeObserved::default() }))
                 .collect(),
+            leaving: plan.leaving.as_ref().map(|node| LeavingObserved {
+                domain: domain(&node.domain.name),
+                volumes: node.domain.disks.iter().map(|disk| disk.volume.clone()).filter(|name| volumes.contains(name)).collect(),
+                registered: node.role == Role::Worker,
+            }),
+            volumes,
             ..Inventory::default()
         }
     }
@@ -103,6 +124,11 @@ pub async fn observe(plan: &Plan, world: &World) -> Result<Inventory, HostError>
     }
     inventory.vip_ready = world.api.ready(plan.network.vip, patience).await.is_ok();
     inventory.leaders_elected = inventory.vip_ready && world.api.leaders_elected(plan.network.vip, patience).await.is_ok();
+    if let (Some(node), Some(leaving), true) = (&plan.leaving, &mut inventory.leaving, inventory.vip_ready)
+        && leaving.registered
+    {
+        leaving.registered = world.api.registered(plan.network.vip, &node.name, patience).await.unwrap_or(true);
+    }
     if inventory.vip_ready && plan.spec.workers > 0 {
         let vip = plan.network.vip;
         inventory.workloads_ready = world.api.workloads_ready(vip, u32::from(plan.spec.workers), patience).await.is_ok();

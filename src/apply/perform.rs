@@ -4,6 +4,7 @@
 
 use super::inventory::{INSPECT, cloud_init_errors};
 use super::step::{Action, Step};
+use super::{change, member};
 use crate::api::{ApiError, ApiServers};
 use crate::event::{Event, Events};
 use crate::guest::{Cmd, Guest, GuestError, clock};
@@ -64,6 +65,11 @@ pub enum StepError {
     Api(#[from] ApiError),
     #[error(transparent)]
     TimedOut(#[from] TimedOut),
+    #[error("etcd's members: {said}")]
+    Members { said: String },
+    /// Pods that did not go.
+    #[error("{late}")]
+    Drain { late: TimedOut },
     #[error("{node}: {reason}")]
     Seed { node: NodeName, reason: String },
     #[error("{node}: cloud-init reported errors: {errors}")]
@@ -79,6 +85,9 @@ impl StepError {
     pub fn hint(&self) -> Option<String> {
         match self {
             StepError::Host(error) => error.hint(),
+            StepError::Drain { .. } => {
+                Some("its pods are bound by a PodDisruptionBudget or do not end: --force removes it all the same".to_owned())
+            }
             _ => None,
         }
     }
@@ -91,7 +100,8 @@ const SELDOM: Duration = Duration::from_secs(1);
 
 /// Performs one step. `Ok(true)`: something was made or changed.
 pub(super) async fn perform(plan: &Arc<Plan>, step: &Step, world: &Arc<World>, events: &Events) -> Result<bool, StepError> {
-    let node = step.node.as_ref().and_then(|name| plan.node(name));
+    let leaving = plan.leaving.as_ref().filter(|leaving| step.node.as_ref() == Some(&leaving.name));
+    let node = leaving.or(step.node.as_ref().and_then(|name| plan.node(name)));
     match (&step.action, node) {
         (Action::Network, _) => on_host(world, plan, |world, plan| world.host.ensure_network(&plan.network, &world.mark)).await,
         (Action::Pools, _) => on_host(world, plan, |world, plan| world.host.ensure_pools(&plan.storage, &world.mark)).await,
@@ -188,6 +198,47 @@ async fn on_node(
                 seen(world.api.node_ready(vip, &node.name, patience(plan)).await)
             })
             .await
+        }
+        Action::Drain { awaited, force } => change::drain(plan, node, (*awaited, *force), step, world, events).await,
+        Action::RemoveMachine => {
+            let node = node.clone();
+            on_host(world, plan, move |world, plan| change::remove_machine(world, plan, &node)).await
+        }
+        Action::AddMember => member::add(plan, node, world).await,
+        Action::PromoteMember => {
+            let deadline = seconds(timers.etcd_deadline_s);
+            wait(step, events, format!("{} a voting member", node.name), deadline, || async {
+                change::seen_by(member::promote(plan, node, world).await)
+            })
+            .await
+        }
+        Action::RemoveMember => {
+            // It hands the API's address over; one that does not answer has lost it.
+            let stop = format!("systemctl stop keepalived.service {}\n", change::CONTROL_PLANE.join(" "));
+            if node.control_plane {
+                let _ = world.guest.run(&node.name, Cmd::script(stop, seconds(timers.probe_deadline_s))).await;
+            }
+            let deadline = seconds(timers.etcd_deadline_s);
+            wait(step, events, format!("etcd without {}", node.name), deadline, || async {
+                change::seen_by(member::remove(plan, node, world).await)
+            })
+            .await
+        }
+        Action::PutFiles { paths, owed } => change::put_files(plan, node, paths, owed, world).await,
+        Action::Roll { owed } => change::roll(plan, node, owed, step, world, events).await,
+        Action::Seed => {
+            let (seed, node) = (world.seed(plan, node)?, node.clone());
+            on_host(world, plan, move |world, plan| {
+                let volume = node.domain.disks.iter().find(|disk| disk.kind == DiskKind::Seed);
+                volume.map_or(Ok(Done::Unchanged), |disk| {
+                    world.host.ensure_content(&plan.storage, &disk.volume, &seed, &world.mark)
+                })
+            })
+            .await
+        }
+        Action::Unregister => {
+            world.api.unregister(plan.network.vip, &node.name, patience(plan)).await?;
+            Ok(true)
         }
         _ => Ok(false),
     }
@@ -329,7 +380,13 @@ async fn addons(plan: &Plan, world: &World, step: &Step, events: &Events) -> Res
 }
 
 /// A wait whose last statuses are events. What was waited for was not there before: it counts as a change.
-async fn wait<F, Fut>(step: &Step, events: &Events, what: impl Display, deadline: Duration, probe: F) -> Result<bool, StepError>
+pub(super) async fn wait<F, Fut>(
+    step: &Step,
+    events: &Events,
+    what: impl Display,
+    deadline: Duration,
+    probe: F,
+) -> Result<bool, StepError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Seen<()>>,
@@ -342,12 +399,13 @@ where
             status: status.to_owned(),
         });
     };
-    let every = if matches!(step.action, Action::AwaitBoot) { SELDOM } else { OFTEN };
+    let seldom = matches!(step.action, Action::AwaitBoot | Action::PromoteMember | Action::RemoveMember | Action::Drain { .. });
+    let every = if seldom { SELDOM } else { OFTEN };
     until(what, deadline, every, told, probe).await?;
     Ok(true)
 }
 
-fn seen(result: Result<(), ApiError>) -> Seen<()> {
+pub(super) fn seen(result: Result<(), ApiError>) -> Seen<()> {
     match result {
         Ok(()) => Seen::Ready(()),
         Err(error) => Seen::NotYet(error.to_string()),
@@ -362,10 +420,10 @@ fn short(error: &GuestError) -> String {
     }
 }
 
-fn patience(plan: &Plan) -> Duration {
+pub(super) fn patience(plan: &Plan) -> Duration {
     Duration::from_secs(if plan.timers.staged { 30 } else { 10 })
 }
 
-fn seconds(value: u32) -> Duration {
+pub(super) fn seconds(value: u32) -> Duration {
     Duration::from_secs(u64::from(value))
 }

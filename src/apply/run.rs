@@ -144,7 +144,7 @@ pub async fn run(
 
 /// Verbs whose steps an observation shows to be done or not. A restore is none of them: whether all machines are back in the same
 /// moment cannot be seen. A `down` that was cut off is over once `up` turns it round.
-const SETTLED: [&str; 6] = ["up", "down", "start", "stop", "pause", "resume"];
+const SETTLED: [&str; 8] = ["up", "down", "start", "stop", "pause", "resume", "node", "certs"];
 
 /// Says in the journal what an observation has shown: a step that an earlier run began, and that is not among `steps`, is done.
 /// Otherwise what a crash left open would look open for ever, because nobody has to do it again.
@@ -152,9 +152,48 @@ pub fn settle(journal: &Journal, history: &History, steps: &[Step]) -> Result<()
     for record in history.pending().into_iter().chain(history.failed()).filter(|record| SETTLED.contains(&record.verb.as_str())) {
         if let Entry::Step { step, node, .. } = &record.entry
             && !steps.iter().any(|left| &left.id == step)
+            && !step.starts_with(ADD)
+            && step != RENEW
         {
             journal.done(step, node.as_ref())?;
         }
+    }
+    Ok(())
+}
+
+/// Records of nodes that come begin with it: open until the node is whole.
+const ADD: &str = "add ";
+
+/// Open from before the first certificate is replaced until every node has its own and uses it.
+pub const RENEW: &str = "renew certificates";
+
+/// Whether certificates were renewed that may not be on every node yet.
+pub fn renewing(history: &History) -> bool {
+    history.pending().iter().any(|record| matches!(&record.entry, Entry::Step { step, .. } if step == RENEW))
+}
+
+/// Nodes whose coming was announced, and that were not seen whole since.
+pub fn announced(history: &History) -> Vec<NodeName> {
+    let open = history.pending().into_iter().filter_map(|record| match &record.entry {
+        Entry::Step { step, node, .. } if step.starts_with(ADD) => node.clone(),
+        _ => None,
+    });
+    open.collect()
+}
+
+/// Says who comes, before anything of it is there: asked again after a crash, the verb finishes these and adds no more.
+pub fn announce(journal: &Journal, history: &History, old: &Plan, new: &Plan) -> Result<(), JournalError> {
+    let open = announced(history);
+    for node in new.nodes.iter().filter(|node| old.node(&node.name).is_none() && !open.contains(&node.name)) {
+        journal.begin(&format!("{ADD}{}", node.name), Some(&node.name))?;
+    }
+    Ok(())
+}
+
+/// All of them are there, or gone again.
+pub fn arrived(journal: &Journal, history: &History) -> Result<(), JournalError> {
+    for node in announced(history) {
+        journal.done(&format!("{ADD}{node}"), Some(&node))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! `run` carries the list out; tests check that a plan applied leaves no step and that TCG starts one control plane at a time.
 //! Pure: no step is taken here and nothing is asked.
 
-use super::Inventory;
+use super::{Inventory, grow};
 use crate::event::Stage;
 use crate::host::DomainState;
 use crate::plan::{NodePlan, Plan};
@@ -51,6 +51,32 @@ pub enum Action {
     AwaitNodeReady,
     /// Until DNS and the witness pods are ready.
     AwaitWorkloads,
+    /// No new pods on the node, and those there moved away. `awaited`: until they are gone, or, with `force`, as long as it takes.
+    Drain {
+        awaited: bool,
+        force: bool,
+    },
+    /// A learner of that node among etcd's members.
+    AddMember,
+    /// Until it has everything and votes.
+    PromoteMember,
+    /// Its leadership handed over and its membership gone.
+    RemoveMember,
+    /// These files as planned, on a running node; `owed` is what they need to count.
+    PutFiles {
+        paths: Vec<String>,
+        owed: Vec<String>,
+    },
+    /// What is owed to changed files, the API server before the rest.
+    Roll {
+        owed: Vec<String>,
+    },
+    /// The seed as planned: what the node would be told if it began anew.
+    Seed,
+    /// Machine, disks and seed of a node that leaves.
+    RemoveMachine,
+    /// The object of a node that has left.
+    Unregister,
 }
 
 impl Action {
@@ -74,6 +100,15 @@ impl Action {
             Action::Addons => "applying CoreDNS and the witness",
             Action::AwaitNodeReady => "until the node is Ready",
             Action::AwaitWorkloads => "until DNS and witness pods are ready",
+            Action::Drain { .. } => "moving its pods away",
+            Action::AddMember => "adding it to etcd as a learner",
+            Action::PromoteMember => "until it has everything and votes",
+            Action::RemoveMember => "handing over and leaving etcd",
+            Action::PutFiles { .. } => "writing changed files",
+            Action::Roll { .. } => "restarting what reads them",
+            Action::Seed => "writing the seed",
+            Action::RemoveMachine => "removing the machine and its disks",
+            Action::Unregister => "removing it from the API",
         }
     }
 }
@@ -88,6 +123,8 @@ pub fn steps(plan: &Plan, seen: &Inventory) -> Vec<Step> {
     etcd_steps(plan, seen, &mut list);
     control_plane_steps(plan, seen, &mut list);
     worker_steps(plan, seen, &mut list);
+    let rolled = grow::roll_steps(plan, seen, &mut list);
+    grow::leaving_steps(plan, seen, &rolled, &mut list);
     list
 }
 
@@ -162,26 +199,53 @@ fn units(stage: Stage, verb: &str, node: &NodePlan, seen: &Inventory, wanted: &[
     }
 }
 
-/// All members at once: a member is up only when a quorum is, so one after the other would wait for ever.
+/// The controller that is on its way in.
+fn joins(plan: &Plan, node: &NodePlan) -> bool {
+    plan.spec.lineage.joining.as_ref() == Some(&node.name)
+}
+
+/// Ids of the steps that start those who are members already.
+pub(super) fn etcd_of_members(plan: &Plan) -> Vec<String> {
+    plan.controllers().filter(|node| !joins(plan, node)).map(|node| format!("etcd {}", node.name)).collect()
+}
+
+/// All members at once: a member is up only when a quorum is, so one after the other would wait for ever. Who joins comes when
+/// they are there: a learner first, which has no vote and so cannot cost the quorum.
 fn etcd_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
     for node in plan.controllers() {
-        let after = vec![format!("clock {}", node.name)];
-        units(Stage::Etcd, "etcd", node, seen, &["etcd.service"], after, list);
+        let name = &node.name;
+        let clock = format!("clock {name}");
+        if !joins(plan, node) {
+            units(Stage::Etcd, "etcd", node, seen, &["etcd.service"], vec![clock], list);
+            continue;
+        }
+        let mut add = |verb: &str, action, after| {
+            list.push(Step { id: format!("{verb} {name}"), stage: Stage::Etcd, node: Some(name.clone()), action, after });
+        };
+        add("add", Action::AddMember, [etcd_of_members(plan), vec![clock, format!("ssh {name}")]].concat());
+        add("promote", Action::PromoteMember, vec![format!("add {name}"), format!("etcd {name}")]);
+        units(Stage::Etcd, "etcd", node, seen, &["etcd.service"], vec![format!("add {name}")], list);
     }
 }
 
 fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
-    let etcd: Vec<String> = plan.controllers().map(|node| format!("etcd {}", node.name)).collect();
+    let members = etcd_of_members(plan);
     let mut before: Option<NodeName> = None;
     for node in plan.control_planes() {
         let name = &node.name;
         let observed = seen.node(name);
+        let etcd = if joins(plan, node) { vec![format!("promote {name}")] } else { members.clone() };
         let mut after = etcd.clone();
-        if let (true, Some(before)) = (plan.timers.staged, &before) {
+        if let (true, Some(before), false) = (plan.timers.staged, &before, joins(plan, node)) {
             after.extend([format!("apiserver ready {before}"), format!("control plane {before}")]);
         }
-        // keepalived with it: the address is where the first API server answers, in the moment in which it does.
-        let first = ["kube-apiserver.service", "keepalived.service"];
+        // keepalived with it, but on one who joins: the address is where the first API server answers, in the moment in which it does.
+        let (apiserver, address) = ("kube-apiserver.service", "keepalived.service");
+        let loops = ["kube-controller-manager.service", "kube-scheduler.service"];
+        let (first, rest) = match joins(plan, node) {
+            false => (vec![apiserver, address], loops.to_vec()),
+            true => (vec![apiserver], [&[address][..], &loops].concat()),
+        };
         units(Stage::ControlPlane, "apiserver", node, seen, &first, after, list);
         if !observed.apiserver_ready {
             list.push(Step {
@@ -192,21 +256,28 @@ fn control_plane_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
                 after: [etcd.clone(), vec![format!("apiserver {name}")]].concat(),
             });
         }
-        let rest = ["kube-controller-manager.service", "kube-scheduler.service"];
-        let after = vec![format!("apiserver ready {name}")];
+        let mut after = vec![format!("apiserver ready {name}")];
+        if joins(plan, node) {
+            // Until the others know it as a peer, two would hold the address.
+            after.extend(plan.nodes.iter().flat_map(|other| [format!("files {}", other.name), format!("roll {}", other.name)]));
+        }
         units(Stage::ControlPlane, "control plane", node, seen, &rest, after, list);
-        before = Some(name.clone());
+        if !joins(plan, node) {
+            before = Some(name.clone());
+        }
     }
+    // Who joins comes when the others are complete: nothing of theirs waits for it.
+    let there: Vec<&NodePlan> = plan.control_planes().filter(|node| !joins(plan, node)).collect();
     if !seen.vip_ready {
         // The address comes up with the first API server that is ready; with staged starts the workers are not to disturb the others.
-        let first = if plan.timers.staged { plan.control_planes().last() } else { plan.control_planes().next() };
+        let first = if plan.timers.staged { there.last() } else { there.first() };
         let verb = if plan.timers.staged { "control plane" } else { "apiserver ready" };
         let after = first.map(|node| format!("{verb} {}", node.name)).into_iter().collect();
         let (id, action) = ("virtual address".to_owned(), Action::AwaitVip);
         list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
     }
     if !seen.leaders_elected {
-        let mut after: Vec<String> = plan.control_planes().map(|node| format!("control plane {}", node.name)).collect();
+        let mut after: Vec<String> = there.iter().map(|node| format!("control plane {}", node.name)).collect();
         after.push("virtual address".to_owned());
         let (id, action) = ("leaders".to_owned(), Action::AwaitLeaders);
         list.push(Step { id, stage: Stage::ControlPlane, node: None, action, after });
@@ -246,13 +317,16 @@ fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
 }
 
 #[cfg(test)]
+pub(super) use tests::{applied, sample};
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::apply::NodeObserved;
     use crate::plan::{Accel, CpuModel, Resolved, plan, samples};
     use crate::spec::{RawSpec, validate};
 
-    pub(crate) fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
+    pub fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
         let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
         let subnet = "192.168.77.0/24".parse().expect("subnet");
         plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None })
@@ -263,7 +337,7 @@ mod tests {
     }
 
     /// What `observe` would say after a whole run.
-    fn applied(plan: &Plan) -> Inventory {
+    pub fn applied(plan: &Plan) -> Inventory {
         let storage = &plan.storage;
         Inventory {
             network_active: true,
@@ -287,6 +361,7 @@ mod tests {
                         active_units: node.units.iter().cloned().collect(),
                         apiserver_ready: node.control_plane,
                         ready: node.role == Role::Worker,
+                        ..NodeObserved::default()
                     };
                     (node.name.clone(), observed)
                 })
@@ -295,6 +370,7 @@ mod tests {
             leaders_elected: true,
             addons_applied: true,
             workloads_ready: true,
+            leaving: None,
         }
     }
 

@@ -67,6 +67,8 @@ pub enum Verb {
     Pause(Pause),
     /// Let paused machines go on, with their clocks set
     Resume(Resume),
+    /// Add nodes to the cluster, or take one away: machines, keys, and what others know of it
+    Node(NodeArgs),
     /// The whole cluster in one moment, memory and disks: save, list, restore, delete
     Snapshot(SnapshotArgs),
     /// Nodes, roles, etcd leader and term, units, lease holders
@@ -92,7 +94,7 @@ pub enum Verb {
     Etcdctl(Passed),
     /// Print the kubeconfig, or merge it into yours
     Kubeconfig(Kubeconfig),
-    /// Certificates: list with expiry and names, or check them on the nodes
+    /// Certificates: list with expiry and names, check them on the nodes, or renew them
     Certs(Certs),
     /// Serve the API at a local address (127.0.0.1:6443)
     Proxy(Proxy),
@@ -105,7 +107,7 @@ pub enum Verb {
     /// Guest images: build, list, prune
     Image(ImageArgs),
     /// What this host lacks, and what to install
-    Doctor(SpecArgs),
+    Doctor(DoctorArgs),
     /// What others need to help: everything about a cluster in one file, without its secrets
     Support(SupportArgs),
     /// Shell completions
@@ -240,6 +242,15 @@ impl SpecArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Not this host, but the cluster that is kept on it: what it will need soon
+    #[arg(long)]
+    pub running: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Stop {
     /// Only this machine
     #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
@@ -333,6 +344,54 @@ pub struct SnapshotSave {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    pub what: NodeWhat,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum NodeWhat {
+    /// One more, or several; those that are there keep names and addresses. Etcd members join one after the other, as learners first
+    Add(NodeAdd),
+    /// Take one away: its pods moved, or its member removed, then its machine, disks and keys
+    Remove(NodeRemove),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct NodeAdd {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=50))]
+    pub count: u8,
+    /// What they are for; an etcd member is a controller
+    #[arg(long, value_enum, default_value_t = NodeRole::Worker)]
+    pub role: NodeRole,
+    /// Show where the time went, by stage and node
+    #[arg(long)]
+    pub timings: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeRole {
+    Worker,
+    Etcd,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct NodeRemove {
+    #[arg(value_parser = NodeName::parse)]
+    pub node: NodeName,
+    /// Also where its pods cannot be moved in time, or nobody would make them anew
+    #[arg(long)]
+    pub force: bool,
+    /// Leave out the final verify
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Output {
     /// Same as --format
     #[arg(short, value_enum)]
@@ -391,6 +450,15 @@ pub enum CertsWhat {
     List,
     /// Compare what is on the nodes with the plan, the CAs and the clock
     Check,
+    /// New certificates for the keys there are, taken to the nodes one after the other and put into use
+    Renew {
+        /// Only those that end within so many days [default: all]
+        #[arg(long, value_name = "DAYS")]
+        within: Option<u16>,
+        /// Leave out the final verify
+        #[arg(long)]
+        no_verify: bool,
+    },
     /// Print a CA certificate as PEM: `ktcw-vm certs ca > ca.pem`
     Ca {
         #[arg(value_enum, default_value = "kubernetes")]

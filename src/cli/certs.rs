@@ -1,21 +1,36 @@
-//! `ktcw-vm certs [list|check|ca]`: every certificate with its names and days left; what the nodes really hold; a CA as PEM.
-//! The list is the key store's; the check is `verify`'s, which reads the files over SSH and compares keys, plan, CA and clock.
-//! Public parts only: no private key is read for either.
+//! `ktcw-vm certs [list|check|ca|renew]`: every certificate with its names and days left; what the nodes hold; a CA; new ones.
+//! The list is the key store's; the check is `verify`'s; `renew` replaces them here and has them taken to the nodes like any changed file.
+//! Keys stay as they are: of what is printed nothing is secret.
 
 use super::args::{CaName, CertsWhat, Format, Global};
 use super::error::CliError;
+use super::opened::{Opened, whole_moment};
 use super::session::{self, Session};
-use super::{exit, render};
+use super::up::{Outcome, shown};
+use super::way::{Settled, carry_out};
+use super::{exit, render, resolve};
+use crate::api;
+use crate::apply;
 use crate::event::Events;
-use crate::plan::{Ca, PkiItem};
+use crate::image;
+use crate::life::power::Whole;
+use crate::pki::{Keyring, Lifetimes};
+use crate::plan::{Ca, CertPlan, PkiItem, Plan};
+use crate::secret::Secret;
 use crate::verify::{self, Group, render::Show};
+use crate::wait::{self, Seen};
 use comfy_table::{Table, presets};
+use std::time::Duration;
 
 pub async fn run(global: &Global, what: Option<CertsWhat>) -> Result<u8, CliError> {
+    if let Some(CertsWhat::Renew { within, no_verify }) = what {
+        return renew(global, within, !no_verify).await;
+    }
     let session = Session::open(global)?;
     match what.unwrap_or(CertsWhat::List) {
         CertsWhat::List => show(global, &session),
         CertsWhat::Check => compare(global, &session).await,
+        CertsWhat::Renew { .. } => Ok(exit::OK),
         CertsWhat::Ca { which } => {
             let ca = match which {
                 CaName::Kubernetes => Ca::Kubernetes,
@@ -68,4 +83,108 @@ async fn compare(global: &Global, session: &Session) -> Result<u8, CliError> {
         Format::Text => render::print(&verify::render::text(&report, Show { all: true, colour: true })),
     }
     Ok(super::verify::exit_code(&report))
+}
+
+/// New leaves for the keys there are, here first and then on every node. What a crash cut off is finished by this verb or by `up`.
+async fn renew(global: &Global, within: Option<u16>, verify: bool) -> Result<u8, CliError> {
+    let opened = Opened::new(global, "certs renew", whole_moment)?;
+    opened.without_fault()?;
+    opened.all(&opened.machines.power().await?, &Whole::Running)?;
+    let (plan, now) = (opened.session.plan.clone(), jiff::Timestamp::now());
+    let rows = opened.session.keyring.list(&plan.certs, now);
+    let soon = |cert: &&CertPlan| match within {
+        None => true,
+        Some(days) => rows.iter().any(|row| row.id == cert.id && row.days_left <= i64::from(days)),
+    };
+    let chosen: Vec<CertPlan> = plan.certs.iter().filter(soon).cloned().collect();
+    let open = apply::renewing(&opened.session.dir.history()?);
+    if chosen.is_empty() && !open {
+        let days = within.unwrap_or_default();
+        render::print_line(&format!("no certificate of cluster {} ends within {days} days; nothing to do", plan.cluster));
+        return Ok(exit::OK);
+    }
+    let name = plan.cluster.clone();
+    shown(global, &name, false, |events| async move { replace(opened, chosen, now, verify, &events).await }).await
+}
+
+async fn replace(
+    opened: Opened,
+    chosen: Vec<CertPlan>,
+    now: jiff::Timestamp,
+    verify: bool,
+    events: &Events,
+) -> Result<Outcome, CliError> {
+    let (journal, _) = opened.journal("certs")?;
+    let Opened { session: Session { dir, plan, mut keyring, .. }, lock, host, .. } = opened;
+    if !chosen.is_empty() {
+        let ids: Vec<&String> = chosen.iter().map(|cert| &cert.id).collect();
+        journal.begin_with(apply::RENEW, None, serde_json::json!({ "certificates": ids })).map_err(CliError::failed)?;
+        keyring.renew(&chosen, now, Lifetimes::default().leaf).map_err(|error| {
+            CliError::from(error)
+                .left("certificates that are good, some of them new")
+                .hint(format!("ktcw-vm certs renew -c {}", plan.cluster))
+        })?;
+        events.send(crate::event::Event::Note { text: format!("{} certificates are made anew", chosen.len()) });
+    }
+    drop(journal);
+    let files = image::find_key(&image::cache_dir(), &plan.resolved.image.key)
+        .ok()
+        .flatten()
+        .map(|image| resolve::files(&plan.spec, Some(&image)));
+    carry_out(
+        Settled { dir, lock, way: vec![plan], host, files, verb: "certs", only: None, verify, healed: false, golden: false },
+        events,
+    )
+    .await
+}
+
+/// Servers that show a certificate to who asks: which one, at which port.
+const SHOWN: [(&str, u16, Ca); 3] =
+    [("etcd-server", 2379, Ca::Etcd), ("kube-apiserver", 6443, Ca::Kubernetes), ("kubelet-server", 10250, Ca::Kubernetes)];
+
+/// Every server shows the certificate that is kept here, in a handshake of its own: what lies in a file may not be in use.
+/// One that has just been restarted is given time to listen.
+pub(super) async fn in_use(plan: &Plan, keyring: &Keyring) -> Result<(), CliError> {
+    let deadline = Duration::from_secs(u64::from(plan.timers.probe_deadline_s)) * 4;
+    let looked = wait::until(
+        "every renewed certificate in use",
+        deadline,
+        Duration::from_secs(1),
+        |_| (),
+        || async {
+            match not_shown(plan, keyring).await {
+                Ok(wrong) if wrong.is_empty() => Seen::Ready(Ok(())),
+                Ok(wrong) => Seen::NotYet(wrong.join("; ")),
+                Err(error) => Seen::Ready(Err(error)),
+            }
+        },
+    );
+    match looked.await {
+        Ok(answer) => answer,
+        Err(late) => Err(CliError::failed(late)
+            .left("certificates that are good, here and on the nodes")
+            .hint(format!("ktcw-vm up -c {0} looks again; ktcw-vm certs check -c {0}", plan.cluster))),
+    }
+}
+
+async fn not_shown(plan: &Plan, keyring: &Keyring) -> Result<Vec<String>, CliError> {
+    let patience = Duration::from_secs(u64::from(plan.timers.probe_deadline_s));
+    let mut wrong = Vec::new();
+    for cert in &plan.certs {
+        let row = cert.id.split('@').next().unwrap_or_default();
+        let Some((_, port, ca)) = SHOWN.iter().find(|(of, ..)| *of == row) else { continue };
+        let Some(ip) = cert.node.as_ref().and_then(|node| plan.node(node)).map(|node| node.ip) else { continue };
+        let kept = session::item(keyring, &PkiItem::Cert { id: cert.id.clone() })?;
+        let trusted = session::item(keyring, &PkiItem::CaCert { ca: *ca })?;
+        let client = if *ca == Ca::Etcd { "etcd-admin" } else { "admin" };
+        let (own, key) = (PkiItem::Cert { id: client.to_owned() }, PkiItem::Key { id: client.to_owned() });
+        let (own, key) = (session::item(keyring, &own)?, session::item(keyring, &key)?);
+        let identity = Secret::new(format!("{}\n{}", own.expose(), key.expose()));
+        match api::presented(trusted.expose(), &identity, ip, *port, patience).await {
+            Ok(shown) if api::is_certificate(kept.expose(), &shown) => {}
+            Ok(_) => wrong.push(format!("{}: another one is in use", cert.id)),
+            Err(error) => wrong.push(format!("{}: {error}", cert.id)),
+        }
+    }
+    Ok(wrong)
 }

@@ -1,33 +1,48 @@
-//! What may change on a cluster that exists: nodes may be added at the end of the workers; machines are not rebuilt behind one's back.
+//! What may change on a cluster that exists: nodes may be added; machines are not rebuilt behind one's back.
 //! `up` asks before it touches anything; the answer names every difference.
 //! Pure.
 
 use super::error::CliError;
 use crate::plan::Plan;
-use crate::spec::{KernelSpec, Role};
+use crate::spec::{ClusterSpec, KernelSpec, NodeName};
 
 /// Accepts a new plan for an existing cluster, or says what cannot change in place.
-pub fn allowed(old: &Plan, new: &Plan) -> Result<(), CliError> {
+///
+/// `kept` is the specification as last written down: whom it does not count any more is on the way out already.
+pub fn allowed(old: &Plan, kept: &ClusterSpec, new: &Plan) -> Result<(), CliError> {
     let mut problems = settings(old, new);
+    let leaves = |node: &NodeName| !kept.nodes_of(node.role()).contains(node);
+    let members = |plan: &Plan| plan.controllers().map(|node| node.name.clone()).collect::<Vec<_>>();
+    // Who the other members are stands in files of many nodes: those are taken to them when one comes or goes.
+    let moved = members(old) != members(new) || old.spec.lineage.joined != new.spec.lineage.joined;
+    let mut removed = Vec::new();
     for node in &old.nodes {
         match new.node(&node.name) {
-            None => problems.push(format!("{} would be removed", node.name)),
+            None if leaves(&node.name) => {}
+            None => removed.push(node.name.clone()),
             Some(same) if same == node => {}
-            Some(changed) => {
-                let what = if changed.domain != node.domain { "its machine" } else { "its files" };
-                problems.push(format!("{}: {what} would change", node.name));
+            Some(changed) if changed.domain != node.domain => problems.push(format!("{}: its machine would change", node.name)),
+            Some(changed) if changed.control_plane != node.control_plane => {
+                problems.push(format!("{}: what it runs would change", node.name));
             }
+            Some(_) if moved => {}
+            Some(_) => problems.push(format!("{}: its files would change", node.name)),
         }
     }
-    for node in new.nodes.iter().filter(|node| old.node(&node.name).is_none() && node.role == Role::Controller) {
-        problems.push(format!("{} would join a running etcd cluster", node.name));
-    }
+    problems.extend(removed.iter().map(|node| format!("{node} would be removed")));
     if problems.is_empty() {
         return Ok(());
     }
     let name = &old.cluster;
     let text = format!("cluster {name} exists and cannot be changed in place:\n  {}", problems.join("\n  "));
-    Err(CliError::usage(text).hint(format!("the same flags as before keep it; ktcw-vm down -c {name} removes it")))
+    let hint = match removed.as_slice() {
+        [] => "the same flags as before keep it".to_owned(),
+        gone => {
+            let each: Vec<String> = gone.iter().rev().map(|node| format!("ktcw-vm node remove {node} -c {name}")).collect();
+            format!("{} takes nodes away", each.join(", then "))
+        }
+    };
+    Err(CliError::usage(text).hint(format!("{hint}; ktcw-vm down -c {name} removes it")))
 }
 
 /// Settings that shape every machine and the network under them, each with its flag and what it is now.

@@ -2,6 +2,8 @@
 //! Every answer has its way out; exit code 69 when something is missing that `up` needs.
 //! Package names are Debian's; for other systems the tool's own name says what to look for.
 
+mod running;
+
 use super::args::{Format, Global, SpecArgs};
 use super::error::CliError;
 use super::{exit, render, resolve, session, spec_of};
@@ -38,6 +40,11 @@ impl Finding {
     fn note(what: &'static str, said: impl Into<String>, way_out: impl Into<String>) -> Finding {
         Finding { optional: true, ..Finding::missing(what, said, way_out) }
     }
+}
+
+/// What the cluster itself will need soon.
+pub async fn running(global: &Global) -> Result<u8, CliError> {
+    running::run(global).await
 }
 
 /// What `up` with the same flags would need. Where there is an image, its kernel (or `--kernel`) is booted to see whether KVM works.

@@ -179,7 +179,8 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
     let took = begin.elapsed().as_secs_f64();
     match global.format {
         Format::Json => {
-            let mut value = json!({ "cluster": cluster, "etcd_snapshot": snapshot, "elapsed_ms": begin.elapsed().as_millis() as u64 });
+            let mut value =
+                json!({ "cluster": cluster, "etcd_snapshot": snapshot, "elapsed_ms": begin.elapsed().as_millis() as u64 });
             if let Some(report) = &report {
                 value["verify"] = serde_json::to_value(report).unwrap_or_default();
             }

@@ -98,7 +98,8 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::pat
         return Err(CliError::host(format!("a fork needs libvirt on this computer, and {} is not", opened.host.uri())));
     }
     let mut lacks = netns::lacks();
-    let runs = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let runs =
+        Command::new("qemu-img").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !runs.is_ok_and(|status| status.success()) {
         lacks.push("the program qemu-img (package qemu-utils)".to_owned());
     }
@@ -116,8 +117,9 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::pat
     let now = Fits { qemu_version: record.fits.qemu_version.clone(), ..Fits::of(old, &facts) };
     let differs = record.fits.differs(&now);
     if !differs.is_empty() {
-        return Err(CliError::host(format!("snapshot {} does not fit any more: {}", record.name, differs.join("; ")))
-            .left("nothing"));
+        return Err(
+            CliError::host(format!("snapshot {} does not fit any more: {}", record.name, differs.join("; "))).left("nothing")
+        );
     }
     let all = preflight::judge(plan, &facts, &seen, None, 0, opened.host.free_disk_mib());
     up::refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
@@ -125,11 +127,11 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::pat
     let taken: u64 = pool.map_or(0, |pool| pool.volumes.iter().map(|volume| volume.allocation).sum());
     let (need, free) = ((taken >> 20) + RESERVE_MIB, pool.and_then(|pool| pool.available).map(|bytes| bytes >> 20));
     match free {
-        Some(free) if free < need => Err(CliError::host(format!(
-            "the fork's disks may take {need} MiB, where pools are made {free} MiB are free"
-        ))
-        .left("nothing")
-        .hint(format!("free disk space, or ktcw-vm snapshot delete NAME -c {}", old.cluster))),
+        Some(free) if free < need => {
+            Err(CliError::host(format!("the fork's disks may take {need} MiB, where pools are made {free} MiB are free"))
+                .left("nothing")
+                .hint(format!("free disk space, or ktcw-vm snapshot delete NAME -c {}", old.cluster)))
+        }
         _ => Ok(()),
     }
 }

@@ -107,9 +107,9 @@ pub async fn keep(
     };
     let record = snapshot::save(desk, record).await.map_err(|error| {
         let cluster = &plan.cluster;
-        CliError::from(error).left("the cluster without a golden snapshot; machines may be paused").hint(format!(
-            "ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out"
-        ))
+        CliError::from(error)
+            .left("the cluster without a golden snapshot; machines may be paused")
+            .hint(format!("ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out"))
     })?;
     let after = after(plan, guests, &record.members).await;
     if !after.is_well() {
@@ -138,7 +138,8 @@ pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
         host.observe()
     });
     let pool = &machines.plan.storage.pool;
-    let bytes = seen.await?.pools.iter().filter(|found| found.name == *pool).flat_map(|found| &found.volumes).map(|v| v.allocation).sum();
+    let bytes =
+        seen.await?.pools.iter().filter(|found| found.name == *pool).flat_map(|found| &found.volumes).map(|v| v.allocation).sum();
     desk.journal.done(LEAVE, None).map_err(CliError::failed)?;
     Ok(bytes)
 }
@@ -188,9 +189,9 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
     let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
     let desk = Desk { machines: &machines, dir, lock, journal: &journal, told: &told };
     snapshot::restore(&desk, record).await.map_err(|error| {
-        CliError::from(error).left("machines of different moments, all of them paused or off").hint(format!(
-            "ktcw-vm up -c {cluster} again; ktcw-vm down -c {cluster} removes everything"
-        ))
+        CliError::from(error)
+            .left("machines of different moments, all of them paused or off")
+            .hint(format!("ktcw-vm up -c {cluster} again; ktcw-vm down -c {cluster} removes everything"))
     })?;
     over(Stage::Machines, "golden restore", began);
     let began = stage(Stage::Etcd);

@@ -17,6 +17,7 @@ mod image;
 mod lab;
 mod life;
 mod logs;
+mod node;
 mod opened;
 mod plan;
 mod proxy;
@@ -35,6 +36,7 @@ mod top;
 mod tour;
 mod up;
 mod verify;
+mod way;
 
 use crate::spec::RawSpec;
 use args::{Cli, Global, SpecArgs, Verb};
@@ -83,6 +85,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Start(args) => start::run(global, args).await,
         Verb::Pause(args) => life::pause(global, args).await,
         Verb::Resume(args) => life::resume(global, args).await,
+        Verb::Node(args) => node::run(global, &args.what).await,
         Verb::Snapshot(args) => snapshot::run(global, &args.what).await,
         Verb::Drill(args) => drill::run(global, &args.what).await,
         Verb::Top(args) => top::run(global, args).await,
@@ -103,7 +106,8 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Kubeconfig(args) => tools::show_kubeconfig(global, args),
         Verb::Certs(args) => certs::run(global, args.what).await,
         Verb::Proxy(args) => proxy::run(global, args).await,
-        Verb::Doctor(args) => doctor::run(global, args),
+        Verb::Doctor(args) if args.running => doctor::running(global).await,
+        Verb::Doctor(args) => doctor::run(global, &args.spec),
         Verb::Support(args) => support::run(global, &args.what).await,
     }
 }
@@ -142,15 +146,17 @@ fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec,
         raw = raw.over(file);
     }
     problems.extend(resolve::kernel_problems(raw.kernel.as_deref(), raw.initrd.as_deref()));
+    let mut kept = None;
     // A name that is none is said by `validate`, with all else.
     if let Ok(name) = crate::spec::ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
         let parent = session::parent(global)?;
         if crate::store::ClusterDir::exists(&parent, &name) {
             let dir = crate::store::ClusterDir::open(&parent, &name)?;
             raw = raw.over(crate::spec::RawSpec::from(dir.spec()));
+            kept = Some(dir.spec().clone());
         }
     }
-    let spec = crate::spec::validate(&raw);
+    let spec = crate::spec::validate_kept(&raw, kept.as_ref());
     problems.extend(spec.as_ref().err().into_iter().flatten().map(ToString::to_string));
     match spec {
         Ok(spec) if problems.is_empty() => Ok(spec),

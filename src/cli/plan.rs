@@ -19,7 +19,8 @@ pub fn run(global: &Global, args: &PlanArgs) -> Result<u8, CliError> {
     }
     let spec = spec_of(global, &args.spec)?;
     let parent = session::parent(global)?;
-    let old = if ClusterDir::exists(&parent, &spec.name) { ClusterDir::open(&parent, &spec.name)?.load_plan()? } else { None };
+    let dir = if ClusterDir::exists(&parent, &spec.name) { Some(ClusterDir::open(&parent, &spec.name)?) } else { None };
+    let old = dir.as_ref().map(ClusterDir::load_plan).transpose()?.flatten();
     let (resolved, notes) = match &old {
         Some(old) => (resolve::kept(old), Vec::new()),
         None => {
@@ -27,9 +28,11 @@ pub fn run(global: &Global, args: &PlanArgs) -> Result<u8, CliError> {
             resolve::guessed(&spec, host.as_ref().map(|(facts, seen)| (facts, seen)))?
         }
     };
-    let plan = plan(&spec, &resolved);
-    if let Some(old) = &old {
-        change::allowed(old, &plan)?;
+    // Where its way would end: who joins a running etcd is told so.
+    let end = dir.as_ref().and_then(|dir| dir.spec().path(&spec).pop()).map(|last| last.settled());
+    let plan = plan(end.as_ref().unwrap_or(&spec), &resolved);
+    if let (Some(old), Some(dir)) = (&old, &dir) {
+        change::allowed(old, dir.spec(), &plan)?;
     }
     if let Some(what) = &args.show {
         render::print(&show(&plan, what)?);

@@ -71,7 +71,7 @@ pub fn mark(dir: &ClusterDir) -> Mark {
 }
 
 pub fn guests(plan: &Plan, ssh: &SshKeys) -> Result<Arc<SshGuests>, CliError> {
-    let targets = plan.nodes.iter().filter_map(|node| {
+    let targets = plan.nodes.iter().chain(&plan.leaving).filter_map(|node| {
         let host_key = ssh.hosts.get(&node.name)?.public.clone();
         Some(Target { node: node.name.clone(), addr: SocketAddr::from((node.ip, 22)), host_key })
     });

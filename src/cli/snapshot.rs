@@ -176,10 +176,7 @@ pub(super) async fn has_room(machines: &Machines, host: &Arc<LibvirtHost>) -> Re
 }
 
 /// etcd's members as they are now, and of those that do not answer, why.
-pub(super) async fn members(
-    plan: &Plan,
-    guests: &dyn Guest,
-) -> (BTreeMap<NodeName, MemberSeen>, Vec<(NodeName, String)>) {
+pub(super) async fn members(plan: &Plan, guests: &dyn Guest) -> (BTreeMap<NodeName, MemberSeen>, Vec<(NodeName, String)>) {
     let now: fn() -> Timestamp = Timestamp::now;
     let (mut answered, mut silent) = (BTreeMap::new(), Vec::new());
     for (node, seen) in verify::members(plan, guests, &now, None).await {

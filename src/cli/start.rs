@@ -6,7 +6,8 @@ use super::args::{Global, Start};
 use super::drill::bench::Bench;
 use super::error::CliError;
 use super::opened::whole_moment;
-use super::up::{Outcome, Settled, carry_out, refuse, shown};
+use super::up::{Outcome, refuse, shown};
+use super::way::{Settled, carry_out};
 use super::{resolve, session};
 use crate::event::Events;
 use crate::host::{Host, blocking};
@@ -43,7 +44,7 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
     let settled = Settled {
         dir,
         lock,
-        plan: Arc::clone(&plan),
+        way: vec![Arc::clone(&plan)],
         host,
         files,
         verb: "start",

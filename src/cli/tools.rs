@@ -81,9 +81,11 @@ pub fn show_kubeconfig(global: &Global, args: &Kubeconfig) -> Result<u8, CliErro
     }
     if session.plan.network.namespace {
         let cluster = &session.plan.cluster;
-        return Err(CliError::failed(format!("cluster {cluster} is a fork: nothing outside its network namespace reaches its API"))
-            .left("your kubeconfig as it was")
-            .hint(format!("ktcw-vm kubectl -c {cluster} …, or ktcw-vm proxy -c {cluster}")));
+        return Err(CliError::failed(format!(
+            "cluster {cluster} is a fork: nothing outside its network namespace reaches its API"
+        ))
+        .left("your kubeconfig as it was")
+        .hint(format!("ktcw-vm kubectl -c {cluster} …, or ktcw-vm proxy -c {cluster}")));
     }
     let path = users_kubeconfig()?;
     let plan = session.plan.kubeconfigs.iter().find(|kubeconfig| kubeconfig.id == "admin");

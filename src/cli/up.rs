@@ -7,32 +7,37 @@ use super::drill::bench::Bench;
 use super::error::CliError;
 use super::golden::{self, Golden};
 use super::opened::no_open_restore;
-use super::{exit, render, resolve, session, signals, spec_of};
-use crate::apply::{self, ApplyError, World};
+use super::way::{Settled, Stage1, carry_out};
+use super::{exit, render, resolve, session, spec_of};
+use crate::apply::{self, ApplyError};
 use crate::event::{Event, Events, Stage, Verdict};
-use crate::guest::Guest;
-use crate::guest::ssh::keys;
-use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, blocking};
-use crate::life::Machines;
-use crate::life::power::Whole;
-use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
-use crate::snapshot;
-use crate::spec::{ClusterName, ClusterSpec, NodeName};
-use crate::store::journal::Journal;
-use crate::store::{ClusterDir, Lock, SshKey, SshKeys, StoreError};
+use crate::spec::{ClusterName, ClusterSpec};
+use crate::store::{ClusterDir, StoreError};
 use crate::verify;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 pub async fn run(global: &Global, up: &Up) -> Result<u8, CliError> {
     let spec = spec_of(global, &up.spec)?;
     let parent = session::parent(global)?;
     let (spec, parent) = (&spec, &parent);
-    shown(global, &spec.name, up.timings, |events| async move { raise(global, up, spec, parent, &events).await }).await
+    let asked = Asked { spec, verb: "up", verify: !up.no_verify, golden: !up.no_golden, kernel_given: up.spec.kernel.is_some() };
+    shown(global, &spec.name, up.timings, |events| async move { raise(global, &asked, parent, &events).await }).await
+}
+
+/// What a cluster is to become, by which verb.
+pub(super) struct Asked<'a> {
+    pub spec: &'a ClusterSpec,
+    pub verb: &'static str,
+    pub verify: bool,
+    /// A golden snapshot of what was verified is to be kept.
+    pub golden: bool,
+    /// `--kernel` was given again: it must be the same file.
+    pub kernel_given: bool,
 }
 
 /// Shows what happens while `work` raises or starts a cluster, then what came of it, as text or JSON.
@@ -90,27 +95,27 @@ pub(super) struct Outcome {
     pub golden: Option<Golden>,
 }
 
-async fn raise(
+pub(super) async fn raise(
     global: &Global,
-    up: &Up,
-    spec: &ClusterSpec,
+    asked: &Asked<'_>,
     parent: &std::path::Path,
     events: &Events,
 ) -> Result<Outcome, CliError> {
+    let (spec, verb) = (asked.spec, asked.verb);
     let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
     let host = match &existing {
         Some(dir) => session::connect_to(global, dir)?,
         None => session::connect(global)?,
     };
     // Before anything is made, even a directory: what is asked must be possible here.
-    let lock = existing.as_ref().map(|dir| dir.lock("up")).transpose()?;
+    let lock = existing.as_ref().map(|dir| dir.lock(verb)).transpose()?;
     let old = match &existing {
         Some(dir) => dir.load_plan()?,
         None => None,
     };
     let stage = Stage1::begin(events, Stage::Preflight);
-    let asked = host.clone();
-    let (facts, seen) = blocking(move || Ok((asked.facts()?, asked.observe()?))).await?;
+    let looked = host.clone();
+    let (facts, seen) = blocking(move || Ok((looked.facts()?, looked.observe()?))).await?;
     let mark = existing.as_ref().map(session::mark);
     // What can be known before there is an image is said before its minutes are spent.
     let (draft, mut refusals) = match &old {
@@ -129,7 +134,7 @@ async fn raise(
                 // The disks are there.
                 refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
                 stage.done(false);
-                let scene = golden::Scene { dir, lock: held, plan: Arc::new(draft), host, verify: !up.no_verify };
+                let scene = golden::Scene { dir, lock: held, plan: Arc::new(draft), host, verify: asked.verify };
                 golden::come_back(scene, &record, events).await
             }
             (why, _) => {
@@ -139,13 +144,17 @@ async fn raise(
                     super::down::remove(dir, lock, host).await?;
                 }
                 stage.done(false);
-                Box::pin(raise(global, up, spec, parent, events)).await
+                Box::pin(raise(global, asked, parent, events)).await
             }
         };
     }
-    if let Some(old) = &old {
-        super::change::allowed(old, &draft)?;
-        if up.spec.kernel.is_some() {
+    // Nothing of an etcd that somebody joined is left: it is founded again, by all.
+    let anew = apply::begins_anew(&draft, &seen);
+    let founded = spec.founded();
+    let (spec, draft) = if anew { (&founded, plan(&founded, &draft.resolved)) } else { (spec, draft) };
+    if let (Some(old), Some(dir)) = (&old, &existing) {
+        super::change::allowed(old, dir.spec(), &draft)?;
+        if asked.kernel_given {
             resolve::same_kernel(old, spec)?;
         }
     }
@@ -195,141 +204,16 @@ async fn raise(
     if old.is_some() {
         no_open_restore(&dir.history()?, spec.name.as_str())?;
         // A drill that died has left a fault, and steps would be made on top of it.
-        healed = Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), "up").await?;
+        healed = Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), verb).await?;
     }
-    dir.save_spec(&lock, spec)?;
-    dir.save_plan(&lock, &plan)?;
-    let (files, verify, golden) = (Some(files), !up.no_verify, !up.no_golden);
-    carry_out(Settled { dir, lock, plan, host, files, verb: "up", only: None, verify, healed, golden }, events).await
-}
-
-/// A cluster whose plan is written down, under its lock.
-pub(super) struct Settled {
-    pub dir: ClusterDir,
-    pub lock: Lock,
-    pub plan: Arc<Plan>,
-    pub host: Arc<LibvirtHost>,
-    /// Behind the plan's image volumes; `None`: not on this computer, and not needed while the volumes are there.
-    pub files: Option<resolve::Files>,
-    pub verb: &'static str,
-    /// The steps of one node only.
-    pub only: Option<NodeName>,
-    pub verify: bool,
-    /// A drill's fault was healed just now: what it hit may need a moment.
-    pub healed: bool,
-    /// Keep a golden snapshot of what was verified.
-    pub golden: bool,
-}
-
-/// Keys → what is there → steps → verify: the way of `up` and of `start`.
-pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
-    let Settled { dir, lock, plan, host, files, verb, only, verify, healed, golden } = settled;
-    let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
-    no_open_restore(&history, plan.cluster.as_str())?;
-    let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
-    if !dir.load_snapshots::<snapshot::Record>()?.is_empty() {
-        let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
-        let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
-        snapshot::tidy(&desk).await?;
-    }
-
-    let stage = Stage1::begin(events, Stage::Keys);
-    let (ssh, made_ssh) = ensure_ssh(&dir, &lock, &plan)?;
-    let (keyring, made) = ensure_keys(&dir, &plan)?;
-    stage.done(made_ssh + made > 0);
-
-    let guests = session::guests(&plan, &ssh)?;
-    let (base, kernel, initrd) = files.clone().map_or_else(Default::default, |files| (files.base, files.kernel, files.initrd));
-    let world = Arc::new(World {
-        host: host.clone() as Arc<dyn Host>,
-        guest: guests.clone() as Arc<dyn Guest>,
-        api: Arc::new(session::api(&keyring)?),
-        keyring,
-        ssh,
-        mark: session::mark(&dir),
-        clock: jiff::Timestamp::now,
-        base,
-        kernel,
-        initrd,
-    });
-    let stop = signals::interrupted();
-    events.send(Event::Note { text: "looking at what is there".to_owned() });
-    let mut inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
-    let journal = Arc::new(Mutex::new(journal));
-    let mut applied = apply::Applied::default();
-    // A new cluster has no disks to be seen.
-    if !inventory.pools_active && !history.records.is_empty() {
-        // What an inactive pool holds is not seen: after the host was rebooted it would look as if no disk were there.
-        let pools = apply::steps(&plan, &inventory).into_iter().filter(|step| step.action == apply::Action::Pools).collect();
-        applied = run_steps(&plan, pools, &world, &journal, events, &stop).await?;
-        inventory = or_stop(&plan, stop.clone(), apply::observe(&plan, &world)).await??;
-    }
-    let mut steps = apply::steps(&plan, &inventory);
-    with_journal(&journal, |journal| apply::settle(journal, &history, &steps)).map_err(CliError::failed)?;
-    if let Some(node) = &only {
-        steps = apply::only(&plan, &inventory, steps, node);
-    }
-    if files.is_none() && steps.iter().any(|step| matches!(step.action, apply::Action::BaseVolume | apply::Action::KernelVolumes))
-    {
-        return Err(CliError::failed("the image that this cluster runs is neither in libvirt nor on this computer")
-            .hint(format!("ktcw-vm up -c {} builds it", plan.cluster)));
-    }
-    if steps.is_empty() {
-        events.send(Event::Note { text: format!("cluster {} is as planned; nothing to do", plan.cluster) });
-    }
-    let more = run_steps(&plan, steps, &world, &journal, events, &stop).await?;
-    applied.changed += more.changed;
-    applied.timings.extend(more.timings);
-    // One node of a cluster whose other machines are off is not yet a cluster to be verified.
-    let power = machines.power().await?;
-    let partial = only.is_some() && power.whole() != Whole::Running;
-    if partial {
-        events.send(Event::Note { text: format!("not verified: the machines are {}", power.whole()) });
-    }
-    let report = if !verify || partial {
-        None
-    } else {
-        let stage = Stage1::begin(events, Stage::Verify);
-        let looking = async {
-            match applied.changed {
-                0 if !healed => Ok(super::verify::checked(&plan, &world.keyring, &*guests, events).await),
-                _ => super::verify::settled(&plan, &world.keyring, &*guests, events).await,
-            }
-        };
-        let report = or_stop(&plan, stop, looking).await??;
-        stage.done(false);
-        Some(report)
+    let way = match &old {
+        // One member after the other, each of them in before the next comes.
+        Some(_) if anew => vec![plan],
+        Some(_) => dir.spec().path(spec).iter().map(|spec| Arc::new(self::plan(spec, &plan.resolved))).collect(),
+        None => vec![plan],
     };
-    let good = report.as_ref().is_some_and(|report| report.verdict() == Verdict::Pass);
-    let mut kept = None;
-    if golden && good && applied.changed > 0 {
-        let began = Instant::now();
-        events.send(Event::Note { text: "keeping a golden snapshot".to_owned() });
-        let journal = Arc::into_inner(journal).ok_or_else(|| CliError::failed("a step still holds the journal"))?;
-        let journal = journal.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
-        let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
-        let record = golden::keep(&desk, &*guests, &host, events).await?;
-        kept = record.map(|record| Golden::Kept { took: began.elapsed(), bytes: record.bytes });
-    }
-    drop(lock);
-    Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report, golden: kept })
-}
-
-async fn run_steps(
-    plan: &Arc<Plan>,
-    steps: Vec<apply::Step>,
-    world: &Arc<World>,
-    journal: &Arc<Mutex<Journal>>,
-    events: &Events,
-    stop: &tokio::sync::watch::Receiver<bool>,
-) -> Result<apply::Applied, CliError> {
-    let ran = apply::run(plan.clone(), steps, world.clone(), journal.clone(), events.clone(), stop.clone());
-    ran.await.map_err(|error| explain(plan, error))
-}
-
-fn with_journal<T>(journal: &Mutex<Journal>, act: impl FnOnce(&Journal) -> T) -> T {
-    act(&journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    let (files, verify, golden) = (Some(files), asked.verify, asked.golden);
+    carry_out(Settled { dir, lock, way, host, files, verb, only: None, verify, healed, golden }, events).await
 }
 
 /// All reasons at once; an empty list is none.
@@ -341,42 +225,8 @@ pub(super) fn refuse(refusals: &[preflight::Refusal]) -> Result<(), CliError> {
     Err(CliError::host(format!("this host cannot take the cluster; nothing was made\n{}", all.join("\n"))))
 }
 
-fn ensure_ssh(dir: &ClusterDir, lock: &Lock, plan: &Plan) -> Result<(SshKeys, usize), CliError> {
-    let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
-    Ok(dir.ensure_ssh(lock, &names, |comment| {
-        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
-        Ok(SshKey { private, public })
-    })?)
-}
-
-/// Makes what is missing and checks every certificate before a machine boots with it.
-fn ensure_keys(dir: &ClusterDir, plan: &Plan) -> Result<(Keyring, usize), CliError> {
-    let now = jiff::Timestamp::now();
-    let (keyring, ensured) = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default())?;
-    let findings: Vec<String> =
-        keyring.check(&plan.certs, now).iter().filter(|f| !f.problem.is_warning()).map(ToString::to_string).collect();
-    if !findings.is_empty() {
-        return Err(
-            CliError::failed(format!("certificates are not as planned:\n{}", findings.join("\n"))).hint("ktcw-vm certs list")
-        );
-    }
-    Ok((keyring, ensured.made.len()))
-}
-
-/// What only looks is cut off by Ctrl-C; the steps, which change things, have their own way to stop.
-async fn or_stop<T>(
-    plan: &Plan,
-    mut stop: tokio::sync::watch::Receiver<bool>,
-    looking: impl Future<Output = T>,
-) -> Result<T, CliError> {
-    tokio::select! {
-        seen = looking => Ok(seen),
-        _ = stop.wait_for(|stop| *stop) => Err(explain(plan, ApplyError::Interrupted { done: 0, left: 0 })),
-    }
-}
-
 /// What failed, what is there now, what to type.
-fn explain(plan: &Plan, error: ApplyError) -> CliError {
+pub(super) fn explain(plan: &Plan, error: ApplyError) -> CliError {
     let name = &plan.cluster;
     let again = format!("ktcw-vm up -c {name} goes on where it stopped; ktcw-vm down -c {name} removes everything");
     match &error {
@@ -420,27 +270,11 @@ fn summary(outcome: &Outcome, elapsed: std::time::Duration) -> String {
          ktcw-vm{flag} status\n  \
          ktcw-vm{flag} kubectl get nodes -o wide\n  \
          ktcw-vm{flag} etcdctl member list\n  \
-         ktcw-vm{flag} ssh controller-0\n",
+         ktcw-vm{flag} ssh {}\n",
         plan.spec.etcd,
         plan.spec.workers,
         elapsed.as_secs_f64(),
         plan.network.vip,
+        plan.controllers().next().map_or_else(String::new, |node| node.name.to_string()),
     )
-}
-
-/// A stage that is not a list of steps.
-struct Stage1 {
-    events: Events,
-    stage: Stage,
-    begin: Instant,
-}
-
-impl Stage1 {
-    fn begin(events: &Events, stage: Stage) -> Self {
-        events.send(Event::StageStarted { stage });
-        Self { events: events.clone(), stage, begin: Instant::now() }
-    }
-    fn done(self, changed: bool) {
-        self.events.send(Event::StageFinished { stage: self.stage, elapsed: self.begin.elapsed(), changed });
-    }
 }

@@ -46,11 +46,12 @@ fn script(node: &NodePlan) -> String {
         "if nft list table {TABLE} >/dev/null 2>&1; then echo rules; fi\n\
          if tc qdisc show dev eth0 root | grep -q netem; then echo netem; fi\n\
          if frozen; then echo frozen; fi\n\
-         if [ -e {place} ]; then grep -qs -e --initial-cluster-state=existing {place} && echo joining || echo quota; fi\n\
+         if [ -e {place} ]; then if {joining}; then echo joining; else echo quota; fi; fi\n\
          if [ -e /etc/etcd/pki/server.pem ]; then echo \"cert $(sha256sum </etc/etcd/pki/server.pem)\"; fi\n\
          if [ -e {skew} ]; then echo skew; fi\n\
          echo end\n",
         place = shell::OVERRIDE,
+        joining = shell::JOINING,
         skew = shell::SKEW,
     ));
     text

@@ -19,6 +19,11 @@ pub const DATA: &str = "/var/lib/etcd/data";
 /// quadlet prefers a definition here, and it does not outlive a boot.
 pub const OVERRIDE: &str = "/run/containers/systemd/etcd.container";
 const DEFINITION: &str = "/etc/containers/systemd/etcd.container";
+/// Whether the override is there to let a member join, and not for its quota. One that joined when the cluster grew has the
+/// word in its own definition.
+pub const JOINING: &str = "grep -qs -e --initial-cluster-state=existing /run/containers/systemd/etcd.container && \
+     { ! grep -qs -e --initial-cluster-state=existing /etc/containers/systemd/etcd.container || \
+     [ \"$(cat /run/containers/systemd/etcd.container)\" = \"$(cat /etc/containers/systemd/etcd.container)\" ]; }";
 /// Where the server's certificate is kept while a short-lived one is in its place.
 pub const KEPT_CERT: &str = "/run/ktcw-drill/pki";
 /// Undoes a skewed clock, relative to itself.
@@ -70,7 +75,7 @@ pub fn start(process: Process) -> String {
     format!(
         "if ! mountpoint -q {DISK}; then systemctl start var-lib-etcd.mount; fi\n\
          if [ ! -e {DATA}/member ]; then echo 'etcd has no data here, and would start as a new, empty member' >&2; exit 1; fi\n\
-         if grep -qs -e --initial-cluster-state=existing {OVERRIDE}; then rm -f {OVERRIDE}; systemctl daemon-reload; fi\n{unit}"
+         if {JOINING}; then rm -f {OVERRIDE}; systemctl daemon-reload; fi\n{unit}"
     )
 }
 
@@ -293,7 +298,7 @@ mod tests {
     #[test]
     fn overrides_change_the_one_flag_they_are_about() {
         let definition = include_str!("../../cloud-init/etcd.container");
-        for flag in ["--initial-cluster-state=new", "--quota-backend-bytes="] {
+        for flag in ["--initial-cluster-state=", "--quota-backend-bytes="] {
             assert_eq!(definition.matches(flag).count(), 1, "{flag}");
         }
         assert!(quota(Some(16)).contains("--quota-backend-bytes=16777216"));

@@ -21,7 +21,16 @@ use std::time::Duration;
 fn ha3() -> Plan {
     let spec = validate(&RawSpec { etcd: Some(3), workers: Some(2), ..RawSpec::default() }).expect("valid");
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("subnet"), accel, image: samples::image(), kernel: None, fork_of: None })
+    plan(
+        &spec,
+        &Resolved {
+            subnet: "192.168.77.0/24".parse().expect("subnet"),
+            accel,
+            image: samples::image(),
+            kernel: None,
+            fork_of: None,
+        },
+    )
 }
 
 fn now() -> Timestamp {

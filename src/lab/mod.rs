@@ -21,6 +21,6 @@ mod samples {
     pub fn plan_of(etcd: u64, workers: u64) -> Plan {
         let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
         let subnet = "192.168.77.0/24".parse().expect("net");
-        plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: crate::plan::samples::image(), kernel: None })
+        plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: crate::plan::samples::image(), kernel: None, fork_of: None })
     }
 }

@@ -21,7 +21,10 @@ fn sample(etcd: u64, workers: u64) -> Arc<Plan> {
     let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() };
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
     let subnet = "192.168.77.0/24".parse().expect("net");
-    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None }))
+    Arc::new(plan(
+        &validate(&raw).expect("valid"),
+        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
+    ))
 }
 
 /// All machines defined and running.

@@ -204,9 +204,10 @@ impl Keyring {
         Ok(KeyCert { cert, key })
     }
 
-    /// Makes new certificates for the existing keys of these plans and replaces them on the disk, one after the other.
-    /// The caller holds the cluster's lock and takes them to the nodes; host kubeconfigs are refreshed by the next `ensure`.
+    /// Makes new certificates for the existing keys of these plans, judges all of them, and only then replaces those on the
+    /// disk, one after the other: keys stay, so any mixture of old and new is good. The caller holds the cluster's lock and takes them to the nodes; host kubeconfigs are refreshed by the next `ensure`.
     pub fn renew(&mut self, certs: &[CertPlan], now: Timestamp, lifetime: Duration) -> Result<(), PkiError> {
+        let mut made = Vec::new();
         for ca in Ca::ALL {
             let plans: Vec<_> = certs.iter().filter(|plan| plan.ca == ca).collect();
             if plans.is_empty() {
@@ -214,13 +215,21 @@ impl Keyring {
             }
             let authority = self.authority(ca)?;
             for plan in plans {
-                let id = || plan.id.clone();
                 let gone = || PkiError::Unusable { path: Paths(&self.dir).key(&plan.id), what: "it is not there".to_owned() };
-                let key = self.item(&PkiItem::Key { id: id() }).ok_or_else(gone)?;
+                let key = self.item(&PkiItem::Key { id: plan.id.clone() }).ok_or_else(gone)?;
                 let cert = authority.sign(plan, key, now, lifetime)?;
-                files::write_atomic(&Paths(&self.dir).cert(&plan.id), cert.as_bytes(), PUBLIC)?;
-                self.keep(PkiItem::Cert { id: id() }, Some(cert.into()));
+                let path = Paths(&self.dir).cert(&plan.id);
+                let wrong = self.judge(plan, &cert, now).into_iter().filter(|finding| !finding.problem.is_warning());
+                let wrong: Vec<Wrong> = wrong.map(|finding| Wrong { path: path.clone(), finding }).collect();
+                if !wrong.is_empty() {
+                    return Err(PkiError::Mismatch(wrong));
+                }
+                made.push((plan.id.clone(), path, cert));
             }
+        }
+        for (id, path, cert) in made {
+            files::write_atomic(&path, cert.as_bytes(), PUBLIC)?;
+            self.keep(PkiItem::Cert { id }, Some(cert.into()));
         }
         Ok(())
     }

@@ -180,11 +180,11 @@ fn table() -> Table {
 }
 
 fn receivers(per: Per, spec: &ClusterSpec) -> Vec<Option<NodeName>> {
-    let some = |role, count| (0..count).map(|i| Some(NodeName::new(role, i))).collect();
+    let some = |nodes: Vec<NodeName>| nodes.into_iter().map(Some).collect();
     match per {
-        Per::Etcd => some(Role::Controller, spec.etcd),
-        Per::ControlPlane => some(Role::Controller, spec.control_planes),
-        Per::Worker => some(Role::Worker, spec.workers),
+        Per::Etcd => some(spec.controllers()),
+        Per::ControlPlane => some(spec.control_plane_nodes()),
+        Per::Worker => some(spec.nodes_of(Role::Worker)),
         Per::Host => vec![None],
     }
 }

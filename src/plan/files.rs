@@ -25,6 +25,7 @@ struct Etcd<'a> {
     ip: Ipv4Addr,
     cluster: &'a str,
     initial_cluster: String,
+    state: &'a str,
     quota_bytes: u64,
     timers: &'a Timers,
     versions: &'a Versions,
@@ -146,7 +147,7 @@ pub const QUADLETS: &str = "/etc/containers/systemd";
 /// All files of one node, in the order cloud-init writes them.
 pub(super) fn of_node(facts: &Facts, node: &NodeName, control_plane: bool) -> Vec<FilePlan> {
     let ip = facts.addresses.node(node);
-    let controllers = || (0..facts.spec.etcd).map(NodeName::controller);
+    let controllers = || facts.spec.controllers().into_iter();
     let mut files = vec![
         text(
             "/etc/hosts",
@@ -177,11 +178,13 @@ pub(super) fn addons(facts: &Facts) -> Vec<(String, String)> {
 
 fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool, files: &mut Vec<FilePlan>) {
     let spec = facts.spec;
-    let members = || (0..spec.etcd).map(NodeName::controller).map(|name| (facts.addresses.node(&name), name));
+    let members = || spec.controllers().into_iter().map(|name| (facts.addresses.node(&name), name));
     let etcd = Etcd {
         name: node,
         ip,
         cluster: spec.name.as_str(),
+        // A founder's word; whoever came later found a cluster that was there. Once it has data neither is read again.
+        state: if joins(spec, node) { "existing" } else { "new" },
         initial_cluster: join(members().map(|(ip, name)| format!("{name}=https://{ip}:2380"))),
         // etcd's own default of 2 GiB, or 80 % of a smaller disk: NOSPACE must come before a full disk.
         quota_bytes: (u64::from(spec.machines.etcd_disk_gib) << 30).min((5 << 30) / 2) / 5 * 4,
@@ -198,7 +201,7 @@ fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool,
     if !control_plane {
         return;
     }
-    let others = (0..spec.control_planes).map(NodeName::controller).filter(|other| other != node);
+    let others = spec.control_plane_nodes().into_iter().filter(|other| other != node);
     let network = &spec.network;
     files.extend([
         text(
@@ -240,6 +243,10 @@ fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool,
         ),
         text("/etc/keepalived/check-apiserver.sh", 0o755, CheckApiserver { timers: facts.timers }),
     ]);
+}
+
+fn joins(spec: &ClusterSpec, node: &NodeName) -> bool {
+    spec.lineage.joined.contains(node) || spec.lineage.joining.as_ref() == Some(node)
 }
 
 fn worker(facts: &Facts, node: &NodeName, ip: Ipv4Addr, files: &mut Vec<FilePlan>) {

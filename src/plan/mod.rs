@@ -18,7 +18,7 @@ pub use certs::{Ca, CertPlan, KubeconfigPlan, Usage};
 pub use files::QUADLETS;
 pub use units::{ELECTIONS, lease_holder};
 
-use crate::spec::{ClusterName, ClusterSpec, NodeName, Role};
+use crate::spec::{ClusterName, ClusterSpec, Leaving, NodeName, Role};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -100,6 +100,9 @@ pub struct Plan {
     pub network: NetworkPlan,
     pub storage: StoragePlan,
     pub nodes: Vec<NodePlan>,
+    /// The node on its way out: what there is of it to be removed. It has no files and no units any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<NodePlan>,
     /// Every certificate, in the order of the table in `certs/`.
     pub certs: Vec<CertPlan>,
     pub kubeconfigs: Vec<KubeconfigPlan>,
@@ -344,8 +347,9 @@ pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
         certs: &certs,
         kubeconfigs: &kubeconfigs,
     };
-    let names = (0..spec.etcd).map(NodeName::controller).chain((0..spec.workers).map(NodeName::worker));
+    let names = spec.controllers().into_iter().chain(spec.nodes_of(Role::Worker));
     let nodes = names.map(|name| node(&facts, resolved, &spec.name, name)).collect();
+    let leaving = spec.lineage.leaving.as_ref().map(|leaving| gone(&facts, resolved, &spec.name, leaving));
     let addons = files::addons(&facts);
     Plan {
         cluster: spec.name.clone(),
@@ -354,6 +358,7 @@ pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
         network: network(spec, resolved, &addresses),
         storage: storage(spec, resolved),
         nodes,
+        leaving,
         addons,
         timers,
         certs,
@@ -414,7 +419,7 @@ fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
 fn node(facts: &files::Facts, resolved: &Resolved, cluster: &ClusterName, name: NodeName) -> NodePlan {
     let spec = facts.spec;
     let role = name.role();
-    let control_plane = role == Role::Controller && name.index() < spec.control_planes;
+    let control_plane = spec.control_plane_nodes().contains(&name);
     let mut disks = vec![
         DiskPlan {
             target: "vda".to_owned(),
@@ -457,6 +462,12 @@ fn node(facts: &files::Facts, resolved: &Resolved, cluster: &ClusterName, name: 
         mac,
         name,
     }
+}
+
+/// A node that is being removed: its machine and disks, as they were planned.
+fn gone(facts: &files::Facts, resolved: &Resolved, cluster: &ClusterName, leaving: &Leaving) -> NodePlan {
+    let was = node(facts, resolved, cluster, leaving.node.clone());
+    NodePlan { files: Vec::new(), units: Vec::new(), control_plane: leaving.control_plane, ..was }
 }
 
 /// `rw` because a minimal image has no fstab to remount the root with.

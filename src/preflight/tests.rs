@@ -12,7 +12,16 @@ const PLENTY: Option<u64> = Some(1 << 20);
 fn sample(etcd: u64, workers: u64) -> Plan {
     let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    plan(&spec, &Resolved { subnet: "192.168.77.0/24".parse().expect("net"), accel, image: samples::image(), kernel: None, fork_of: None })
+    plan(
+        &spec,
+        &Resolved {
+            subnet: "192.168.77.0/24".parse().expect("net"),
+            accel,
+            image: samples::image(),
+            kernel: None,
+            fork_of: None,
+        },
+    )
 }
 
 fn mark(instance: u128, state_dir: &str) -> Mark {

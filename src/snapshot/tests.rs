@@ -27,7 +27,10 @@ fn sample(workers: u64) -> Arc<Plan> {
     let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(workers), ..RawSpec::default() };
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
     let subnet = "192.168.77.0/24".parse().expect("net");
-    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None }))
+    Arc::new(plan(
+        &validate(&raw).expect("valid"),
+        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
+    ))
 }
 
 fn name(text: &str) -> Name {

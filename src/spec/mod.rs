@@ -2,13 +2,15 @@
 //! Called by `cli` (flags and `--config`) and by tests; `plan` takes its result as given.
 //! It knows nothing of hosts, clocks, files or libvirt, and never looks at the machine it runs on.
 
+mod lineage;
 mod names;
 mod raw;
 mod validate;
 
+pub use lineage::{Leaving, Lineage};
 pub use names::{ClusterName, NodeName, Role};
 pub use raw::{ConfigError, RawSpec, parse_config, schema};
-pub use validate::{Problem, validate};
+pub use validate::{Problem, validate, validate_kept};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,7 @@ pub const BASE_DISK_GIB: u64 = 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
     pub name: ClusterName,
-    /// Number of etcd members, odd, 1–7; each is a controller machine.
+    /// Number of etcd members, 1–7; each is a controller machine. Even only while the cluster grows or shrinks.
     pub etcd: u8,
     /// Controllers (the first ones) that also run the control plane, 1–`etcd`.
     pub control_planes: u8,
@@ -36,6 +38,9 @@ pub struct ClusterSpec {
     pub accel: AccelChoice,
     /// Another guest kernel than the image's own.
     pub kernel: Option<KernelSpec>,
+    /// Nodes that came and went since.
+    #[serde(default, skip_serializing_if = "Lineage::is_empty")]
+    pub lineage: Lineage,
 }
 
 /// Addresses the cluster uses. The three ranges never overlap.

@@ -77,11 +77,12 @@ impl RawSpec {
 /// The words that give this spec: what an existing cluster was made with, for the flags that were not given again.
 impl From<&ClusterSpec> for RawSpec {
     fn from(spec: &ClusterSpec) -> RawSpec {
-        let ClusterSpec { name, etcd, control_planes, workers, network, machines, accel, kernel } = spec;
+        let ClusterSpec { name, etcd, control_planes, workers, network, machines, accel, kernel, lineage: _ } = spec;
         RawSpec {
             cluster: Some(name.to_string()),
             etcd: Some((*etcd).into()),
-            control_planes: Some((*control_planes).into()),
+            // All of them: also of those that come.
+            control_planes: (control_planes != etcd).then_some((*control_planes).into()),
             workers: Some((*workers).into()),
             subnet: network.subnet.map(|subnet| subnet.to_string()),
             isolated: Some(network.isolated),

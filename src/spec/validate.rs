@@ -3,7 +3,8 @@
 //! It looks at the words only: whether the host can carry the cluster is preflight's question.
 
 use super::{
-    AccelChoice, BASE_DISK_GIB, ClusterName, ClusterSpec, KernelSpec, MAX_ETCD, MAX_WORKERS, MachineSpec, NetworkSpec, RawSpec,
+    AccelChoice, BASE_DISK_GIB, ClusterName, ClusterSpec, KernelSpec, Lineage, MAX_ETCD, MAX_WORKERS, MachineSpec, NetworkSpec,
+    RawSpec,
 };
 use ipnet::Ipv4Net;
 use std::fmt;
@@ -25,12 +26,18 @@ impl fmt::Display for Problem {
 
 /// Accepts the words or returns all problems, in the order of the fields.
 pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
+    validate_kept(raw, None)
+}
+
+/// The same for a cluster that is there: an even number of members that it has already is accepted, and nodes keep their names.
+pub fn validate_kept(raw: &RawSpec, kept: Option<&ClusterSpec>) -> Result<ClusterSpec, Vec<Problem>> {
     let mut problems = Vec::new();
     let name = ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw"))
         .map_err(|message| problems.push(Problem { field: "cluster", message }))
         .ok();
     let etcd = raw.etcd.unwrap_or(3);
-    if etcd.is_multiple_of(2) || etcd > u64::from(MAX_ETCD) {
+    let has = kept.is_some_and(|kept| u64::from(kept.etcd) == etcd);
+    if etcd.is_multiple_of(2) && !has || etcd == 0 || etcd > u64::from(MAX_ETCD) {
         problems.push(Problem {
             field: "etcd",
             message: format!(
@@ -99,7 +106,7 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
     };
     // Every number was checked against a range that fits its type.
     let small = |value: u64| u8::try_from(value).unwrap_or(u8::MAX);
-    Ok(ClusterSpec {
+    let spec = ClusterSpec {
         name,
         etcd: small(etcd),
         control_planes: small(control_planes),
@@ -114,7 +121,15 @@ pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
         },
         accel: raw.accel.unwrap_or(AccelChoice::Auto),
         kernel: raw.kernel.clone().map(|path| KernelSpec { path, initrd: raw.initrd.clone(), args: raw.kernel_args.clone() }),
-    })
+        lineage: Lineage::default(),
+    };
+    let Some(kept) = kept else { return Ok(spec) };
+    let wrong = |field, message| vec![Problem { field, message }];
+    let spec = kept.resized(&spec).map_err(|message| wrong("etcd", message))?;
+    match spec.lineage_problem() {
+        Some(problem) if spec.lineage == kept.lineage => Err(wrong("cluster", format!("its nodes: {problem}"))),
+        _ => Ok(spec),
+    }
 }
 
 /// A private IPv4 network in canonical form, with a prefix between `low` and `high`.

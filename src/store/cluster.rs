@@ -9,7 +9,7 @@ use super::ssh::{self, SshKey, SshKeys};
 use super::{Class, StoreError, failpoint};
 use crate::plan::Plan;
 use crate::secret::Secret;
-use crate::spec::{ClusterName, ClusterSpec, NodeName, RawSpec, validate};
+use crate::spec::{ClusterName, ClusterSpec, NodeName, RawSpec, validate_kept};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -157,7 +157,7 @@ impl ClusterDir {
             return Err(StoreError::Damaged { path: file, what: format!("it describes cluster {}", about.name) });
         }
         // Nothing behind this door checks a specification again.
-        if let Err(problems) = validate(&RawSpec::from(&about.spec)) {
+        if let Err(problems) = validate_kept(&RawSpec::from(&about.spec), Some(&about.spec)) {
             let problems: Vec<String> =
                 problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
             return Err(StoreError::Damaged { path: file, what: format!("spec: {}", problems.join("; ")) });
@@ -233,7 +233,8 @@ impl ClusterDir {
             Some(about) if about.instance == self.about.instance => {}
             _ => return Err(StoreError::Vanished { path: self.path.clone() }),
         }
-        let (keys, records) = ([self.pki(), self.path.join("pki/ca"), self.path.join("ssh")], [self.snapshots(), self.etcd_snapshots()]);
+        let (keys, records) =
+            ([self.pki(), self.path.join("pki/ca"), self.path.join("ssh")], [self.snapshots(), self.etcd_snapshots()]);
         for dir in [self.path.clone(), self.reports()].into_iter().chain(keys).chain(records) {
             files::sweep(&dir)?;
         }
@@ -268,6 +269,23 @@ impl ClusterDir {
     pub fn save_plan(&self, lock: &Lock, plan: &Plan) -> Result<(), StoreError> {
         self.guarded(lock)?;
         write_json(&self.path.join(PLAN), &PlanFile { format: FORMAT, plan })
+    }
+
+    /// Writes down where to, before it is begun: the specification first, from which `up` plans again.
+    pub fn begin(&mut self, lock: &Lock, plan: &Plan) -> Result<(), StoreError> {
+        self.save_spec(lock, &plan.spec)?;
+        if self.load_plan()?.as_ref() == Some(plan) { Ok(()) } else { self.save_plan(lock, plan) }
+    }
+
+    /// Whoever was on the way has arrived, or is gone with its keys. The plan that is left is written down and returned.
+    pub fn arrived(&mut self, lock: &Lock, plan: &Plan) -> Result<Plan, StoreError> {
+        if let Some(leaving) = &plan.spec.lineage.leaving {
+            self.forget_node(lock, &leaving.node)?;
+        }
+        let settled = crate::plan::plan(&plan.spec.settled(), &plan.resolved);
+        self.save_spec(lock, &settled.spec)?;
+        self.save_plan(lock, &settled)?;
+        Ok(settled)
     }
 
     /// The plan as last saved; `None` when none was.
@@ -316,6 +334,35 @@ impl ClusterDir {
     /// SSH keys of the nodes; a missing one is an error.
     pub fn ssh(&self, nodes: &[NodeName]) -> Result<SshKeys, StoreError> {
         ssh::load(&self.path.join("ssh"), nodes)
+    }
+
+    /// Removes every key and certificate of a node that is gone, also the pinned host key: one of that name that comes later
+    /// is another machine. Twice is once.
+    pub fn forget_node(&self, lock: &Lock, node: &NodeName) -> Result<(), StoreError> {
+        self.guarded(lock)?;
+        let of_ssh = |name: &str| name == format!("host-{node}") || name == format!("host-{node}.pub");
+        let ends = [format!("{node}.pem"), format!("{node}-key.pem"), format!("{node}.kubeconfig")];
+        let of_pki = |name: &str| name.split_once('@').is_some_and(|(_, end)| ends.iter().any(|own| own == end));
+        for (dir, own) in [(self.pki(), &of_pki as &dyn Fn(&str) -> bool), (self.path.join("ssh"), &of_ssh)] {
+            let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
+            let mut paths = Vec::new();
+            for entry in if_there(fs::read_dir(&dir).map_err(failed))?.into_iter().flatten() {
+                let entry = entry.map_err(failed)?;
+                if own(&entry.file_name().to_string_lossy()) {
+                    paths.push(entry.path());
+                }
+            }
+            // A certificate without its key would count as a loss: the key goes last.
+            paths.sort_by_key(|path| path.to_string_lossy().ends_with("-key.pem"));
+            for path in &paths {
+                fs::remove_file(path).map_err(|source| io_error("remove", path, source))?;
+                failpoint(Class::File, "node/forgotten");
+            }
+            if !paths.is_empty() {
+                files::sync_dir(&dir)?;
+            }
+        }
+        Ok(())
     }
 
     /// A report into `reports/`, readable by its owner alone. Returns its path.

@@ -83,7 +83,8 @@ fn forked_beside(rig: &Rig) {
     let (first, second) = (ids(rig), ids(&fork));
     assert!(first.iter().all(|id| !second.contains(id)), "six machines: {first:?} {second:?}");
     let both = std::thread::scope(|scope| {
-        let well = |rig| scope.spawn(move || eventually("verify is green", Duration::from_secs(120), || Rig::not_passing(rig).0 == 0));
+        let well =
+            |rig| scope.spawn(move || eventually("verify is green", Duration::from_secs(120), || Rig::not_passing(rig).0 == 0));
         [well(rig), well(&fork)].map(|thread| thread.join().expect("it becomes well"))
     });
     step(&format!("both verify green, after {:.1} and {:.1} s", both[0].as_secs_f64(), both[1].as_secs_f64()));

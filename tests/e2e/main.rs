@@ -17,6 +17,7 @@ mod crashes;
 mod drills;
 mod dying;
 mod full;
+mod grow;
 mod ha3;
 mod lab;
 mod labs;

@@ -3,13 +3,14 @@
 //! and fifty of them at once on one cluster are one that works and forty-nine that say who.
 
 use super::lab::{Lab, sample};
-use crate::apply::{observe, remove, run, settle, steps};
+use crate::apply::{self, observe, remove, run, settle, steps};
 use crate::event::Events;
 use crate::guest::keys;
 use crate::host::{HostSeen, Mark};
 use crate::pki::{Keyring, Lifetimes};
-use crate::plan::Plan;
-use crate::spec::NodeName;
+use crate::plan::{Plan, plan};
+use crate::spec::{ClusterSpec, NodeName};
+use crate::store::journal::{History, Journal};
 use crate::store::{self, ClusterDir, Lock, SshKey, StoreError, crash};
 use jiff::Timestamp;
 use std::ffi::OsStr;
@@ -17,68 +18,127 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-fn planned() -> Arc<Plan> {
+pub(super) fn planned() -> Arc<Plan> {
     sample("lab", 1, 1)
 }
 
 /// A computer with a lab in it, as a directory: `clusters` is where the program keeps its state, `lab` is the machines.
-struct Computer(PathBuf);
+pub(super) struct Computer(pub(super) PathBuf);
 
 impl Computer {
-    fn clusters(&self) -> PathBuf {
+    pub(super) fn clusters(&self) -> PathBuf {
         self.0.join("clusters")
     }
 
-    fn lab(&self) -> Arc<Lab> {
-        Lab::kept(&planned(), &self.0.join("lab"))
+    /// Its plan is the one that is written down.
+    pub(super) fn lab(&self) -> Arc<Lab> {
+        let kept = ClusterDir::open(&self.clusters(), &planned().cluster).ok().and_then(|dir| dir.load_plan().expect("readable"));
+        Lab::kept(&kept.map_or_else(planned, Arc::new), &self.0.join("lab"))
+    }
+
+    /// The cluster's directory.
+    pub(super) fn dir(&self) -> ClusterDir {
+        ClusterDir::open(&self.clusters(), &planned().cluster).expect("there")
     }
 
     /// New, with strangers' things on it only.
-    fn fresh(at: &Path) -> Computer {
+    pub(super) fn fresh(at: &Path) -> Computer {
         std::fs::create_dir_all(at.join("lab")).expect("a directory");
         let computer = Computer(at.to_owned());
         drop(computer.lab());
         computer
     }
 
-    fn copied(&self, to: &Path) -> Computer {
+    pub(super) fn copied(&self, to: &Path) -> Computer {
         copy(&self.0, to);
         Computer(to.to_owned())
     }
 
     /// What `ktcw-vm up` does after its preflight, with the lab for libvirt, machines and API. Returns how many steps there were.
-    fn up(&self) -> Result<usize, StoreError> {
-        let plan = planned();
+    pub(super) fn up(&self) -> Result<usize, StoreError> {
+        self.walk("up", |kept, _| kept.clone())
+    }
+
+    /// The same with another specification to go to; `wanted` is told the kept one and the journal.
+    pub(super) fn walk(
+        &self,
+        verb: &str,
+        wanted: impl FnOnce(&ClusterSpec, &History) -> ClusterSpec,
+    ) -> Result<usize, StoreError> {
+        let first = planned();
         let (parent, now) = (self.clusters(), Timestamp::now());
         let existing =
-            if ClusterDir::exists(&parent, &plan.cluster) { Some(ClusterDir::open(&parent, &plan.cluster)?) } else { None };
+            if ClusterDir::exists(&parent, &first.cluster) { Some(ClusterDir::open(&parent, &first.cluster)?) } else { None };
         let mut dir = match existing {
             Some(dir) => dir,
-            None => ClusterDir::create(&parent, &plan.spec, now)?,
+            None => ClusterDir::create(&parent, &first.spec, now)?,
         };
-        let lock = locked(&dir, "up")?;
-        // Only who holds the lock looks at the machines: the lab has no daemon that keeps two apart.
-        let lab = self.lab();
+        let lock = locked(&dir, verb)?;
         dir.save_libvirt(&lock, "fake:///system")?;
-        dir.save_spec(&lock, &plan.spec)?;
-        dir.save_plan(&lock, &plan)?;
-        let (journal, history) = dir.journal(&lock, store::draw_id(), "up")?;
+        let (journal, history) = dir.journal(&lock, store::draw_id(), verb)?;
+        let target = wanted(dir.spec(), &history);
+        let anew = apply::begins_anew(&plan(&target, &first.resolved), &self.lab().host_seen());
+        let (kept, target) = if anew { (dir.spec().founded(), target.founded()) } else { (dir.spec().clone(), target) };
+        let way: Vec<Arc<Plan>> = kept.path(&target).iter().map(|spec| Arc::new(plan(spec, &first.resolved))).collect();
+        if let (Some(old), Some(new)) = (dir.load_plan()?, way.last()) {
+            apply::announce(&journal, &history, &old, new)?;
+        }
+        let journal = Arc::new(Mutex::new(journal));
+        let mut count = 0;
+        for plan in way {
+            dir.begin(&lock, &plan)?;
+            count += self.through(&dir, &lock, &plan, (&journal, &history))?;
+            if plan.spec.lineage.in_motion() {
+                dir.arrived(&lock, &plan)?;
+            }
+        }
+        let open = dir.history()?;
+        if apply::renewing(&open) {
+            journal.lock().expect("free").done(apply::RENEW, None)?;
+        }
+        apply::arrived(&journal.lock().expect("free"), &open)?;
+        Ok(count)
+    }
+
+    fn through(
+        &self,
+        dir: &ClusterDir,
+        lock: &Lock,
+        plan: &Arc<Plan>,
+        (journal, history): (&Arc<Mutex<Journal>>, &History),
+    ) -> Result<usize, StoreError> {
+        // Only who holds the lock looks at the machines: the lab has no daemon that keeps two apart.
+        let (lab, now) = (self.lab(), Timestamp::now());
         let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
         let pair = |comment: &str| {
             let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
             Ok(SshKey { private, public })
         };
-        let (ssh, _) = dir.ensure_ssh(&lock, &names, pair)?;
+        let (ssh, _) = dir.ensure_ssh(lock, &names, pair)?;
         let keyring = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys").0;
         let findings = keyring.check(&plan.certs, now);
         assert!(findings.iter().all(|finding| finding.problem.is_warning()), "{findings:?}");
-        let (world, _) = lab.world_with(None, mark(&dir), keyring, ssh);
+        let (world, _) = lab.world_with(None, mark(dir), keyring, ssh);
         super::block_on(async {
-            let steps = steps(&plan, &observe(&plan, &world).await.expect("observed"));
-            settle(&journal, &history, &steps).expect("written");
-            let count = steps.len();
             let (_stop, stopped) = tokio::sync::watch::channel(false);
-            run(plan, steps, world, Arc::new(Mutex::new(journal)), Events::nowhere(), stopped).await.expect("up");
+            let take = |steps| run(plan.clone(), steps, world.clone(), journal.clone(), Events::nowhere(), stopped.clone());
+            let mut seen = observe(plan, &world).await.expect("observed");
+            let mut left = steps(plan, &seen);
+            settle(&journal.lock().expect("free"), history, &left).expect("written");
+            let changes_files = plan.spec.lineage.in_motion() || apply::renewing(&dir.history()?);
+            if changes_files {
+                if let Some(first) = apply::settled_first(plan, &seen, &left) {
+                    take(first).await.expect("who stays is up");
+                    seen = observe(plan, &world).await.expect("observed");
+                }
+                apply::observe_files(plan, &*world.guest, &world.keyring, &mut seen).await;
+                left = steps(plan, &seen);
+            }
+            let count = left.len();
+            take(left).await.expect("up");
+            if changes_files {
+                take(apply::seeds(plan)).await.expect("seeds");
+            }
             Ok(count)
         })
     }
@@ -101,12 +161,12 @@ impl Computer {
     }
 
     /// Runs it in a process of its own; `true`: it was killed on its way.
-    fn killed(&self, verb: &str, at: &str) -> bool {
+    pub(super) fn killed(&self, verb: &str, at: &str) -> bool {
         crash::aborts(CHILD, &[("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_AT", &at)])
     }
 
     /// The points that it passes, as `KTCW_FAIL_AT` takes them: `journal:1`, `journal:2`, … `effect:40`.
-    fn points(&self, verb: &str) -> Vec<String> {
+    pub(super) fn points(&self, verb: &str) -> Vec<String> {
         let counted = self.0.join("count");
         let env: [(&str, &dyn AsRef<OsStr>); 3] =
             [("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_COUNT", &counted)];
@@ -121,7 +181,7 @@ impl Computer {
     }
 
     /// `up` goes to its end, there is nothing to do after it, and no record is left open.
-    fn comes_up(&self, about: &str) {
+    pub(super) fn comes_up(&self, about: &str) {
         self.up().unwrap_or_else(|error| panic!("{about}: {error}"));
         assert_eq!(self.up().expect("again"), 0, "{about}: a second up finds nothing to do");
         let dir = ClusterDir::open(&self.clusters(), &planned().cluster).expect("there");
@@ -129,11 +189,46 @@ impl Computer {
         assert!(history.pending().is_empty() && history.failed().is_empty(), "{about}: {:?}", history.pending());
         let seen = self.lab().host_seen();
         let ours = seen.domains.iter().filter(|domain| domain.mark.as_ref().is_some_and(|found| mark(&dir).owns(found))).count();
-        assert_eq!(ours, 2, "{about}");
+        assert_eq!(self.lab().behind(), Vec::<String>::new(), "{about}: everything runs with the files that are there");
+        self.files_are_as_planned(about);
+        assert_eq!(ours, dir.load_plan().expect("readable").expect("a plan").nodes.len(), "{about}");
+    }
+
+    /// No file of any node is another than plan and key store say, and nobody is half a member.
+    fn files_are_as_planned(&self, about: &str) {
+        let (dir, lab) = (self.dir(), self.lab());
+        let plan = dir.load_plan().expect("readable").expect("a plan");
+        let keyring = Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs).expect("keys");
+        let ssh = dir.ssh(&plan.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>()).expect("keys");
+        let (world, _) = lab.world_with(None, mark(&dir), keyring, ssh);
+        super::block_on(async {
+            let mut seen = observe(&plan, &world).await.expect("observed");
+            apply::observe_files(&plan, &*world.guest, &world.keyring, &mut seen).await;
+            for node in &plan.nodes {
+                let node = seen.node(&node.name);
+                assert!(node.ssh && node.stale.is_empty() && node.owed.is_empty(), "{about}: {:?} {:?}", node.stale, node.owed);
+            }
+        });
+        let controllers: Vec<NodeName> = plan.controllers().map(|node| node.name.clone()).collect();
+        assert_eq!(lab.members(), (controllers, Vec::new()), "{about}: who is planned votes");
+    }
+
+    /// `ktcw-vm certs renew`, without its look at what servers show.
+    pub(super) fn renew(&self) -> Result<usize, StoreError> {
+        let dir = self.dir();
+        let plan = dir.load_plan()?.expect("a plan");
+        {
+            let lock = locked(&dir, "certs")?;
+            let (journal, _) = dir.journal(&lock, store::draw_id(), "certs")?;
+            journal.begin(apply::RENEW, None)?;
+            let mut keyring = Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs).expect("keys");
+            keyring.renew(&plan.certs, Timestamp::now(), Lifetimes::default().leaf).expect("signed");
+        }
+        self.walk("certs", |kept, _| kept.clone())
     }
 
     /// `down` leaves the computer as it was before the first `up`, and again does nothing.
-    fn goes_down(&self, before: &HostSeen, about: &str) {
+    pub(super) fn goes_down(&self, before: &HostSeen, about: &str) {
         self.down().unwrap_or_else(|error| panic!("{about}: {error}"));
         assert_eq!(&self.lab().host_seen(), before, "{about}");
         self.down().expect("twice");
@@ -191,12 +286,12 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// In memory where there is such a place: every record is flushed.
-fn place() -> tempfile::TempDir {
+pub(super) fn place() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
 /// Does `work` for every point, as many at a time as there are processors; a panic in one is the test's.
-fn each(points: &[String], work: impl Fn(&str, &Path) + Sync) {
+pub(super) fn each(points: &[String], work: impl Fn(&str, &Path) + Sync) {
     let next = AtomicUsize::new(0);
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     std::thread::scope(|scope| {
@@ -211,7 +306,7 @@ fn each(points: &[String], work: impl Fn(&str, &Path) + Sync) {
     });
 }
 
-fn told(verb: &str, points: &[String]) {
+pub(super) fn told(verb: &str, points: &[String]) {
     let of = |class: &str| points.iter().filter(|point| point.starts_with(class)).count();
     println!(
         "{verb}: killed at {} points: {} journal, {} file, {} effect",
@@ -288,6 +383,7 @@ fn child_runs() {
     match std::env::var("KTCW_TEST_VERB").expect("set by the parent").as_str() {
         "up" => drop(computer.up().expect("up")),
         "down" => computer.down().expect("down"),
+        other if super::grown::VERBS.contains(&other) => super::grown::go(&computer, other),
         "race" => {
             let outcomes = PathBuf::from(std::env::var_os("KTCW_TEST_OUTCOMES").expect("set by the parent"));
             let said = match computer.up() {

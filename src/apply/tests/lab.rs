@@ -2,6 +2,8 @@
 //! The tests of `apply` bring it up, break it and take it away; state outlives a run, as real machines do.
 //! It knows the rules that `up` relies on (who needs whom), so steps in a wrong order fail here as they would there.
 
+mod members;
+
 use crate::api::{ApiError, ApiServers};
 use crate::apply::World;
 use crate::guest::fake::{FakeGuests, Reply};
@@ -31,7 +33,10 @@ pub fn sample(name: &str, etcd: u64, workers: u64) -> Arc<Plan> {
     let third = if name == "other" { 78 } else { 77 };
     let subnet = ipnet::Ipv4Net::new(Ipv4Addr::new(192, 168, third, 0), 24).expect("a /24");
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    Arc::new(plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None }))
+    Arc::new(plan(
+        &validate(&raw).expect("valid"),
+        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
+    ))
 }
 
 fn mark(plan: &Plan) -> Mark {
@@ -49,6 +54,22 @@ struct Machine {
     booted: bool,
     ahead_s: f64,
     units: BTreeSet<String>,
+    /// Digests of its files, by path: the seed's when it first booted.
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+    /// What it was told is owed to changed files.
+    #[serde(default)]
+    owed: BTreeSet<String>,
+    /// What really is: units that run with files as they were.
+    #[serde(default)]
+    behind: BTreeSet<String>,
+}
+
+/// A member as etcd lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Member {
+    learner: bool,
+    started: bool,
 }
 
 /// All that can be compared about a cluster after a run.
@@ -57,6 +78,7 @@ pub struct Snapshot {
     host: HostSeen,
     machines: BTreeMap<NodeName, Machine>,
     manifests: BTreeSet<String>,
+    registered: BTreeMap<NodeName, Registered>,
 }
 
 impl Snapshot {
@@ -70,10 +92,25 @@ impl Snapshot {
     }
 }
 
+/// A node's object at the API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Registered {
+    pub cordoned: bool,
+    pub pods: u8,
+}
+
 #[derive(Default, Serialize, Deserialize)]
 struct Inside {
     machines: BTreeMap<NodeName, Machine>,
     manifests: BTreeSet<String>,
+    /// What the API knows of workers: whether it gives them no more pods, and how many of theirs would have to move.
+    #[serde(default)]
+    registered: BTreeMap<NodeName, Registered>,
+    /// etcd's members, once it was begun, and who leads.
+    #[serde(default)]
+    members: BTreeMap<NodeName, Member>,
+    #[serde(default)]
+    leader: Option<NodeName>,
     /// Changes inside nodes and at the API so far.
     #[serde(skip)]
     effects: Vec<String>,
@@ -89,6 +126,8 @@ pub struct Lab {
     pub plan: Arc<Plan>,
     pub mark: Mark,
     inside: Mutex<Inside>,
+    /// What its machines' seeds were made with.
+    keyring: Mutex<Option<Keyring>>,
     /// Where it is written down after every change, for the next process.
     kept: Option<PathBuf>,
 }
@@ -126,7 +165,8 @@ impl Lab {
         }
         let inside = std::fs::read_to_string(dir.join(INSIDE)).expect("saved beside it");
         let inside = Mutex::new(serde_json::from_str(&inside).expect("as it was saved"));
-        let lab = Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside, kept: Some(dir.to_owned()) };
+        let kept = Some(dir.to_owned());
+        let lab = Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside, keyring: Mutex::default(), kept };
         lab.forget_the_removed();
         Arc::new(lab)
     }
@@ -141,6 +181,9 @@ impl Lab {
         }
         if self.plan.controllers().all(|node| gone(&node)) {
             inside.manifests.clear();
+            inside.registered.clear();
+            inside.members.clear();
+            inside.leader = None;
         }
     }
 
@@ -155,7 +198,8 @@ impl Lab {
         host.ensure_domain(&other.nodes[0].domain, &other.storage, &other.nodes[0].name, &theirs).expect("made");
         let machines = plan.nodes.iter().map(|node| (node.name.clone(), Machine { ahead_s: -0.7, ..Machine::default() }));
         let inside = Inside { machines: machines.collect(), ..Inside::default() };
-        let lab = Lab { host: Arc::new(host), plan: plan.clone(), mark: mark(plan), inside: Mutex::new(inside), kept };
+        let (host, keyring) = (Arc::new(host), Mutex::default());
+        let lab = Lab { host, plan: plan.clone(), mark: mark(plan), inside: Mutex::new(inside), keyring, kept };
         lab.keep(&lab.lock());
         if let Some(dir) = &lab.kept {
             write(&dir.join(HOST), &lab.host.saved());
@@ -183,6 +227,7 @@ impl Lab {
         keyring: Keyring,
         ssh: SshKeys,
     ) -> (Arc<World>, Arc<FakeGuests>) {
+        *self.keyring.lock().expect("free") = Some(keyring.clone());
         let lab = self.clone();
         let mut guests = FakeGuests::new().with("", move |node, cmd| lab.answer(node, cmd));
         if let Some(at) = lost {
@@ -211,6 +256,7 @@ impl Lab {
             host: self.host.observe().expect("observed"),
             machines: inside.machines.clone(),
             manifests: inside.manifests.clone(),
+            registered: inside.registered.clone(),
         }
     }
 
@@ -254,8 +300,14 @@ impl Lab {
     }
 
     fn quorum(&self) -> bool {
-        let members = self.plan.controllers().filter(|node| self.active(node, "etcd.service")).count();
-        members > self.plan.controllers().count() / 2
+        let voters: Vec<NodeName> =
+            self.lock().members.iter().filter(|(_, member)| !member.learner).map(|(name, _)| name.clone()).collect();
+        !voters.is_empty() && voters.iter().filter(|name| self.serving(name)).count() > voters.len() / 2
+    }
+
+    /// Whether etcd runs on a node, also on one that is on its way out.
+    fn serving(&self, name: &NodeName) -> bool {
+        self.runs(name) && self.lock().machines.get(name).is_some_and(|machine| machine.units.contains("etcd.service"))
     }
 
     fn serves(&self, node: &NodePlan) -> bool {
@@ -292,17 +344,28 @@ impl Lab {
     }
 
     fn answer(&self, name: &NodeName, cmd: &Cmd) -> Reply {
-        let Some(node) = self.plan.node(name).filter(|node| self.running(node)) else { return Reply::unreachable(name) };
+        let leaving = self.plan.leaving.as_ref().filter(|leaving| leaving.name == *name);
+        let Some(node) = leaving.or(self.plan.node(name)).filter(|node| self.running(node)) else {
+            return Reply::unreachable(name);
+        };
         let script = cmd.stdin.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         if self.broken(&format!("ssh {name}")) || !self.machine(name, |machine| std::mem::replace(&mut machine.asked, true)) {
             return Reply::unreachable(name);
         }
+        self.written_by_cloud_init(node);
         match cmd.line.as_str() {
             "true" => Reply::ok(""),
             crate::guest::clock::DATE => self.date(name),
             "cat /run/cloud-init/result.json" => Reply::ok(self.report(name)),
             line if line.starts_with("python3 ") => self.shift(name, cmd),
             _ if script.contains("boot_id") => self.inspection(node, &script),
+            line if line.starts_with("umask 077; t=$(mktemp") => self.put(name, cmd),
+            _ if script.contains("rm -rf /var/lib/etcd/data") => Reply::ok(""),
+            _ if script.contains("exec etcdctl ") => self.etcdctl(node, cmd, &script),
+            _ if script.contains("sha256sum -- ") => self.files(name),
+            _ if script.contains("/etc/ktcw/owed") || script.contains("systemctl restart ") => self.roll(node, cmd, &script),
+            _ if script.contains("systemctl stop keepalived.service kube-scheduler") => Reply::ok(""),
+            "bash -s" if script == "true\n" => Reply::ok(""),
             _ if script.contains("systemctl daemon-reload") => self.start(node, cmd, &script),
             line => Reply::exit(127, "", format!("{name}: no rule for {line:?} {script}")),
         }
@@ -364,6 +427,8 @@ impl Lab {
         match unit {
             _ if !node.units.iter().any(|known| known == unit) => Some("Unit not found"),
             _ if self.machine(&node.name, |machine| machine.ahead_s.abs() > 0.05) => Some("certificate is not yet valid"),
+            "etcd.service" => self.no_member(&node.name),
+            "keepalived.service" if self.two_would_hold_the_address(node) => Some("its peers do not know it"),
             "kube-apiserver.service" if !self.quorum() => Some("etcd has no leader"),
             "kube-controller-manager.service" | "kube-scheduler.service" | "keepalived.service" if !self.serves(node) => {
                 Some("no API server here")
@@ -394,7 +459,27 @@ impl Lab {
         if let Some(why) = units.iter().find_map(|unit| self.refusal(node, unit)) {
             return Reply::exit(1, "", format!("{what}: {why}"));
         }
-        let told = self.change(what, |inside| inside.machines.get_mut(&node.name).expect("a node").units.extend(units));
+        let told = self.change(what, |inside| {
+            if units.iter().any(|unit| unit == "kubelet.service") {
+                inside.registered.entry(node.name.clone()).or_insert(Registered { cordoned: false, pods: 2 });
+            }
+            if units.iter().any(|unit| unit == "etcd.service") {
+                if inside.members.is_empty() {
+                    let founders = self.plan.controllers().filter(|node| !members::joined(&self.plan, &node.name));
+                    inside.members = founders.map(|node| (node.name.clone(), Member { learner: false, started: true })).collect();
+                    // The last one: who is removed first must hand over.
+                    inside.leader = inside.members.keys().next_back().cloned();
+                }
+                inside.members.get_mut(&node.name).expect("one of them").started = true;
+            }
+            let machine = inside.machines.get_mut(&node.name).expect("a node");
+            for unit in units {
+                // One that begins does so with the files that are there.
+                if machine.units.insert(unit.clone()) {
+                    machine.behind.retain(|behind| !behind.ends_with(&unit));
+                }
+            }
+        });
         if told { Reply::ok("") } else { Reply::lost(&node.name, cmd) }
     }
 }
@@ -454,6 +539,72 @@ impl ApiServers for Servers {
         });
         self.when(told, "an answer")
     }
+    fn registered<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<bool, ApiError>> {
+        let known = self.0.lock().registered.contains_key(node);
+        ready(if self.answers(address) { Ok(known) } else { Err(ApiError::NotYet { what: "no API".to_owned() }) }).boxed()
+    }
+    fn cordon<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<(), ApiError>> {
+        let told = self.answers(address)
+            && self.0.change(format!("cordon {node}"), |inside| {
+                if let Some(known) = inside.registered.get_mut(node) {
+                    known.cordoned = true;
+                }
+            });
+        self.when(told, "an answer")
+    }
+    /// Pods take one more look to be gone; those of a budget (more than two) do not go at all.
+    fn evict<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<Vec<String>, ApiError>> {
+        let Some(known) = self.0.lock().registered.get(node).copied() else { return ready(Ok(Vec::new())).boxed() };
+        let refused = ApiError::NotYet { what: "no API".to_owned() };
+        if !self.answers(address) {
+            return ready(Err(refused)).boxed();
+        }
+        assert!(known.cordoned, "{node} would be given the next pod while it is emptied");
+        if known.pods > 2 {
+            return ready(Ok(vec!["default/web may not go yet: its budget".to_owned()])).boxed();
+        }
+        if known.pods == 0 {
+            return ready(Ok(Vec::new())).boxed();
+        }
+        let told = self.0.change(format!("evict {node}"), |inside| {
+            if let Some(known) = inside.registered.get_mut(node) {
+                known.pods -= 1;
+            }
+        });
+        ready(if told { Ok(vec!["default/web is ending".to_owned()]) } else { Err(refused) }).boxed()
+    }
+    /// A kubelet that runs registers its node again.
+    fn unregister<'a>(&'a self, address: Ipv4Addr, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<(), ApiError>> {
+        let still = self.0.runs(node);
+        let told = self.answers(address)
+            && self.0.change(format!("unregister {node}"), |inside| {
+                if !still {
+                    inside.registered.remove(node);
+                }
+            });
+        self.when(told, "an answer")
+    }
+}
+
+impl Lab {
+    /// What the API knows of its workers.
+    pub fn registered(&self) -> BTreeMap<NodeName, Registered> {
+        self.lock().registered.clone()
+    }
+
+    /// How many pods stand on a worker; more than two do not let themselves be moved.
+    pub fn set_pods(&self, node: &NodeName, pods: u8) {
+        let mut inside = self.lock();
+        inside.registered.get_mut(node).expect("known").pods = pods;
+        self.keep(&inside);
+    }
+
+    /// Whether the machine of a node runs, also of one that is on its way out.
+    fn runs(&self, name: &NodeName) -> bool {
+        let domain = format!("{}-{name}", self.plan.cluster);
+        let seen = self.host.observe().expect("observed");
+        seen.domains.iter().any(|seen| seen.name == domain && seen.state == DomainState::Running)
+    }
 }
 
 /// Keys are made once for all tests: they are not what is tested here.
@@ -471,5 +622,5 @@ fn credentials(plan: &Plan) -> (Keyring, SshKeys) {
         let hosts = plan.nodes.iter().map(|node| (node.name.clone(), pair(&node.name.to_string()))).collect();
         (keyring, SshKeys { client: pair("client"), hosts })
     };
-    made.entry(format!("{} + {}", plan.spec.etcd, plan.spec.workers)).or_insert_with(make).clone()
+    made.entry(format!("{:?} + {}", plan.spec.controllers(), plan.spec.workers)).or_insert_with(make).clone()
 }

@@ -72,7 +72,7 @@ pub async fn start(global: &Global, lab: &Lab) -> Result<u8, crate::cli::error::
     };
     if !whole {
         let note = format!("before lab {name}");
-        let args = SnapshotSave { name: snapshot.clone(), note: Some(note), force: false };
+        let args = SnapshotSave { name: snapshot.clone(), note: Some(note), force: false, etcd_only: false };
         match snapshot::save_opened(&opened, &args).await {
             Ok(saved) => render::status(&saved.line(&opened.session.plan)),
             Err(error) => {

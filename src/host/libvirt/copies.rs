@@ -35,7 +35,8 @@ pub fn ensure(conn: &Connect, copy: &Copy<'_>, mark: &Mark) -> Result<Done, Host
         .map_err(|error| refused("find", volumes::KIND, copy.volume, &error))?;
     let (pool_dir, image_dir) = pools::directories(conn, copy.to)?;
     let (part, whole) = (format!("{pool_dir}/.{}.part", copy.volume), format!("{pool_dir}/{}", copy.volume));
-    let failed = |reason: String| HostError::Libvirt { action: "copy", kind: volumes::KIND, name: copy.volume.to_owned(), reason };
+    let failed =
+        |reason: String| HostError::Libvirt { action: "copy", kind: volumes::KIND, name: copy.volume.to_owned(), reason };
     // A disk carries keys: nobody else's from its first byte on. qemu-img writes into the file that is there.
     OpenOptions::new()
         .create(true)

@@ -1,0 +1,153 @@
+//! `ktcw-vm node add` and `node remove`: a cluster that grows and shrinks while it runs.
+//! Adding is `up` with one more; removing writes down who leaves, then lets `apply` take it away, so that `up` finishes what was cut off.
+//! It refuses what would lose the quorum, the only control plane or pods that nobody makes anew, and says why.
+
+use super::args::{Global, NodeAdd, NodeRemove, NodeRole, NodeWhat};
+use super::drill::bench::Bench;
+use super::error::CliError;
+use super::opened::whole_moment;
+use super::session::{self, Session};
+use super::up::{Asked, Outcome, raise, shown};
+use super::way::{Settled, carry_out};
+use super::{render, resolve};
+use crate::apply;
+use crate::event::Events;
+use crate::host::{DomainState, Host, blocking};
+use crate::image;
+use crate::plan::{Plan, plan};
+use crate::spec::{ClusterSpec, NodeName, Role};
+use crate::store::ClusterDir;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub async fn run(global: &Global, what: &NodeWhat) -> Result<u8, CliError> {
+    match what {
+        NodeWhat::Add(args) => add(global, args).await,
+        NodeWhat::Remove(args) => remove(global, args).await,
+    }
+}
+
+async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
+    let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
+    let dir = ClusterDir::open(&parent, &name)?;
+    let role = match args.role {
+        NodeRole::Worker => Role::Worker,
+        NodeRole::Etcd => Role::Controller,
+    };
+    // Who was on the way when a run was cut off is one of them already.
+    let mut spec = dir.spec().clone();
+    let open = apply::announced(&dir.history()?);
+    let there = spec.nodes_of(role);
+    let begun = open.iter().filter(|node| there.contains(node)).count();
+    for _ in begun..args.count.into() {
+        spec = spec.with_one_more(role).map_err(CliError::usage)?;
+    }
+    let asked = Asked { spec: &spec, verb: "node add", verify: !args.no_verify, golden: true, kernel_given: false };
+    shown(global, &name, args.timings, |events| async move { raise(global, &asked, &parent, &events).await }).await
+}
+
+async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
+    let name = session::cluster_name(global)?;
+    let session = Session::open(global)?;
+    whole_moment(&session)?;
+    let next = without(&session, args)?;
+    if !global.yes && !render::confirm(&format!("remove {} of cluster {name} with its machine and disks?", args.node))? {
+        return Err(CliError::failed("not removed").hint(format!("ktcw-vm node remove {} -c {name} --yes", args.node)));
+    }
+    shown(global, &name, false, |events| async move { leave(global, args, session, next, &events).await }).await
+}
+
+/// The spec without the node, or why that cannot be. One that is on its way out already is finished.
+fn without(session: &Session, args: &NodeRemove) -> Result<ClusterSpec, CliError> {
+    let (kept, node) = (session.dir.spec(), &args.node);
+    if let Some(leaving) = kept.lineage.leaving.as_ref().filter(|leaving| leaving.node == *node) {
+        let mut again = kept.clone();
+        again.lineage.leaving = Some(crate::spec::Leaving { force: leaving.force || args.force, ..leaving.clone() });
+        return Ok(again);
+    }
+    let settled = kept.settled();
+    if !settled.nodes_of(node.role()).contains(node) {
+        session.node(node)?;
+    }
+    settled.without(node, args.force).map_err(|why| {
+        CliError::usage(format!("{node} cannot be removed: {why}"))
+            .hint(format!("ktcw-vm down -c {} removes the whole cluster", kept.name))
+    })
+}
+
+async fn leave(
+    global: &Global,
+    args: &NodeRemove,
+    session: Session,
+    next: ClusterSpec,
+    events: &Events,
+) -> Result<Outcome, CliError> {
+    let dir = session.dir.clone();
+    let lock = dir.lock("node remove")?;
+    let host = session::connect_to(global, &dir)?;
+    Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "node remove").await?;
+    let begun = dir.spec().lineage.leaving.as_ref().is_some_and(|leaving| leaving.node == args.node);
+    if !begun {
+        let observer = host.clone();
+        let seen = blocking(move || observer.observe()).await?;
+        let runs = |plan: &Plan, node: &NodeName| {
+            let domain = plan.node(node).map(|node| node.domain.name.clone());
+            seen.domains.iter().any(|seen| Some(&seen.name) == domain.as_ref() && seen.state == DomainState::Running)
+        };
+        if args.node.role() == Role::Worker && !args.force {
+            nothing_bare(&session, args).await?;
+        }
+        if args.node.role() == Role::Controller {
+            keeps_quorum(&session, args, |node| runs(&session.plan, node))?;
+        }
+    }
+    let resolved = &session.plan.resolved;
+    let way = dir.spec().path(&next).iter().map(|spec| Arc::new(plan(spec, resolved))).collect();
+    let files = image::find_key(&image::cache_dir(), &resolved.image.key)
+        .ok()
+        .flatten()
+        .map(|image| resolve::files(&session.plan.spec, Some(&image)));
+    let settled =
+        Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, healed: false, golden: false };
+    carry_out(settled, events).await
+}
+
+/// Pods that would be lost with the node: nobody makes them anew.
+async fn nothing_bare(session: &Session, args: &NodeRemove) -> Result<(), CliError> {
+    let plan = &session.plan;
+    let deadline = Duration::from_secs(u64::from(plan.timers.probe_deadline_s));
+    let again = format!("ktcw-vm node remove {} -c {} --force", args.node, plan.cluster);
+    let pods = session.api()?.pods_on(plan.network.vip, &args.node, deadline).await.map_err(|error| {
+        CliError::failed(format!("{}: which pods it runs is not known: {error}", args.node))
+            .left("everything as it was")
+            .hint(format!("ktcw-vm up -c {} brings the API back; {again} removes it all the same", plan.cluster))
+    })?;
+    let bare: Vec<String> = pods.iter().filter(|pod| pod.bare).map(ToString::to_string).collect();
+    if bare.is_empty() {
+        return Ok(());
+    }
+    let said = format!("{}: nobody would make these pods anew: {}", args.node, bare.join(", "));
+    Err(CliError::failed(said).left("everything as it was").hint(format!("{again} removes them with it")))
+}
+
+/// The members that stay must be able to agree, before and after.
+fn keeps_quorum(session: &Session, args: &NodeRemove, runs: impl Fn(&NodeName) -> bool) -> Result<(), CliError> {
+    let (plan, node) = (&session.plan, &args.node);
+    let members: Vec<&NodeName> = plan.controllers().map(|member| &member.name).collect();
+    let refused = |why: String| {
+        CliError::failed(format!("{node} cannot be removed: {why}"))
+            .left("everything as it was")
+            .hint(format!("ktcw-vm up -c {} brings the members back first", plan.cluster))
+    };
+    let up: Vec<&&NodeName> = members.iter().filter(|member| runs(member)).collect();
+    let needed_now = members.len() / 2 + 1;
+    if up.len() < needed_now {
+        return Err(refused(format!("{} of {} members run, and {needed_now} have to agree to it", up.len(), members.len())));
+    }
+    let (left, stay) = (up.iter().filter(|member| ***member != node).count(), members.len() - 1);
+    let needed = stay / 2 + 1;
+    if left < needed {
+        return Err(refused(format!("of the {stay} members that stay {left} run, and their quorum is {needed}")));
+    }
+    Ok(())
+}
