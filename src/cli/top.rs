@@ -37,7 +37,8 @@ const HEIGHT: u16 = 24;
 
 pub async fn run(global: &Global, args: &Top) -> Result<u8, CliError> {
     let once = args.once || global.format == Format::Json;
-    if !once && !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
+    let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    if !once && !terminal {
         return Err(CliError::usage("standard input and output are not a terminal").hint("ktcw-vm top --once prints one picture"));
     }
     let session = Session::open(global)?;

@@ -296,7 +296,8 @@ fn step_problems(lab: &Lab, step: &Step) -> Vec<String> {
         return vec!["on: drill and expire happen to who is hit; accepted: leave it out".to_owned()];
     }
     match &step.drill {
-        Some(fault) => drill_problems(&as_drill(lab, fault.clone())),
+        // The name is judged as a lab's.
+        Some(fault) => drill_problems(&Drill { name: "lab".to_owned(), ..as_drill(lab, fault.clone()) }),
         None => vec![],
     }
 }

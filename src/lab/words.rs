@@ -38,11 +38,8 @@ impl<'a> Scene<'a> {
 
     /// The variables that every script has.
     pub fn told(&self, node: Option<&NodePlan>, now: Timestamp) -> String {
-        let join = |nodes: &[&NodePlan], word: fn(&NodePlan) -> String| {
-            nodes.iter().map(|node| word(node)).collect::<Vec<_>>().join(" ")
-        };
-        let (name, ip): (fn(&NodePlan) -> String, fn(&NodePlan) -> String) =
-            (|node| node.name.to_string(), |node| node.ip.to_string());
+        let name = |node: &NodePlan| node.name.to_string();
+        let ip = |node: &NodePlan| node.ip.to_string();
         let mut variables = vec![
             ("LC_ALL", "C".to_owned()),
             ("CLUSTER", self.plan.cluster.to_string()),
@@ -60,8 +57,8 @@ impl<'a> Scene<'a> {
             ("WORKERS", "WORKERS_IP", On::Workers),
         ] {
             let nodes = self.machines(on);
-            variables.push((stem, join(&nodes, name)));
-            variables.push((stem_ip, join(&nodes, ip)));
+            variables.push((stem, nodes.iter().map(|node| name(node)).collect::<Vec<_>>().join(" ")));
+            variables.push((stem_ip, nodes.iter().map(|node| ip(node)).collect::<Vec<_>>().join(" ")));
         }
         variables.iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect()
     }

@@ -188,8 +188,9 @@ async fn make(bench: &Bench, stage: &Stage<'_>, fault: &Step, view: &ClusterView
         let held = view.members.iter().map(|member| member.db_bytes).max().unwrap_or(0);
         let (fault, members) = (drill.on_a_store_of(held), bench.site.nodes());
         let kept = bench.dir.path().join(crate::drill::run::SNAPSHOT).display().to_string();
-        for act in script(&fault, stage.scene.hit, &members, &bench.site.environment.timing, &kept).inject {
-            admin::perform(&bench.site, &bench.machines, &act).await.map_err(|error| error.to_string())?;
+        let script = script(&fault, stage.scene.hit, &members, &bench.site.environment.timing, &kept);
+        for act in script.prepare.iter().chain(&script.inject) {
+            admin::perform(&bench.site, &bench.machines, act).await.map_err(|error| error.to_string())?;
         }
         return Ok(());
     }
