@@ -176,8 +176,13 @@ impl Lab {
         let seen = self.host.observe().expect("observed");
         let gone = |node: &&NodePlan| !seen.domains.iter().any(|domain| domain.name == node.domain.name);
         let mut inside = self.lock();
+        let new = || Machine { ahead_s: -0.7, ..Machine::default() };
         for node in self.plan.nodes.iter().filter(gone) {
-            inside.machines.insert(node.name.clone(), Machine { ahead_s: -0.7, ..Machine::default() });
+            inside.machines.insert(node.name.clone(), new());
+        }
+        // One that was made and never spoken to has not been written down.
+        for node in self.plan.nodes.iter().chain(&self.plan.leaving) {
+            inside.machines.entry(node.name.clone()).or_insert_with(new);
         }
         if self.plan.controllers().all(|node| gone(&node)) {
             inside.manifests.clear();

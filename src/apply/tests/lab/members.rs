@@ -105,6 +105,8 @@ impl Lab {
         let Some(keyring) = self.keyring.lock().expect("free").clone() else { return false };
         let others =
             self.plan.control_planes().filter(|other| other.name != node.name && self.active(other, "keepalived.service"));
+        // Looking whether one is active takes the lock as well.
+        let others: Vec<&NodePlan> = others.collect();
         let inside = self.lock();
         others.into_iter().any(|other| {
             let machine = &inside.machines[&other.name];

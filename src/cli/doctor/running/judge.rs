@@ -305,7 +305,7 @@ mod tests {
             (of(|node| node.disks[0].2 = 9 << 30), "disk", State3::Warn),
             (of(|node| node.disks[0].2 = 10 << 30), "disk", State3::Fail),
             (of(|node| node.disks.clear()), "disk", State3::Fail),
-            (of(|node| node.etcd = Some(Ok((1500 << 20, String::new())))), "etcd quota", State3::Fail),
+            (of(|node| node.etcd = Some(Ok((1600 << 20, String::new())))), "etcd quota", State3::Fail),
             (of(|node| node.etcd = Some(Err("refused".into()))), "etcd", State3::Fail),
             (of(|node| node.etcd = Some(Ok((1, "memberID:1 alarm:NOSPACE".into())))), "alarms", State3::Fail),
             (of(|node| node.others = None), "certificates", State3::Fail),
