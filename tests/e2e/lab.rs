@@ -29,7 +29,7 @@ fn a_lab_is_cut_off_rewound_frozen_and_always_comes_back() {
     a_save_that_was_killed_leaves_no_half(&rig);
     frozen_for_a_minute(&rig);
     looked_at_live(&rig);
-    for name in ["lost-quorum", "scheduler-kubeconfig", "partitioned-leader", "nospace"] {
+    for name in ["lost-quorum", "scheduler-kubeconfig", "partitioned-leader", "corrupt-member"] {
         step(&solved(&rig, name));
     }
     power_cut_everywhere(&rig);
