@@ -435,9 +435,7 @@ impl Lab {
             "etcd.service" => self.no_member(&node.name),
             "keepalived.service" if self.two_would_hold_the_address(node) => Some("its peers do not know it"),
             "kube-apiserver.service" if !self.quorum() => Some("etcd has no leader"),
-            "kube-controller-manager.service" | "kube-scheduler.service" | "keepalived.service" if !self.serves(node) => {
-                Some("no API server here")
-            }
+            "kube-controller-manager.service" | "kube-scheduler.service" if !self.serves(node) => Some("no API server here"),
             "kubelet.service" if !self.active(node, "containerd.service") => Some("no container runtime"),
             "kubelet.service" | "kube-proxy.service" if !self.vip_answers() => Some("no API"),
             _ => None,
@@ -453,7 +451,7 @@ impl Lab {
         let broken = units.iter().any(|unit| match verb.strip_suffix(&format!(" {}", node.name)).unwrap_or_default() {
             "etcd" => unit.contains("etcd"),
             "apiserver" => unit.contains("apiserver"),
-            "control plane" => unit.contains("keepalived"),
+            "control plane" => unit.contains("controller-manager"),
             "runtime" => unit.contains("containerd"),
             "kubelet" => unit.contains("kubelet"),
             _ => false,
