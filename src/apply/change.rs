@@ -6,6 +6,7 @@ use super::perform::{StepError, World, patience, seconds, seen, wait};
 use super::{Step, roll as files};
 use crate::event::{Event, Events};
 use crate::guest::{Cmd, put, run_ok};
+use crate::host::xml::console_volume;
 use crate::host::{Done, HostError};
 use crate::plan::{NodePlan, Plan};
 use crate::wait::Seen;
@@ -74,8 +75,11 @@ pub(super) async fn roll(
 /// The machine first: a disk is not taken away from under it.
 pub(super) fn remove_machine(world: &World, plan: &Plan, node: &NodePlan) -> Result<Done, HostError> {
     let mut done = world.host.remove_domain(&node.domain.name, node.domain.uuid, &world.mark)?;
-    for disk in &node.domain.disks {
-        if world.host.remove_volume(&plan.storage, &disk.volume, &world.mark)? == Done::Changed {
+    // The console's log lies beside the disks, and beside it what virtlogd has put aside of it.
+    let console = console_volume(&node.domain.name);
+    let logs = ["", ".0", ".1", ".2"].map(|end| format!("{console}{end}"));
+    for volume in node.domain.disks.iter().map(|disk| &disk.volume).chain(&logs) {
+        if world.host.remove_volume(&plan.storage, volume, &world.mark)? == Done::Changed {
             done = Done::Changed;
         }
     }

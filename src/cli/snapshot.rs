@@ -83,9 +83,12 @@ pub async fn save_opened(opened: &Opened, args: &SnapshotSave) -> Result<Saved, 
     let fits = Fits::of(&plan, &has_room(&opened.machines, &opened.host).await?);
     let guests = opened.session.guests()?;
     let nowhere = Events::nowhere();
-    let report =
-        or_interrupted(&opened.stop, "nothing", super::verify::checked(&plan, &opened.session.keyring, &*guests, &nowhere))
-            .await?;
+    let (keyring, stop) = (&opened.session.keyring, &opened.stop);
+    let report = match args.force {
+        true => or_interrupted(stop, "nothing", super::verify::checked(&plan, keyring, &*guests, &nowhere)).await?,
+        // What was just taken back or mended may need a moment.
+        false => or_interrupted(stop, "nothing", super::verify::settled(&plan, keyring, &*guests, &nowhere)).await??,
+    };
     let accepted: Vec<String> = report
         .problems()
         .map(|check| check.node.as_ref().map_or_else(|| check.id.clone(), |node| format!("{} {node}", check.id)))

@@ -4,6 +4,7 @@
 
 use super::cluster::{ClusterDir, read_json, write_json};
 use super::files::{self, FileError, if_there};
+use super::snapshots::Read;
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ impl ClusterDir {
     }
 
     /// Every record by its name; one that cannot be read is told with the reason.
-    pub fn load_etcd_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<(String, Result<T, StoreError>)>, StoreError> {
+    pub fn load_etcd_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<Read<T>>, StoreError> {
         let dir = self.etcd_snapshots();
         let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
         let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed))? else { return Ok(Vec::new()) };

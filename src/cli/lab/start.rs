@@ -15,7 +15,6 @@ use crate::drill::etcd::{statuses, views};
 use crate::drill::kube::Kube as _;
 use crate::drill::script::script;
 use crate::drill::target::{ClusterView, choose};
-use crate::event::Events;
 use crate::guest::{Guest, put};
 use crate::host::DomainState;
 use crate::lab::catalogue::{Lab, Step, as_drill};
@@ -72,11 +71,6 @@ pub async fn start(global: &Global, lab: &Lab) -> Result<u8, crate::cli::error::
         }
     };
     if !whole {
-        // What was just taken back or mended may need a moment; what does not become well the save refuses.
-        let (session, guests) = (&opened.session, opened.session.guests()?);
-        let nowhere = Events::nowhere();
-        let looking = crate::cli::verify::settled(&session.plan, &session.keyring, &*guests, &nowhere);
-        or_interrupted(&opened.stop, "the cluster as it was", looking).await??;
         let note = format!("before lab {name}");
         let args = SnapshotSave { name: snapshot.clone(), note: Some(note), force: false, etcd_only: false };
         match snapshot::save_opened(&opened, &args).await {
