@@ -82,9 +82,19 @@ impl Api {
         Ok(left)
     }
 
-    /// Removes the node's object; that it is not there is fine.
+    /// Removes the node's object, and those of the pods that have stayed on it (DaemonSets'): until the API collects them by itself,
+    /// Services would send requests there. That nothing is there is fine.
     pub async fn unregister(&self, address: Ipv4Addr, node: &NodeName, deadline: Duration) -> Result<(), ApiError> {
-        self.delete(address, &format!("/api/v1/nodes/{node}"), deadline).await
+        self.delete(address, &format!("/api/v1/nodes/{node}"), deadline).await?;
+        let list = self.get_json(address, &format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}"), deadline).await?;
+        for item in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+            let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str);
+            if let (Some(namespace), Some(name)) = (text("/metadata/namespace"), text("/metadata/name")) {
+                let path = format!("/api/v1/namespaces/{namespace}/pods/{name}?gracePeriodSeconds=0");
+                self.delete(address, &path, deadline).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -78,7 +78,7 @@ fn a_second_up_changes_nothing(rig: &Rig) {
     step(&format!("second up took {:.1} s", again.took.as_secs_f64()));
     assert_eq!(identity(rig), first);
     step("another shape is refused, and nothing happens");
-    rig.up(&["--etcd", "5", "--workers", "2"]).exits(2).says("cannot be changed in place");
+    rig.up(&["--etcd", "1", "--workers", "2"]).exits(2).says("controller-1 would be removed");
     rig.run(&["up", "--isolated", "--subnet", "10.99.9.0/24"]).exits(2).says("--isolated").says("--subnet");
     step("another libvirt has nothing of it, and is not asked to remove it");
     rig.run(&["down", "--yes", "--connect", "test:///default"]).exits(2).says("lives in the libvirt at");
