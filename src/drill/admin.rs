@@ -206,6 +206,8 @@ pub fn has_alarm(errors: &[String], alarm: &str) -> bool {
 
 async fn free_space(site: &Site) -> Result<(), String> {
     let ask = |error: EtcdError| error.to_string();
+    // After a run that died a member may only just be coming back.
+    await_healthy(site, patience(site)).await?;
     let first = link(site, 0)?;
     let deadline = site.ask_timeout() * 5;
     let deleted = first
