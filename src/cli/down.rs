@@ -40,7 +40,7 @@ pub(super) async fn remove(dir: ClusterDir, lock: Lock, host: Arc<dyn Host>) -> 
     let name = dir.name().clone();
     let mark = session::mark(&dir);
     // A plan that cannot be read stands in nobody's way here.
-    let plan = dir.load_plan().ok().flatten().map(Arc::new);
+    let plan = dir.load_plan().ok().flatten();
     dir.set_journal_aside(&lock)?;
     let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "down")?;
     journal.begin("remove", None).map_err(CliError::failed)?;

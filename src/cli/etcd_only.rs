@@ -5,12 +5,13 @@
 use super::args::{Format, Global};
 use super::drill::bench::Bench;
 use super::error::CliError;
+use super::opened::no_open_fault;
 use super::snapshot::{members, shown_time};
 use super::{exit, render, session};
 use crate::drill::act::Act;
 use crate::drill::admin;
 use crate::drill::catalogue::Process;
-use crate::drill::injector::{FaultLog as _, Injector as _};
+use crate::drill::injector::Injector as _;
 use crate::event::{Events, Verdict};
 use crate::plan::Plan;
 use crate::snapshot::{Name, RESTORE, Record};
@@ -62,13 +63,8 @@ fn bench(global: &Global, verb: &str) -> Result<(Bench, Lock), CliError> {
     let lock = session.dir.lock(verb)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, verb)?;
-    match bench.log.pending().map_err(CliError::failed)?.first() {
-        None => Ok((bench, lock)),
-        Some(fault) => {
-            let said = format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run);
-            Err(CliError::failed(said).hint(format!("ktcw-vm drill heal -c {}", bench.plan.cluster)))
-        }
-    }
+    no_open_fault(&bench.dir.history()?, bench.plan.cluster.as_str())?;
+    Ok((bench, lock))
 }
 
 pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result<u8, CliError> {

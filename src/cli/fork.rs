@@ -13,12 +13,11 @@ use crate::preflight;
 use crate::snapshot::{Fits, Record};
 use crate::spec::{ClusterName, ClusterSpec};
 use crate::store::ClusterDir;
-use crate::store::journal::{Entry, History, Phase};
+use crate::store::journal::{Entry, History};
 use jiff::Timestamp;
 use serde_json::json;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 /// Journal step of a new cluster's directory and disks.
 const FORK: &str = "fork";
@@ -27,15 +26,8 @@ const RESERVE_MIB: u64 = 512;
 
 /// Whether the making of the disks was cut off: then there may be a blank one where data should be.
 fn is_cut_off(history: &History) -> bool {
-    let mut open = false;
-    for record in &history.records {
-        if let Entry::Step { step, phase, .. } = &record.entry
-            && step == FORK
-        {
-            open = *phase != Phase::Done;
-        }
-    }
-    open
+    let not_done = history.pending().into_iter().chain(history.failed());
+    not_done.into_iter().any(|record| matches!(&record.entry, Entry::Step { step, .. } if step == FORK))
 }
 
 /// For verbs that would make what is missing of it.
@@ -190,7 +182,7 @@ pub fn enter(global: &Global) -> Result<(), CliError> {
 }
 
 /// Its namespace, once the rest of a fork is gone.
-pub fn remove_namespace(plan: Option<&Arc<Plan>>) -> Result<(), CliError> {
+pub fn remove_namespace(plan: Option<&Plan>) -> Result<(), CliError> {
     match plan.and_then(|plan| Namespace::of(&plan.network)) {
         Some(own) => own.remove().map_err(|error| CliError::failed(error).left("an empty network namespace")),
         None => Ok(()),

@@ -92,19 +92,8 @@ pub async fn keep(
     if there.is_some() {
         snapshot::remove(desk, &name).await?;
     }
-    let record = Record {
-        name,
-        state: State::Making,
-        note: Some("as up left it".to_owned()),
-        taken: Timestamp::now(),
-        parent: None,
-        fits,
-        members: then,
-        accepted: Vec::new(),
-        skew_at_most_us: 0,
-        stood_ms: 0,
-        bytes: 0,
-    };
+    let begun = Record::begun(name, fits, then, Timestamp::now());
+    let record = Record { note: Some("as up left it".to_owned()), ..begun };
     let record = snapshot::save(desk, record).await.map_err(|error| {
         let cluster = &plan.cluster;
         CliError::from(error)

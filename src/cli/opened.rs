@@ -47,14 +47,7 @@ impl Opened {
 
     /// Refuses while a drill's fault is in force: what is kept or frozen now would hold the fault.
     pub fn without_fault(&self) -> Result<(), CliError> {
-        let open = inject::log::open(&self.session.dir.history()?).map_err(CliError::failed)?;
-        match open.first() {
-            None => Ok(()),
-            Some(fault) => {
-                Err(CliError::failed(format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run))
-                    .hint(format!("ktcw-vm drill heal -c {}", self.session.plan.cluster)))
-            }
-        }
+        no_open_fault(&self.session.dir.history()?, self.session.plan.cluster.as_str())
     }
 
     /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
@@ -69,6 +62,15 @@ impl Opened {
             Some(verb) => said.hint(format!("ktcw-vm {verb} -c {name}")),
             None => said,
         })
+    }
+}
+
+/// No fault of a drill is in force, as far as the journal says.
+pub fn no_open_fault(history: &History, cluster: &str) -> Result<(), CliError> {
+    match inject::log::open(history).map_err(CliError::failed)?.first() {
+        None => Ok(()),
+        Some(fault) => Err(CliError::failed(format!("the fault of drill {} (run {}) is still in force", fault.drill, fault.run))
+            .hint(format!("ktcw-vm drill heal -c {cluster}"))),
     }
 }
 

@@ -106,19 +106,8 @@ pub async fn save_opened(opened: &Opened, args: &SnapshotSave) -> Result<Saved, 
         Some((node, why)) if !args.force => return Err(unfit(format!("{node}: etcd does not answer: {why}"))),
         _ => silent.iter().for_each(|(node, why)| render::status(&format!("{node}: etcd does not answer: {why}"))),
     }
-    let record = Record {
-        name: name.clone(),
-        state: State::Making,
-        note: args.note.clone(),
-        taken: Timestamp::now(),
-        parent,
-        fits,
-        members: then,
-        accepted,
-        skew_at_most_us: 0,
-        stood_ms: 0,
-        bytes: 0,
-    };
+    let begun = Record::begun(name.clone(), fits, then, Timestamp::now());
+    let record = Record { note: args.note.clone(), parent, accepted, ..begun };
     let record = snapshot::save(&desk, record).await.map_err(|error| {
         CliError::from(error)
             .left("no snapshot of that name; machines may be paused")

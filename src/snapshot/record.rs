@@ -127,6 +127,25 @@ pub struct Record {
     pub bytes: u64,
 }
 
+impl Record {
+    /// One that is being made now, of machines that do not stand still yet.
+    pub fn begun(name: Name, fits: Fits, members: BTreeMap<NodeName, MemberSeen>, taken: Timestamp) -> Record {
+        Record {
+            name,
+            state: State::Making,
+            note: None,
+            taken,
+            parent: None,
+            fits,
+            members,
+            accepted: Vec::new(),
+            skew_at_most_us: 0,
+            stood_ms: 0,
+            bytes: 0,
+        }
+    }
+}
+
 /// The record of that name, or a message that names those there are.
 pub fn chosen<'a>(records: &'a [Record], name: &Name) -> Result<&'a Record, String> {
     let whole = || records.iter().filter(|record| record.state == State::Whole);

@@ -2,9 +2,9 @@
 //! `cli` keeps them through these methods of `ClusterDir`; what is in a record is its own.
 //! They hold all of the cluster's secrets: private from their first byte, gone with the directory.
 
-use super::cluster::{ClusterDir, read_json, write_json};
+use super::cluster::{ClusterDir, write_json};
 use super::files::{self, FileError, if_there};
-use super::snapshots::Read;
+use super::snapshots::{Read, records};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,21 +34,7 @@ impl ClusterDir {
 
     /// Every record by its name; one that cannot be read is told with the reason.
     pub fn load_etcd_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<Read<T>>, StoreError> {
-        let dir = self.etcd_snapshots();
-        let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
-        let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed))? else { return Ok(Vec::new()) };
-        let mut all = Vec::new();
-        for entry in entries {
-            let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else { continue };
-            match read_json::<RecordFile<T>>(&dir.join(&file)) {
-                Ok(Some(record)) => all.push((name.to_owned(), Ok(record.etcd_snapshot))),
-                Ok(None) => {}
-                Err(error) => all.push((name.to_owned(), Err(error))),
-            }
-        }
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(all)
+        records(&self.etcd_snapshots(), |file: RecordFile<T>| file.etcd_snapshot)
     }
 
     /// The last word of a save: its file is on the disk.

@@ -8,7 +8,7 @@ use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Format of the files here that this program writes and the newest it reads.
 const FORMAT: u32 = 1;
@@ -30,24 +30,29 @@ struct CurrentFile {
 /// A record by its file's name, or why it cannot be read.
 pub type Read<T> = (String, Result<T, StoreError>);
 
+/// Every `NAME.json` of a directory by its name, without those whose name begins with a dot; a directory that is not there has none.
+/// `open` takes the record out of its file.
+pub(super) fn records<F: DeserializeOwned, T>(dir: &Path, open: impl Fn(F) -> T) -> Result<Vec<Read<T>>, StoreError> {
+    let failed = |source| FileError::Io { action: "list", path: dir.to_owned(), source };
+    let Some(entries) = if_there(fs::read_dir(dir).map_err(failed))? else { return Ok(Vec::new()) };
+    let mut all = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else { continue };
+        match read_json::<F>(&dir.join(&file)) {
+            Ok(Some(record)) => all.push((name.to_owned(), Ok(open(record)))),
+            Ok(None) => {}
+            Err(error) => all.push((name.to_owned(), Err(error))),
+        }
+    }
+    all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(all)
+}
+
 impl ClusterDir {
     /// Every record by its file's name; one that cannot be read is told with the reason.
     pub fn load_snapshots<T: DeserializeOwned>(&self) -> Result<Vec<Read<T>>, StoreError> {
-        let dir = self.snapshots();
-        let failed = |source| FileError::Io { action: "list", path: dir.clone(), source };
-        let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed))? else { return Ok(Vec::new()) };
-        let mut all = Vec::new();
-        for entry in entries {
-            let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else { continue };
-            match read_json::<RecordFile<T>>(&dir.join(&file)) {
-                Ok(Some(record)) => all.push((name.to_owned(), Ok(record.snapshot))),
-                Ok(None) => {}
-                Err(error) => all.push((name.to_owned(), Err(error))),
-            }
-        }
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(all)
+        records(&self.snapshots(), |file: RecordFile<T>| file.snapshot)
     }
 
     /// Writes a record, whole or not at all. `name` is a file's name: the caller has checked it.
