@@ -129,10 +129,15 @@ impl Machines {
 
     async fn leftovers_of(&self, node: &NodePlan) -> Result<Vec<Leftover>, String> {
         let boot = Duration::from_secs(u64::from(self.plan.timers.boot_deadline_s));
+        let sum = self.server_cert_sum(&node.name);
         let ask = || async {
             // A short deadline: a connection from before a boot is silent, and a new one must be tried.
             match self.guest.run(&node.name, Cmd::script(script(node), self.deadline() / 2)).await {
-                Ok(output) => Seen::Ready(output.stdout_text()),
+                // One that ended early, as on a machine that is going down, says nothing of what is left.
+                Ok(output) => match read(&node.name, &output.stdout_text(), sum.as_deref()) {
+                    Ok(all) => Seen::Ready(all),
+                    Err(cut) => Seen::NotYet(format!("{cut} ({:?}) {}", output.exit, output.stderr_text().trim())),
+                },
                 Err(error) => {
                     self.guest.forget(&node.name).await;
                     Seen::NotYet(error.to_string())
@@ -140,8 +145,7 @@ impl Machines {
             }
         };
         let asked = wait::until(format!("an answer of {}", node.name), boot, Duration::from_millis(500), |_| (), ask).await;
-        let text = asked.map_err(|error| error.to_string())?;
-        let mut all = read(&node.name, &text, self.server_cert_sum(&node.name).as_deref())?;
+        let mut all = asked.map_err(|error| error.to_string())?;
         let seen = self.clock_of(&node.name).await?;
         let undo = Act::SetClock { node: node.name.clone() };
         let limit = if self.switched_on().contains(&node.name) { clock::RIGHT_S } else { CLOCK_OFF_S };

@@ -170,6 +170,13 @@ async fn a_machine_that_never_answers_is_named_and_nothing_is_taken_for_well() {
     assert!(error.contains("worker-1") && error.contains("Connection refused"), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_cut_off_is_asked_for_again() {
+    let cut = [Reply::ok(""), Reply::exit(143, "unit kubelet act", "Terminated")];
+    let (machines, _) = machines(FakeGuests::new().then("echo end", cut).on("echo end", "end\n"));
+    assert_eq!(machines.leftovers().await.expect("a look"), []);
+}
+
 #[tokio::test]
 async fn timers_are_set_in_the_nodes_that_are_hit_before_anything_else() {
     let armed = Arc::new(Mutex::new(Vec::new()));

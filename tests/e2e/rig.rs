@@ -147,6 +147,8 @@ impl Drop for Remove<'_> {
         if std::thread::panicking() {
             let ran = self.0.run(&["verify"]);
             step(&format!("at the end of the failed test:\n{}{}", ran.out, ran.err));
+            let bundle = artefacts().join(format!("{}.tar.gz", self.0.cluster));
+            self.0.run(&["support", "bundle", &bundle.to_string_lossy()]);
         }
         self.0.run(&["down", "--yes"]);
     }
