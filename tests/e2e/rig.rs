@@ -148,7 +148,8 @@ impl Drop for Remove<'_> {
             let ran = self.0.run(&["verify"]);
             step(&format!("at the end of the failed test:\n{}{}", ran.out, ran.err));
             let bundle = artefacts().join(format!("{}.tar.gz", self.0.cluster));
-            self.0.run(&["support", "bundle", &bundle.to_string_lossy()]);
+            let ran = self.0.run(&["support", "bundle", &bundle.to_string_lossy()]);
+            step(&format!("{}{}", ran.out, ran.err));
         }
         self.0.run(&["down", "--yes"]);
     }
