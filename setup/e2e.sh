@@ -24,9 +24,9 @@ profile=debug cargo_flags=(--locked)
 case $suite in
   smoke) deadline=900 filter=(smoke::) ;;
   # `full::` is a part of `labs_full::` too.
-  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip sizes:: --skip full::) ;;
+  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip emulated:: --skip sizes:: --skip full::) ;;
   full) deadline=14400 filter=(--skip smoke:: --skip bench::) ;;
-  bench) deadline=3600 filter=(bench::) profile=release cargo_flags+=(--release) ;;
+  bench) deadline=7200 filter=(bench:: emulated::) profile=release cargo_flags+=(--release) ;;
   *) die 2 "usage: setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]" ;;
 esac
 deadline=${KTCW_E2E_DEADLINE:-$deadline}
@@ -120,7 +120,7 @@ choose_mode() {
   if suits_host --accel kvm; then
     mode=kvm reason="the image's kernel was seen to boot under KVM"
   elif [ -e "$packed_kernel" ] && unpack_kernel &&
-    suits_host --accel kvm --kernel "$work/vmlinux" --kernel-args "nokaslr dummy.numdummies=0"; then
+    suits_host --accel kvm --kernel "$work/vmlinux" --kernel-args "nokaslr dummy.numdummies=0 highres=off"; then
     mode=kvm-test-kernel reason="only the test kernel was seen to boot under KVM"
   else
     reason="no kernel was seen to boot under KVM"

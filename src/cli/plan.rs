@@ -5,7 +5,7 @@
 use super::args::{Format, Global, PlanArgs};
 use super::error::CliError;
 use super::{change, exit, render, resolve, session, spec_of};
-use crate::apply::{Inventory, steps};
+use crate::apply::{Inventory, Step, steps};
 use crate::host::Host;
 use crate::plan::{Content, NodePlan, Plan, plan, render as plan_render, user_data};
 use crate::spec::NodeName;
@@ -47,11 +47,19 @@ pub fn run(global: &Global, args: &PlanArgs) -> Result<u8, CliError> {
             }
         }
         Format::Json => {
-            let value = serde_json::json!({ "plan": plan, "steps": steps, "notes": notes });
-            render::print_line(&serde_json::to_string_pretty(&value).map_err(CliError::failed)?);
+            let planned = Planned { plan: &plan, steps: &steps, notes: &notes };
+            render::print_line(&serde_json::to_string_pretty(&planned).map_err(CliError::failed)?);
         }
     }
     Ok(exit::OK)
+}
+
+/// What `--format json` prints.
+#[derive(serde::Serialize)]
+struct Planned<'a> {
+    plan: &'a Plan,
+    steps: &'a [Step],
+    notes: &'a [String],
 }
 
 /// One file of one node; a wrong node or path lists what there is.

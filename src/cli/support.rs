@@ -18,9 +18,10 @@ use flate2::write::GzEncoder;
 use futures::future::join_all;
 use redact::Redactor;
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub async fn run(global: &Global, what: &SupportWhat) -> Result<u8, CliError> {
     }
     let target = file.clone().unwrap_or_else(|| PathBuf::from(format!("ktcw-support-{name}.tar.gz")));
     // Before minutes are spent on asking.
-    let mut out = create(&target)?;
+    let mut out = room_for(&target)?;
     let mut entries = of_directory(&dir);
     entries.insert("versions.txt".to_owned(), versions());
     match Session::open(global) {
@@ -61,8 +62,13 @@ pub async fn run(global: &Global, what: &SupportWhat) -> Result<u8, CliError> {
     }
     let secrets = ClusterDir::secrets_in(&dir)?;
     let packed = pack(&format!("ktcw-support-{name}"), &entries, &Redactor::new(&secrets), jiff::Timestamp::now())
-        .and_then(|packed| out.write_all(&packed).and_then(|()| out.sync_all()).map(|()| packed.len()));
-    let size = packed.map_err(|error| CliError::failed(format!("{}: {error}", target.display())))?;
+        .and_then(|packed| out.write_all(&packed).and_then(|()| out.as_file().sync_all()).map(|()| packed.len()));
+    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("{}: {error}", target.display()));
+    let size = packed.map_err(|error| failed(&error))?;
+    out.persist_noclobber(&target).map_err(|error| match error.error.kind() {
+        std::io::ErrorKind::AlreadyExists => taken(&target),
+        _ => failed(&error),
+    })?;
     render::print_line(&format!(
         "{}: {} files, {} KiB; keys and tokens were taken out",
         target.display(),
@@ -73,15 +79,19 @@ pub async fn run(global: &Global, what: &SupportWhat) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-/// New, and the user's alone.
-fn create(path: &Path) -> Result<std::fs::File, CliError> {
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
-        let said = CliError::usage(format!("{}: {error}", path.display()));
-        match error.kind() {
-            std::io::ErrorKind::AlreadyExists => said.hint("name another file: ktcw-vm support bundle FILE"),
-            _ => said,
-        }
-    })
+/// Room for a file that is not there yet, the user's alone, under a name of its own until all of it is written.
+fn room_for(target: &Path) -> Result<tempfile::NamedTempFile, CliError> {
+    if target.symlink_metadata().is_ok() {
+        return Err(taken(target));
+    }
+    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let made = tempfile::Builder::new().prefix(".ktcw-support-").permissions(Permissions::from_mode(0o600)).tempfile_in(dir);
+    made.map_err(|error| CliError::usage(format!("{}: {error}", target.display())))
+}
+
+fn taken(target: &Path) -> CliError {
+    CliError::usage(format!("{}: there is such a file", target.display()))
+        .hint("name another file: ktcw-vm support bundle FILE")
 }
 
 /// What the directory holds but keys: as text, also where it is damaged.

@@ -17,32 +17,26 @@ use crate::spec::{ClusterName, NodeName};
 use crate::verify::certs::{Problem, Trust};
 use crate::verify::{self, Check, Group, Report};
 use crate::wait::{Seen, until};
+use futures::future::{Either, select};
 use std::cell::RefCell;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let session = Session::open(global)?;
     let begin = Instant::now();
     let cluster = &session.plan.cluster;
-    let power = power(global, &session).await;
     let mut checks: Vec<Check> = half_restored(&session)?.into_iter().collect();
-    let report = match &power {
-        // Asking machines of which none runs would only add a deadline and its unknowns.
-        Some(power) if !power.runs() => {
-            let golden_only = golden::is_down(&session.dir.history()?);
-            checks.extend(asleep(power, golden_only, cluster));
-            Report { cluster: cluster.to_string(), checks, elapsed: begin.elapsed() }
-        }
-        _ => {
-            let guests = session.guests()?;
-            let mut report = checked(&session.plan, &session.keyring, &*guests, &Events::nowhere()).await;
-            if let Some(power) = &power {
+    match asked(global, &session).await? {
+        Answers::Machines(mut report, power) => {
+            if let Some(power) = power {
                 verify::machines::explain(&mut report, &session.plan, &power.states());
             }
             checks.append(&mut report.checks);
-            Report { checks, ..report }
         }
-    };
+        Answers::Asleep(power) => checks.extend(asleep(&power, golden::is_down(&session.dir.history()?), cluster)),
+    }
+    let report = Report { cluster: cluster.to_string(), checks, elapsed: begin.elapsed() };
     match global.format {
         Format::Text => render::print(&verify::render::table(&report)),
         Format::Json => render::print(&verify::render::json(&report)),
@@ -52,6 +46,28 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
 
 pub fn exit_code(report: &Report) -> u8 {
     if report.verdict() == Verdict::Pass { exit::OK } else { exit::CHECK_FAILED }
+}
+
+/// Who had something to say: the machines, or libvirt alone when none of them runs.
+enum Answers {
+    Machines(Report, Option<Power>),
+    Asleep(Power),
+}
+
+/// Asks both at once. Machines of which none runs are not waited for: that would only add a deadline and its unknowns.
+async fn asked(global: &Global, session: &Session) -> Result<Answers, CliError> {
+    let (guests, nowhere) = (session.guests()?, Events::nowhere());
+    let machines = pin!(checked(&session.plan, &session.keyring, &*guests, &nowhere));
+    let libvirt = pin!(power(global, session));
+    let (power, rest) = match select(libvirt, machines).await {
+        Either::Left((power, machines)) => (power, Either::Left(machines)),
+        Either::Right((report, libvirt)) => (libvirt.await, Either::Right(report)),
+    };
+    Ok(match (power, rest) {
+        (Some(power), _) if !power.runs() => Answers::Asleep(power),
+        (power, Either::Left(machines)) => Answers::Machines(machines.await, power),
+        (power, Either::Right(report)) => Answers::Machines(report, power),
+    })
 }
 
 /// What libvirt says of the machines. Without an answer what a node says over SSH counts alone.

@@ -77,12 +77,15 @@ pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Imag
     Ok(image)
 }
 
+/// The image that this build would make. Without Go nothing can be made, so what another Go made of the same sources will do.
 fn present(opts: &BuildOptions) -> Result<Option<Image>, ImageError> {
-    if opts.suite == super::Suite::default() {
-        return cache::find(&opts.cache);
+    match cache::go_version() {
+        None if opts.suite == super::Suite::default() => cache::find(&opts.cache),
+        go => {
+            let keys = Inputs::embedded(go.unwrap_or_default(), opts.suite).keys();
+            cache::load(&opts.cache.join("images").join(keys.image))
+        }
     }
-    let keys = Inputs::embedded(cache::go_version().unwrap_or_default(), opts.suite).keys();
-    cache::load(&opts.cache.join("images").join(keys.image))
 }
 
 fn step_names(inputs: &Inputs) -> Vec<String> {

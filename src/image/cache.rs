@@ -40,27 +40,29 @@ fn cache_dir_from(variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("ktcw-vm-cache"))
 }
 
-/// The image for the sources embedded in this program, when it has been built. On a
-/// machine without Go any toolchain's build of the same sources will do.
+/// The image for the sources embedded in this program, when it has been built: the newest, whichever Go built it. A newer
+/// toolchain makes nobody wait for another image; `build` makes one when it is asked to.
 ///
 /// # Errors
 /// [`ImageError::Damaged`] when it is there but its files are missing, truncated or
 /// unreadable; digests are not computed, see [`verify_image`].
 pub fn find(cache: &Path) -> Result<Option<Image>, ImageError> {
+    let sources = Inputs::embedded("", Suite::default()).keys().sources;
+    let mut same_sources = Vec::new();
+    let mut broken = false;
+    for dir in directories(&cache.join("images"))? {
+        match load(&dir) {
+            Ok(image) => same_sources.extend(image.filter(|image| image.sources_key == sources)),
+            Err(_) => broken = true,
+        }
+    }
+    let newest = same_sources.into_iter().max_by_key(|image| image.built_at);
+    if newest.is_some() || !broken {
+        return Ok(newest);
+    }
+    // A damaged image does not say what it was made of; its key does, and asking Go for its version takes a while.
     let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
-    if let Some(image) = load(&cache.join("images").join(&keys.image))? {
-        return Ok(Some(image));
-    }
-    if go_version().is_some() {
-        return Ok(None);
-    }
-    let mut same_sources: Vec<_> = list(cache)?
-        .into_iter()
-        .filter_map(|cached| cached.image.ok())
-        .filter(|image| image.sources_key == keys.sources)
-        .collect();
-    same_sources.sort_by_key(|image| image.built_at);
-    Ok(same_sources.pop())
+    load(&cache.join("images").join(&keys.image))
 }
 
 /// The image of this key, whichever program built it. Errors as [`find`].

@@ -218,6 +218,31 @@ fn a_cache_that_is_not_there_is_empty() {
 }
 
 #[test]
+fn an_image_of_the_same_sources_is_found_whichever_go_built_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let keys = Inputs::embedded("", Suite::default()).keys();
+    let of_other_sources = store_image(&cache, "other", "disk");
+    assert!(find(directory.path()).unwrap().is_none());
+    let dir = store_image(&cache, "mine", "disk");
+    let text = fs::read_to_string(dir.join("image.json")).unwrap();
+    fs::write(dir.join("image.json"), text.replace("sources of mine", &keys.sources)).unwrap();
+    assert_eq!(find(directory.path()).unwrap().unwrap().key, "mine");
+    fs::remove_file(of_other_sources.join("base.qcow2")).unwrap();
+    assert_eq!(find(directory.path()).unwrap().unwrap().key, "mine", "damage of another one is not ours");
+}
+
+#[test]
+fn the_damage_of_the_image_that_is_wanted_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let dir = store_image(&cache, &keys.image, "disk");
+    fs::write(dir.join("image.json"), "{").unwrap();
+    assert!(matches!(find(directory.path()), Err(ImageError::Damaged { .. })));
+}
+
+#[test]
 fn two_builds_do_not_run_in_one_cache() {
     let directory = tempfile::tempdir().unwrap();
     let first = open(directory.path());

@@ -62,28 +62,8 @@ fn figures_of_the_main_job() {
     judged("main-job", measured, &figures);
 }
 
-/// The same job without KVM: its two figures.
-#[test]
-fn figures_under_emulation() {
-    let rig = Rig::emulated("slow");
-    let _guard = Remove(&rig);
-    let up = measured_up(&rig);
-    let verify: Vec<f64> = (0..3).map(|_| rig.run(&["verify"]).exits(0).took.as_secs_f64()).collect();
-    let back = back_from_memory(&rig);
-    rig.run(&["down", "--yes"]).exits(0);
-    judged(
-        "emulation",
-        json!({ "up_s": up.whole_s, "timings": up.timings, "verify_s": verify, "golden_up_s": back }),
-        &[
-            ("3 + 2 Ready under TCG", up.ready_s, 600.0, " s"),
-            ("verify of a healthy 3 + 2 under TCG", median(&verify), 15.0, " s"),
-            ("up from the golden snapshot / cold up, under TCG", back / up.whole_s, 0.05, ""),
-        ],
-    );
-}
-
 /// Seconds that `up` takes after `down --keep-golden`, verify and all.
-fn back_from_memory(rig: &Rig) -> f64 {
+pub fn back_from_memory(rig: &Rig) -> f64 {
     rig.run(&["snapshot", "save", "golden"]).exits(0);
     rig.run(&["down", "--yes", "--keep-golden"]).exits(0);
     let up = rig.up_with_golden(&SIZE).exits(0).says("back from its golden snapshot");
@@ -91,7 +71,7 @@ fn back_from_memory(rig: &Rig) -> f64 {
 }
 
 /// Keeps the JSON, says what was met, and fails when something was not.
-fn judged(name: &str, mut report: Value, figures: &[(&str, f64, f64, &str)]) {
+pub fn judged(name: &str, mut report: Value, figures: &[(&str, f64, f64, &str)]) {
     let rows = figures
         .iter()
         .map(|(what, value, target, unit)| json!({"what": what, "value": value, "target": target, "unit": unit.trim()}));
@@ -113,19 +93,19 @@ fn judged(name: &str, mut report: Value, figures: &[(&str, f64, f64, &str)]) {
     assert!(missed.is_empty(), "targets missed: {missed:?}");
 }
 
-struct Up {
-    whole_s: f64,
+pub struct Up {
+    pub whole_s: f64,
     /// Until both workers are Ready and DNS answers.
-    ready_s: f64,
+    pub ready_s: f64,
     /// From the first machine's start until SSH answers on the last.
     ssh_s: f64,
     cpu_s: f64,
     peak_mb: f64,
-    timings: Value,
+    pub timings: Value,
 }
 
 /// `up --format json --timings`, with the program's own CPU time and memory as the kernel counts them.
-fn measured_up(rig: &Rig) -> Up {
+pub fn measured_up(rig: &Rig) -> Up {
     let mut words = ["up", "-c", rig.cluster, "--format", "json", "--timings", "--no-golden"].map(str::to_owned).to_vec();
     words.extend(SIZE.iter().map(|&word| word.to_owned()));
     words.extend(rig.accel().iter().cloned());
@@ -152,7 +132,6 @@ fn measured_up(rig: &Rig) -> Up {
     let summary: Value = serde_json::from_str(text.lines().last().expect("a summary")).expect("JSON");
     let timings = summary["timings"].clone();
     let rows = timings.as_array().expect("timings");
-    let seconds = |value: &Value| value["secs"].as_f64().unwrap_or(0.0) + value["nanos"].as_f64().unwrap_or(0.0) / 1e9;
     let named = |verb: &str| -> Vec<(f64, f64)> {
         let of = rows.iter().filter(|row| row["step"].as_str().is_some_and(|step| step.starts_with(verb)));
         of.map(|row| (seconds(&row["began"]), seconds(&row["began"]) + seconds(&row["took"]))).collect()
@@ -162,6 +141,11 @@ fn measured_up(rig: &Rig) -> Up {
     let ready_s = rows.iter().map(|row| seconds(&row["began"]) + seconds(&row["took"])).fold(0.0, f64::max);
     assert!(named("ssh ").len() == 5 && answered > started, "{timings}");
     Up { whole_s, ready_s, ssh_s: answered - started, cpu_s, peak_mb, timings }
+}
+
+/// A duration as `--timings` has it.
+pub fn seconds(value: &Value) -> f64 {
+    value["secs"].as_f64().expect("secs") + value["nanos"].as_f64().expect("nanos") / 1e9
 }
 
 /// CPU seconds and peak resident megabytes of a process; `None` when it has ended.
@@ -342,7 +326,7 @@ fn resident_gib() -> f64 {
     kib / f64::from(1 << 20)
 }
 
-fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)

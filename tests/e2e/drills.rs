@@ -101,11 +101,15 @@ fn excuse(ran: &Ran, crashed: bool) -> Option<String> {
     // One that ended before it began has no report.
     let report: Value = serde_json::from_str(&ran.out).unwrap_or_default();
     let judgement = &report["judgement"];
-    if ran.code == 0 || judgement["figures"]["lost_acknowledged_writes"].as_u64().is_some_and(|lost| lost > 0) {
+    (ran.code != 0).then(|| excuse_of(&judgement["figures"], &judgement["reasons"], crashed)).flatten()
+}
+
+/// The same of a run's figures and reasons, as a series has them too.
+pub fn excuse_of(figures: &Value, reasons: &Value, crashed: bool) -> Option<String> {
+    if figures["lost_acknowledged_writes"].as_u64().is_some_and(|lost| lost > 0) {
         return None;
     }
-    let reasons = &judgement["reasons"];
-    if ran.code == 4 && reasons.as_array().is_some_and(|reasons| of_the_host(reasons)) {
+    if reasons.as_array().is_some_and(|reasons| of_the_host(reasons)) {
         return Some(reasons.to_string());
     }
     crashed.then(|| "a guest's test kernel crashed".to_owned())
@@ -113,7 +117,7 @@ fn excuse(ran: &Ran, crashed: bool) -> Option<String> {
 
 /// How often the test kernel has crashed in the machines there are, by their consoles: it runs on a hypervisor that it was made
 /// for, and now and then ends in a page fault. A kernel that users have is never excused.
-fn kernel_panics(rig: &Rig) -> usize {
+pub fn kernel_panics(rig: &Rig) -> usize {
     if mode() != "kvm-test-kernel" {
         return 0;
     }
@@ -127,9 +131,9 @@ fn kernel_panics(rig: &Rig) -> usize {
     consoles.map(|text| String::from_utf8_lossy(&text).matches("Kernel panic - not syncing").count()).sum()
 }
 
-/// Whether a run is invalid for nothing but its load: the host stood still or was too busy, by the run's own words. That the
-/// fault was not shown is never the host's fault.
-pub fn of_the_host(reasons: &[Value]) -> bool {
+/// Whether a run is invalid for nothing but its load (V2): the host stood still or was too busy, by the run's own words. A run
+/// that failed has other reasons, and that the fault was not shown is never the host's fault.
+fn of_the_host(reasons: &[Value]) -> bool {
     !reasons.is_empty() && reasons.iter().all(|reason| reason.as_str().is_some_and(|reason| reason.starts_with("V2 ")))
 }
 

@@ -1,12 +1,10 @@
-//! `make e2e-full`: the whole catalogue, a crash in every kind of fault, timers that heal when nobody does, and drills under TCG.
-//! One 3 + 2 cluster serves what runs natively; the emulated one has three controllers.
+//! `make e2e-full`: the whole catalogue, a crash in every kind of fault, and timers that heal when nobody does.
 //! The tables are kept in `target/bench`.
 
 use crate::crashes::{ALL, killed_and_healed, kinds_without_a_row};
-use crate::drills::{drilled, healthy, in_figures, of_the_host};
+use crate::drills::{drilled, excuse_of, healthy, in_figures, kernel_panics};
 use crate::dying::{CONTROLLERS, Dying, on, residue};
 use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step};
-use serde_json::Value;
 use std::time::Duration;
 
 /// Each leaves something that a timer in the guest takes away: a stopped and a paused unit, rules, a queue, a frozen disk, a
@@ -22,12 +20,14 @@ fn every_drill_of_the_catalogue_passes() {
     let _guard = Remove(&rig);
     rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
     healthy(&rig);
+    let panics = kernel_panics(&rig);
     let ran = rig.run(&["drill", "run", "all", "--seed", "11", "--format", "json"]);
+    let crashed = kernel_panics(&rig) > panics;
     keep("drill-run-all.json", &ran.out);
     let series = ran.json();
     let runs = series["runs"].as_array().expect("runs");
     let mut table = String::new();
-    let mut again = Vec::new();
+    let (mut again, mut failed) = (Vec::new(), Vec::new());
     for run in runs {
         let name = run["drill"].as_str().expect("a name");
         let row = format!(
@@ -38,14 +38,16 @@ fn every_drill_of_the_catalogue_passes() {
         );
         step(&row);
         table.push_str(&format!("{row}\n"));
-        match run["result"].as_str() {
-            Some("pass") => (),
-            Some("invalid") if of_the_host(run["reasons"].as_array().expect("reasons")) => again.push(name.to_owned()),
-            _ => again.insert(0, format!("not {name}")),
+        if run["result"] == "pass" {
+            continue;
+        }
+        match excuse_of(&run["figures"], &run["reasons"], crashed) {
+            Some(_) => again.push(name),
+            None => failed.push(name),
         }
     }
     keep("drill-run-all.txt", &table);
-    assert!(again.iter().all(|name| !name.starts_with("not ")), "{again:?}\n{table}\n{}", ran.err);
+    assert_eq!(failed, Vec::<&str>::new(), "{table}\n{}", ran.err);
     let catalogue = ktcw_vm::drill::catalogue::built_in().expect("the catalogue");
     assert_eq!(runs.len(), catalogue.len(), "all of them ran: {table}");
     again.iter().for_each(|name| step(&format!("once more, {}", drilled(&rig, name))));
@@ -60,7 +62,9 @@ fn killed_in_the_middle_of_any_fault_nothing_is_left() {
     let rig = Rig::native("crashes");
     let _guard = Remove(&rig);
     rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
-    ALL.iter().for_each(|row| killed_and_healed(&rig, *row));
+    let first = std::env::var("KTCW_E2E_ROW").map_or(1, |row| row.parse::<usize>().expect("KTCW_E2E_ROW is a row's number"));
+    step(&format!("rows {first} to {} (KTCW_E2E_ROW begins at another)", ALL.len()));
+    ALL.iter().skip(first - 1).for_each(|row| killed_and_healed(&rig, *row));
     rig.verifies();
 }
 
@@ -97,16 +101,4 @@ fn down_takes_whatever_a_killed_drill_has_left() {
         assert_eq!(libvirt_names(), before, "{name}");
         step(&format!("{name} killed, then down: {:.0} s", down.took.as_secs_f64()));
     }
-}
-
-#[test]
-fn elections_and_the_loss_of_a_majority_under_emulation() {
-    let rig = Rig::emulated("drills-tcg");
-    let _guard = Remove(&rig);
-    rig.up(&["--etcd", "3", "--workers", "0"]).exits(0);
-    let rows: Vec<String> = ["leader-kill", "quorum-loss"].iter().map(|name| drilled(&rig, name)).collect();
-    rows.iter().for_each(|row| step(row));
-    keep("drills-tcg.txt", &rows.join("\n"));
-    let report: Value = rig.run(&["drill", "report", "last", "--format", "json"]).exits(0).json();
-    assert_eq!(report["record"]["environment"]["acceleration"], "tcg");
 }

@@ -1,7 +1,7 @@
 //! The VM suite: the real program, real machines. `setup/e2e.sh` starts it in a namespace with a libvirt of its own.
 //!
-//! `smoke` runs in `make test`, `bench` in `make bench`, `sizes`, `full` and `labs_full` in `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh`
-//! chooses by name. One cluster serves many checks, because booting it is what costs.
+//! `smoke` runs in `make test`, `bench` in `make bench`, `emulated` there and in `make e2e-full`, `sizes`, `full` and `labs_full` in
+//! `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh` chooses by name. One cluster serves many checks, because booting it is what costs.
 
 #![expect(
     clippy::expect_used,
@@ -16,6 +16,7 @@ mod bench;
 mod crashes;
 mod drills;
 mod dying;
+mod emulated;
 mod full;
 mod grow;
 mod ha3;

@@ -207,7 +207,10 @@ fn a_bundle_is_the_users_alone_and_writes_over_nothing() {
     use std::os::unix::fs::MetadataExt as _;
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("b.tar.gz");
-    assert_eq!(create(&path).expect("made").metadata().expect("there").mode() & 0o777, 0o600);
-    let error = create(&path).expect_err("there already");
+    let room = room_for(&path).expect("made");
+    assert_eq!(room.as_file().metadata().expect("there").mode() & 0o777, 0o600);
+    assert!(!path.exists(), "nothing of that name before all of it is written");
+    room.persist_noclobber(&path).expect("kept");
+    let error = room_for(&path).expect_err("there already");
     assert!(error.code == exit::USAGE && error.hint.is_some_and(|hint| hint.contains("another file")));
 }
