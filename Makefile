@@ -77,6 +77,7 @@ e2e: ## a real 3 + 2 cluster in a namespace of its own, looked at from all sides
 e2e-full: ## the same, other sizes, every drill of the catalogue, kill -9 in every kind of fault, drills under emulation
 	@setup/install.sh build run test $(if $(CI),ci)
 	@setup/e2e.sh full
+	@setup/rebuild.sh
 
 .PHONY: bench
 bench: ## the figures, as ratios of one run; the JSON is kept in target/bench

@@ -70,7 +70,7 @@ pub fn back_from_memory(rig: &Rig) -> f64 {
     up.took.as_secs_f64()
 }
 
-/// Keeps the JSON, says what was met, and fails when something was not.
+/// Keeps the JSON and says what was met; in `make bench`, which is about the figures, fails when something was not.
 pub fn judged(name: &str, mut report: Value, figures: &[(&str, f64, f64, &str)]) {
     let rows = figures
         .iter()
@@ -90,7 +90,8 @@ pub fn judged(name: &str, mut report: Value, figures: &[(&str, f64, f64, &str)])
             missed.push(what);
         }
     }
-    assert!(missed.is_empty(), "targets missed: {missed:?}");
+    let asked_for = std::env::var("KTCW_E2E").is_ok_and(|suite| suite == "bench");
+    assert!(missed.is_empty() || !asked_for, "targets missed: {missed:?}");
 }
 
 pub struct Up {
