@@ -18,8 +18,8 @@ use flate2::write::GzEncoder;
 use futures::future::join_all;
 use redact::Redactor;
 use std::collections::BTreeMap;
-use std::fs::Permissions;
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -90,8 +90,7 @@ fn room_for(target: &Path) -> Result<tempfile::NamedTempFile, CliError> {
 }
 
 fn taken(target: &Path) -> CliError {
-    CliError::usage(format!("{}: there is such a file", target.display()))
-        .hint("name another file: ktcw-vm support bundle FILE")
+    CliError::usage(format!("{}: there is such a file", target.display())).hint("name another file: ktcw-vm support bundle FILE")
 }
 
 /// What the directory holds but keys: as text, also where it is damaged.

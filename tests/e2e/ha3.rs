@@ -1,6 +1,6 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
-use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, mode, step, virsh};
+use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, virsh};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ fn three_controllers_and_two_workers() {
     let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
     step(&up.out);
     step(&format!("up took {:.1} s", up.took.as_secs_f64()));
-    // Ten seconds are promised where guests run natively; emulated ones look at their API servers at longer intervals.
-    let patience = Duration::from_secs(if mode() == "tcg" { 120 } else { 10 });
+    // Ten seconds are promised where guests run natively.
+    let patience = Duration::from_secs(if slow(&up, Duration::from_secs(55)) { 120 } else { 10 });
     verify_is_green_and_quick(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);

@@ -1,7 +1,7 @@
 //! A lab that lives: power cut and back, saved and rewound, frozen and woken, stopped and started; nothing acknowledged is lost.
 
 use crate::labs::{looked_at_live, solved};
-use crate::rig::{Remove, Rig, command, eventually, libvirt_names, step, virsh};
+use crate::rig::{Remove, Rig, command, eventually, libvirt_names, slow, step, virsh};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -22,14 +22,21 @@ fn a_lab_is_cut_off_rewound_frozen_and_always_comes_back() {
     let cold = up.took.saturating_sub(kept);
     step(&format!("up took {:.1} s, and {:.1} s for a golden snapshot", cold.as_secs_f64(), kept.as_secs_f64()));
 
+    let slow = slow(&up, Duration::from_secs(35) + kept / 2);
+
     down_to_golden_and_back(&rig, cold);
     saved_and_rewound(&rig);
-    forked_beside(&rig);
+    if slow {
+        step("six machines at once and three labs are left to make e2e-full");
+    } else {
+        forked_beside(&rig);
+    }
     etcd_alone(&rig);
     a_save_that_was_killed_leaves_no_half(&rig);
     frozen_for_a_minute(&rig);
     looked_at_live(&rig);
-    for name in ["lost-quorum", "scheduler-kubeconfig", "partitioned-leader", "corrupt-member"] {
+    let labs = ["lost-quorum", "scheduler-kubeconfig", "partitioned-leader", "corrupt-member"];
+    for name in &labs[..if slow { 1 } else { labs.len() }] {
         step(&solved(&rig, name));
     }
     power_cut_everywhere(&rig);
@@ -151,7 +158,7 @@ fn saved_and_rewound(rig: &Rig) {
     ));
     step(&format!("members: {}", said["members"]));
     assert_eq!(get(rig, "lab"), "before");
-    eventually("all is well after the restore", Duration::from_secs(60), || rig.not_passing().0 == 0);
+    eventually("all is well after the restore", Duration::from_secs(120), || rig.not_passing().0 == 0);
     clocks_are_right(rig);
 
     step("and what cannot be is refused");
@@ -176,7 +183,7 @@ fn saved_and_rewound(rig: &Rig) {
 /// The program dies while machines are being saved: they are found paused, go on, and the half is gone with the next save.
 fn a_save_that_was_killed_leaves_no_half(rig: &Rig) {
     step("a save is killed while it saves");
-    eventually("the scheduler counts as running again", Duration::from_secs(60), || rig.not_passing().0 == 0);
+    eventually("the scheduler counts as running again", Duration::from_secs(120), || rig.not_passing().0 == 0);
     let mut save = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
         .args(["snapshot", "save", "half", "-c", rig.cluster])
         .stdin(Stdio::null())
@@ -232,7 +239,7 @@ fn frozen_for_a_minute(rig: &Rig) {
     }
     assert_eq!(said["clocks"].as_array().map(Vec::len), Some(3), "{said}");
     clocks_are_right(rig);
-    eventually("all is well after the minute", Duration::from_secs(90), || rig.not_passing().0 == 0);
+    eventually("all is well after the minute", Duration::from_secs(120), || rig.not_passing().0 == 0);
 }
 
 /// Writes until the plug of every machine is pulled in the middle; every write that was acknowledged is there afterwards.

@@ -55,6 +55,18 @@ pub fn keep(name: &str, text: &str) {
     std::fs::write(kept.join(name), text).expect("kept");
 }
 
+/// Whether machines have a fraction of native speed here: emulated, or under a KVM whose traps are dear, as on a host that is a
+/// virtual machine itself. Told by what `up` took against what it takes where they run natively. Then `make e2e` leaves to
+/// `make e2e-full` what would not end in time, and says so; `make e2e-full` leaves nothing out.
+pub fn slow(up: &Ran, natively: Duration) -> bool {
+    let complete = std::env::var("KTCW_E2E").is_ok_and(|suite| suite == "full");
+    let slow = mode() == "tcg" || (!complete && up.took > natively * 2);
+    if slow {
+        step(&format!("machines are slow here: up took {:.0} s, natively about {}", up.took.as_secs_f64(), natively.as_secs()));
+    }
+    slow
+}
+
 impl Rig {
     /// A cluster that runs as well as this machine can.
     pub fn native(cluster: &'static str) -> Rig {
