@@ -532,7 +532,7 @@ pub struct DrillRun {
     /// Expect something else: write_gap="2 s", leader=changes (keys as in `drill list`)
     #[arg(long = "gate", value_name = "KEY=VALUE")]
     pub gates: Vec<String>,
-    /// Hit others: leader, follower, majority, all-members, vip-holder, worker, …
+    /// Hit others: leader, follower, minority, majority, all-members, vip-holder, worker, …
     #[arg(long, value_name = "RULE")]
     pub target: Option<String>,
     /// Show every check, not only those that did not pass

@@ -284,6 +284,10 @@ pub enum Direction {
     Out,
 }
 
+/// A claim about a clock holds within so many seconds; the shortest jump that counts is more than twice as long, so that no look
+/// takes an untouched clock for a moved one.
+pub const CLOCK_CLAIM_S: u32 = 3;
+
 /// Something that must be seen for the fault to count as having happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "claim", rename_all = "kebab-case")]
@@ -304,11 +308,14 @@ pub enum Claim {
         #[schemars(with = "String")]
         node: NodeName,
     },
-    /// Its packets leave as late as they were told to, or are lost as often.
+    /// Its packets leave as late and as unevenly as they were told to, or are lost as often.
     Slowed {
         #[schemars(with = "String")]
         node: NodeName,
         delay_ms: u32,
+        // Reports of before it was looked at have none.
+        #[serde(default)]
+        jitter_ms: u32,
         loss_percent: u8,
     },
     DiskStalled {
@@ -384,8 +391,8 @@ impl fmt::Display for Claim {
             Claim::Down { node, process } => write!(f, "{process} on {node} is down"),
             Claim::Paused { node, process } => write!(f, "{process} on {node} stands still"),
             Claim::Dropping { node } => write!(f, "{node} drops packets"),
-            Claim::Slowed { node, delay_ms, loss_percent } => {
-                write!(f, "{node} delays packets by {delay_ms} ms and loses {loss_percent} %")
+            Claim::Slowed { node, delay_ms, jitter_ms, loss_percent } => {
+                write!(f, "{node} delays packets by {delay_ms} ± {jitter_ms} ms and loses {loss_percent} %")
             }
             Claim::DiskStalled { node } => write!(f, "writes to etcd's disk on {node} do not return"),
             Claim::Suspended { node } => write!(f, "{node} is suspended"),

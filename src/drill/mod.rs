@@ -25,6 +25,7 @@ pub mod load;
 pub mod packets;
 pub mod reading;
 pub mod record;
+pub mod refusal;
 pub mod report;
 pub mod run;
 pub mod script;

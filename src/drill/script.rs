@@ -115,7 +115,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
             let (delay_ms, jitter_ms, loss_percent) = (*delay_ms, *jitter_ms, *loss_percent);
             Script {
                 inject: each(&|node| Act::Slow { node, delay_ms, jitter_ms, loss_percent }),
-                claims: claim(&|node| Claim::Slowed { node, delay_ms, loss_percent }),
+                claims: claim(&|node| Claim::Slowed { node, delay_ms, jitter_ms, loss_percent }),
                 heal: each(&|node| Act::Unslow { node }),
                 ..Script::default()
             }

@@ -129,12 +129,17 @@ pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, No
             }
             (followers, drawn)
         }
-        Target::Majority => {
+        Target::Minority | Target::Majority => {
+            let majority = members / 2 + 1;
+            let count = if drill.target == Target::Majority { majority } else { members.saturating_sub(majority) };
+            if count == 0 {
+                return Err(nobody("a minority", &format!("of {members} members none can go without losing quorum")));
+            }
             let mut all: Vec<NodeName> = view.members.iter().map(|m| m.node.clone()).collect();
             all.shuffle(&mut rng);
-            all.truncate(members / 2 + 1);
+            all.truncate(count);
             all.sort();
-            (all, format!("{} of {members} members, {drawn}", members / 2 + 1))
+            (all, format!("{count} of {members} members, {drawn}"))
         }
         Target::AllMembers => (view.members.iter().map(|m| m.node.clone()).collect(), "all members".to_owned()),
         Target::ControllerManagerHolder => {
@@ -232,6 +237,26 @@ mod tests {
         let again: Vec<_> = (0..40).map(|seed| chosen("quorum-loss", &view, seed).expect("three")).collect();
         assert_eq!(picks, again);
         assert!(picks.iter().any(|pick| pick != &picks[0]));
+    }
+
+    /// Together with the majority it is everybody, and the seed alone says who is in it.
+    #[test]
+    fn a_minority_is_what_can_go_and_the_seed_draws_it() {
+        let mut drill = find("follower-kill").expect("there");
+        (drill.target, drill.min_members) = (Target::Minority, 1);
+        let of = |members, seed| choose(&drill, &view(members), seed).map(|chosen| chosen.nodes);
+        for (members, gone) in [(3, 1), (4, 1), (5, 2), (7, 3)] {
+            let picks: Vec<_> = (0..40).map(|seed| of(members, seed).expect("some")).collect();
+            assert!(picks.iter().all(|pick| pick.len() == gone), "{members}: {picks:?}");
+            assert_eq!(picks, (0..40).map(|seed| of(members, seed).expect("some")).collect::<Vec<_>>());
+            assert!(picks.iter().any(|pick| pick != &picks[0]));
+            let leader = NodeName::controller(1);
+            assert!(picks.iter().any(|pick| pick.contains(&leader)) && picks.iter().any(|pick| !pick.contains(&leader)));
+        }
+        for members in [1, 2] {
+            let error = of(members, 1).expect_err("none can go").to_string();
+            assert!(error.contains(&format!("a minority, and of {members} members none can go")), "{error}");
+        }
     }
 
     #[test]

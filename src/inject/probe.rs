@@ -3,7 +3,7 @@
 //! A machine that is booting is waited for: what it will start by itself is no leftover.
 
 use super::{Machines, shell};
-use crate::drill::act::{Act, Claim};
+use crate::drill::act::{Act, CLOCK_CLAIM_S, Claim};
 use crate::drill::catalogue::Process;
 use crate::drill::injector::{Leftover, Proof};
 use crate::drill::packets::{TABLE, dropped};
@@ -18,8 +18,6 @@ use std::time::Duration;
 
 /// A clock this far off is a leftover; a machine that boots takes whole seconds from its hardware clock, `verify` allows one.
 pub(super) const CLOCK_OFF_S: f64 = 0.75;
-/// A claim about a clock holds within this.
-const CLOCK_CLAIM_S: f64 = 3.0;
 
 /// Processes that drills end, where they run.
 fn processes(node: &NodePlan) -> Vec<Process> {
@@ -182,9 +180,9 @@ impl Machines {
                 let packets = dropped(&text(node, format!("nft list table {TABLE} 2>/dev/null\n")).await?);
                 Proof { held: packets > 0, evidence: format!("{packets} packets dropped") }
             }
-            Claim::Slowed { node, delay_ms, loss_percent } => {
+            Claim::Slowed { node, delay_ms, jitter_ms, loss_percent } => {
                 let seen = text(node, "tc -s qdisc show dev eth0 root\n".to_owned()).await?;
-                let held = slowed(&seen, *delay_ms, *loss_percent);
+                let held = slowed(&seen, *delay_ms, *jitter_ms, *loss_percent);
                 Proof { held, evidence: told(&seen, "no queue discipline") }
             }
             Claim::DiskStalled { node } => {
@@ -200,9 +198,11 @@ impl Machines {
             Claim::ClockOff { node, seconds } => {
                 let seen = self.clock_of(node).await?;
                 let off = (seen.ahead_s - f64::from(*seconds)).abs();
+                let within = f64::from(CLOCK_CLAIM_S);
                 Proof {
-                    held: off < CLOCK_CLAIM_S + seen.uncertain_s,
-                    evidence: format!("{:+.2} s against this computer", seen.ahead_s),
+                    // An answer that was long under way tells too little to prove anything.
+                    held: off < within + seen.uncertain_s && seen.uncertain_s < within,
+                    evidence: format!("{:+.2} s against this computer, ± {:.2} s", seen.ahead_s, seen.uncertain_s),
                 }
             }
             Claim::CertExpired { node } => {
@@ -229,10 +229,11 @@ impl Machines {
     }
 }
 
-/// Whether a listing of `tc -s` shows so much delay and loss, and packets that went through them.
-fn slowed(listing: &str, delay_ms: u32, loss_percent: u8) -> bool {
+/// Whether a listing of `tc -s` shows so much delay, jitter and loss, and packets that went through them.
+fn slowed(listing: &str, delay_ms: u32, jitter_ms: u32, loss_percent: u8) -> bool {
     let words: Vec<&str> = listing.split_whitespace().collect();
-    let after = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
+    let nth_after = |word: &str, n: usize| words.iter().position(|w| *w == word).and_then(|at| words.get(at + n)).copied();
+    let after = |word: &str| nth_after(word, 1);
     let ms = |text: &str| -> Option<f64> {
         let split = text.find(|c: char| c.is_ascii_alphabetic())?;
         let (number, unit) = text.split_at(split);
@@ -245,6 +246,8 @@ fn slowed(listing: &str, delay_ms: u32, loss_percent: u8) -> bool {
         }
     };
     let delay = after("delay").and_then(ms).unwrap_or(0.0);
+    // `delay 200ms  20ms`: the jitter has no word of its own, and what stands there without one is another option.
+    let jitter = nth_after("delay", 2).and_then(ms).unwrap_or(0.0);
     let loss = after("loss").and_then(|text| text.trim_end_matches('%').parse::<f64>().ok()).unwrap_or(0.0);
     // `Sent 1200 bytes 12 pkt`
     let sent =
@@ -252,6 +255,7 @@ fn slowed(listing: &str, delay_ms: u32, loss_percent: u8) -> bool {
     let near = |seen: f64, wanted: f64| (seen - wanted).abs() <= wanted * 0.01 + 0.01;
     words.contains(&"netem")
         && near(delay, f64::from(delay_ms))
+        && near(jitter, f64::from(jitter_ms))
         && near(loss, f64::from(loss_percent))
         && sent.is_some_and(|n| n > 0)
 }
@@ -298,18 +302,20 @@ mod tests {
                 "qdisc netem 8001: root refcnt 2 limit 20000 {rest}\n Sent 1234 bytes {packets} pkt (dropped 0, overlimits 0 requeues 0)\n"
             )
         };
-        assert!(slowed(&listing("delay 200ms  20ms", 12), 200, 0));
-        assert!(slowed(&listing("delay 1.5s loss 5%", 12), 1500, 5));
-        assert!(slowed(&listing("loss 30%", 12), 0, 30));
+        assert!(slowed(&listing("delay 200ms  20ms", 12), 200, 20, 0));
+        assert!(slowed(&listing("delay 1.5s loss 5%", 12), 1500, 0, 5));
+        assert!(slowed(&listing("loss 30%", 12), 0, 0, 30));
         for (listing, why) in [
             (listing("delay 20ms  20ms", 12), "another delay"),
+            (listing("delay 200ms", 12), "no jitter"),
+            (listing("delay 200ms  2ms", 12), "another jitter"),
             (listing("delay 200ms  20ms loss 5%", 12), "a loss that was not asked for"),
             (listing("delay 200ms  20ms", 0), "no packet went through"),
             (listing("limit 1000", 12), "no delay"),
             ("qdisc fq_codel 0: root refcnt 2 delay 200ms\n Sent 1 bytes 1 pkt\n".to_owned(), "another discipline"),
             (String::new(), "nothing"),
         ] {
-            assert!(!slowed(&listing, 200, 0), "{why}");
+            assert!(!slowed(&listing, 200, 20, 0), "{why}");
         }
     }
 

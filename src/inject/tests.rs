@@ -291,7 +291,7 @@ async fn claims_hold_when_they_are_seen_and_not_otherwise() {
     let down = Claim::Down { node: node(), process };
     let paused = Claim::Paused { node: node(), process };
     let dropping = Claim::Dropping { node: node() };
-    let slowed = Claim::Slowed { node: node(), delay_ms: 200, loss_percent: 0 };
+    let slowed = Claim::Slowed { node: node(), delay_ms: 200, jitter_ms: 20, loss_percent: 0 };
     let stalled = Claim::DiskStalled { node: node() };
     let wiped = Claim::Wiped { node: node() };
     let rule = |n: u32| format!("tcp dport 2380 counter packets {n} bytes {n} drop\n");
@@ -313,7 +313,8 @@ async fn claims_hold_when_they_are_seen_and_not_otherwise() {
         (&dropping, String::new(), false),
         (&slowed, netem("200ms  20ms", 7), true),
         (&slowed, netem("2ms", 7), false),
-        (&slowed, netem("200ms", 0), false),
+        (&slowed, netem("200ms", 7), false),
+        (&slowed, netem("200ms  20ms", 0), false),
         (&slowed, "qdisc pfifo_fast 0: root\n".into(), false),
         (&stalled, "frozen\n".into(), true),
         (&stalled, String::new(), false),

@@ -3,7 +3,8 @@
 //! It decides nothing about a particular cluster: who is hit is drawn later, by the rule that the file names.
 
 use crate::drill::bound::Bound;
-use crate::drill::catalogue::{Drill, Expect, Fault, Load, Target, problems as drill_problems};
+use crate::drill::catalogue::{Drill, Expect, Fault, Load, Target};
+use crate::drill::refusal::problems as drill_problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;

@@ -3,7 +3,8 @@
 //! It refuses with what would be accepted.
 
 use crate::cli::error::CliError;
-use crate::drill::catalogue::{CatalogueError, Drill, Target, built_in, find, problems};
+use crate::drill::catalogue::{CatalogueError, Drill, Target, built_in, find};
+use crate::drill::refusal::problems;
 use serde_json::Value;
 
 impl From<CatalogueError> for CliError {

@@ -1,0 +1,234 @@
+//! What a drill may not ask for: combinations that serde takes and that make no sense, or would be green for want of a look.
+//! `catalogue` calls it for files, the command line after `--gate` and `--target`, labs for their faults; all problems at once.
+//! It is pure, and says of each problem what would be accepted.
+
+use super::act::CLOCK_CLAIM_S;
+use super::catalogue::{Drill, Fault, Process, Shape, Target};
+
+/// What serde cannot say: combinations that make no sense.
+pub fn problems(drill: &Drill) -> Vec<String> {
+    let mut problems = Vec::new();
+    let named = !drill.name.is_empty() && drill.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if !named {
+        problems.push(format!("name: {:?} is not accepted; a drill's name is made of a-z, 0-9 and '-'", drill.name));
+    }
+    if drill.load.interval_ms < 5 {
+        problems.push(format!(
+            "load.interval_ms: {} is below 5 ms, the shortest that measures more than itself",
+            drill.load.interval_ms
+        ));
+    }
+    for waived in &drill.expect.waive {
+        if !WAIVABLE.contains(&waived.as_str()) {
+            problems.push(format!("expect.waive: {waived:?} cannot be waived; accepted: {}", WAIVABLE.join(", ")));
+        }
+    }
+    problems.extend(fault_problems(&drill.fault));
+    problems.extend(target_problems(drill));
+    problems.extend(gate_problems(drill));
+    problems
+}
+
+/// Faults that change nothing: what is looked at would be as told without them, and the drill green for nothing.
+fn fault_problems(fault: &Fault) -> Vec<String> {
+    let mut problems = Vec::new();
+    match *fault {
+        Fault::Flap { times: 0 } => problems.push("fault.times: 0 kills nobody; accepted: 1 to 255".to_owned()),
+        Fault::Slow { delay_ms, jitter_ms, loss_percent } => {
+            if delay_ms == 0 && loss_percent == 0 {
+                problems.push("fault: no delay_ms and no loss_percent slows nothing; accepted: one of them above 0".to_owned());
+            }
+            if jitter_ms > delay_ms {
+                let why = "packets cannot leave before they are there";
+                problems.push(format!("fault.jitter_ms: {jitter_ms} is above delay_ms: {why}; accepted: 0 to {delay_ms}"));
+            }
+            if loss_percent > 100 {
+                problems.push(format!("fault.loss_percent: {loss_percent} is more than all; accepted: 0 to 100"));
+            }
+        }
+        Fault::SkewClock { seconds } if seconds.unsigned_abs() <= CLOCK_CLAIM_S * 2 => {
+            let least = CLOCK_CLAIM_S * 2 + 1;
+            problems.push(format!(
+                "fault.seconds: a clock {seconds:+} s off cannot be told from one that was left alone; accepted: {least} and more, -{least} and less"
+            ));
+        }
+        _ => (),
+    }
+    problems
+}
+
+/// Whom a fault can hit. What only the whole cluster can lose must not be done to a part of it: one member restored from a
+/// snapshot would live beside the old cluster under another id.
+fn target_problems(drill: &Drill) -> Vec<String> {
+    use Target::*;
+    let mut problems = Vec::new();
+    let on_worker = matches!(drill.target, Worker | BusiestWorker);
+    let mut only = |fault: &str, accepted: &[Target]| {
+        if !accepted.contains(&drill.target) {
+            let accepted: Vec<&str> = accepted.iter().map(|target| target.as_str()).collect();
+            problems.push(format!("target: {fault}; accepted: {}", accepted.join(", ")));
+        }
+    };
+    const MEMBERS: [Target; 10] = [
+        Leader,
+        Follower,
+        LeaderAndFollower,
+        TwoFollowers,
+        Minority,
+        Majority,
+        AllMembers,
+        ControllerManagerHolder,
+        SchedulerHolder,
+        VipHolder,
+    ];
+    match &drill.fault {
+        Fault::Kill { process: Process::Kubelet }
+        | Fault::Stop { process: Process::Kubelet }
+        | Fault::Pause { process: Process::Kubelet } => {
+            if !on_worker {
+                only(
+                    "kubelet does not run there; kubelet runs on workers, everything else on controllers",
+                    &[Worker, BusiestWorker],
+                );
+            }
+        }
+        Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => {
+            if on_worker {
+                let why = format!("{process} does not run there; kubelet runs on workers, everything else on controllers");
+                only(&why, &MEMBERS);
+            } else {
+                only("this fault hits etcd members", &MEMBERS);
+            }
+        }
+        Fault::Freeze | Fault::PowerOff | Fault::SkewClock { .. } | Fault::Slow { .. } => (),
+        Fault::Cut { shape: Shape::Bridge, .. } => {
+            only("a bridge is cut between two members", &[LeaderAndFollower, TwoFollowers])
+        }
+        Fault::Cut { shape: Shape::SplitAll, .. } => only("all members are cut off from each other", &[AllMembers]),
+        Fault::Cut { .. } | Fault::RollingRestart | Fault::StallDisk | Fault::ExpireCert { .. } => {
+            only("this fault hits etcd members", &MEMBERS);
+        }
+        Fault::MoveLeader => only("leadership is the leader's to hand over", &[Leader]),
+        Fault::Flap { .. } => only("the leader of the moment is killed", &[Leader]),
+        Fault::FillQuota { .. } => only("a quota is the whole cluster's", &[AllMembers]),
+        Fault::ReplaceMember => {
+            only("one member is replaced at a time", &[Leader, Follower, ControllerManagerHolder, SchedulerHolder, VipHolder]);
+        }
+        Fault::Restore => only("a snapshot makes a new cluster of all members, or two clusters", &[AllMembers]),
+    }
+    problems
+}
+
+/// Gates on what is not looked at would be green for want of a look.
+fn gate_problems(drill: &Drill) -> Vec<String> {
+    let expect = &drill.expect;
+    let mut problems = Vec::new();
+    let of_api = [
+        ("api_gap", expect.api_gap.is_some()),
+        ("takeover", expect.takeover.is_some()),
+        ("not_ready", expect.not_ready.is_some()),
+        ("pods", expect.pods.is_some()),
+    ];
+    for (gate, _) in of_api.iter().filter(|(_, there)| *there && !drill.load.api) {
+        problems.push(format!("expect.{gate}: without load.api = true nobody asks the API, and nothing is seen"));
+    }
+    if expect.takeover.is_some() && drill.target.lease().is_none() {
+        problems.push(
+            "expect.takeover: the target holds no lease by rule; accepted with target controller-manager-holder, scheduler-holder"
+                .to_owned(),
+        );
+    }
+    if expect.not_ready.is_some() && !matches!(drill.target, Target::Worker | Target::BusiestWorker) {
+        problems.push("expect.not_ready: only workers are nodes; accepted with target worker, busiest-worker".to_owned());
+    }
+    problems
+}
+
+/// Lost writes, two leaders in a term and broken order are never acceptable.
+const WAIVABLE: [&str; 6] = ["I3", "I5", "I6", "I7", "I10", "I11"];
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalogue::find;
+    use super::*;
+
+    fn changed(name: &str, change: impl FnOnce(&mut Drill)) -> String {
+        let mut drill = find(name).expect("there");
+        change(&mut drill);
+        problems(&drill).join("; ")
+    }
+
+    /// What would make two clusters of one, or none, is refused before anything is looked at.
+    #[test]
+    fn a_fault_of_the_whole_is_not_done_to_a_part() {
+        use Target::*;
+        for (name, target) in [
+            ("disaster-restore", Leader),
+            ("disaster-restore", Majority),
+            ("full-quota", Follower),
+            ("replace-member", Majority),
+            ("replace-member", AllMembers),
+            ("move-leader", Follower),
+            ("leader-flap", AllMembers),
+            ("split-all", Leader),
+            ("isolate-leader", Worker),
+            ("leader-kill", Everything),
+            ("leader-kill", Worker),
+            ("apiserver-kill", Worker),
+            ("kubelet-stop", Leader),
+        ] {
+            let told = changed(name, |drill| {
+                drill.target = target;
+                drill.expect.takeover = None;
+                drill.expect.not_ready = None;
+            });
+            assert!(told.contains("target: ") && told.contains("accepted: "), "{name} on {}: {told:?}", target.as_str());
+        }
+        assert_eq!(changed("replace-member", |drill| drill.target = Leader), "");
+        assert_eq!(changed("leader-kill", |drill| drill.target = VipHolder), "");
+        assert_eq!(changed("leader-kill", |drill| drill.target = Minority), "");
+    }
+
+    /// Each would be proven by a look at a cluster that nobody touched.
+    #[test]
+    fn a_fault_that_changes_nothing_is_refused() {
+        let slow = |delay_ms, jitter_ms, loss_percent| Fault::Slow { delay_ms, jitter_ms, loss_percent };
+        let skew = |seconds| Fault::SkewClock { seconds };
+        for (name, fault, told) in [
+            ("leader-flap", Fault::Flap { times: 0 }, "fault.times: 0 kills nobody; accepted: 1 to 255"),
+            ("slow-link", slow(0, 0, 0), "slows nothing; accepted: one of them above 0"),
+            ("slow-link", slow(0, 20, 5), "fault.jitter_ms: 20 is above delay_ms"),
+            ("slow-link", slow(10, 0, 101), "fault.loss_percent: 101 is more than all"),
+            ("clock-skew", skew(0), "fault.seconds: a clock +0 s off"),
+            ("clock-skew", skew(6), "accepted: 7 and more, -7 and less"),
+            ("clock-skew", skew(-6), "fault.seconds: a clock -6 s off"),
+        ] {
+            let said = changed(name, |drill| drill.fault = fault.clone());
+            assert!(said.contains(told), "{fault:?}: {said:?}");
+        }
+        let fine = [
+            ("leader-flap", Fault::Flap { times: 1 }),
+            ("slow-link", slow(20, 20, 0)),
+            ("slow-link", slow(0, 0, 100)),
+            ("clock-skew", skew(7)),
+            ("clock-skew", skew(i32::MIN)),
+        ];
+        for (name, fault) in fine {
+            assert_eq!(changed(name, |drill| drill.fault = fault.clone()), "", "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn gates_on_what_nobody_looks_at_are_refused() {
+        assert!(
+            changed("leader-kill", |drill| drill.expect.api_gap = "1 ms".parse().ok())
+                .contains("expect.api_gap: without load.api")
+        );
+        assert!(changed("lease-holder-kill", |drill| drill.load.api = false).contains("expect.takeover: without load.api"));
+        assert!(changed("kubelet-stop", |drill| drill.load.api = false).contains("expect.not_ready: without load.api"));
+        assert!(changed("kubelet-stop", |drill| drill.load.api = false).contains("expect.pods: without load.api"));
+        assert!(changed("lease-holder-kill", |drill| drill.target = Target::VipHolder).contains("holds no lease by rule"));
+        let not_ready = Some(("1 s".parse().expect("a bound"), "2 s".parse().expect("a bound")));
+        assert!(changed("apiserver-kill", |drill| drill.expect.not_ready = not_ready).contains("only workers are nodes"));
+    }
+}
