@@ -105,6 +105,46 @@ proptest! {
         prop_assert!(caught);
     }
 
+    /// A write is told another revision than the log has it at, be it above or below.
+    #[test]
+    fn a_wrong_revision_is_caught(steps in steps(), which in any::<prop::sample::Index>(), off in prop_oneof![-20..0i64, 1..20i64]) {
+        let (mut ops, log) = served(&steps);
+        let acked: Vec<usize> = (0..ops.len()).filter(|&i| ops[i].is_write() && ops[i].acked()).collect();
+        prop_assume!(!acked.is_empty());
+        let op = &mut ops[acked[which.index(acked.len())]];
+        let wrong = op.value.unwrap_or_default();
+        if let Some(answer) = &mut op.answer {
+            answer.revision += off;
+        }
+        let caught = check(&ops, &log, None).violations.iter().any(|v| matches!(v, Violation::WrongRevision { value, .. } if *value == wrong));
+        prop_assert!(caught);
+    }
+
+    /// Two changes stand at one revision, of one key or of two; every value was written, once.
+    #[test]
+    fn a_revision_that_is_taken_twice_is_caught(
+        steps in steps(), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>(), elsewhere in any::<bool>()
+    ) {
+        let (mut ops, mut log) = served(&steps);
+        prop_assume!(log.len() > 1);
+        let (a, b) = (a.index(log.len()), b.index(log.len()));
+        prop_assume!(a != b);
+        let (taken, late) = (log[a].revision, log[b].value);
+        log[b].revision = taken;
+        if elsewhere {
+            log[b].key = "other".to_owned();
+        }
+        // Who wrote it was told the same, so that nothing else is wrong with it.
+        for op in ops.iter_mut().filter(|op| op.is_write() && op.value == Some(late)) {
+            op.key.clone_from(&log[b].key);
+            if let Some(answer) = &mut op.answer {
+                (answer.revision, answer.mod_revision) = (taken, taken);
+            }
+        }
+        let caught = check(&ops, &log, None).violations.iter().any(|v| matches!(v, Violation::Phantom { revision, .. } if *revision == taken));
+        prop_assert!(caught);
+    }
+
     #[test]
     fn a_phantom_is_caught(steps in steps()) {
         let (ops, mut log) = served(&steps);

@@ -2,7 +2,7 @@
 //! `judge` runs them and adds the drill's own gates; tests feed them records that break one at a time.
 //! They know no bound: an invariant holds or it does not, or it could not be found out.
 
-use super::catalogue::NoAcks;
+use super::catalogue::{Fault, NoAcks};
 use super::checker::{Checked, Shown, Violation, monotonic};
 use super::clock::At;
 use super::history::{Change, Member};
@@ -10,6 +10,7 @@ use super::kube::PodSeen;
 use super::record::{LogSource, Record};
 use super::windows::leaderships;
 use crate::event::Verdict;
+use crate::spec::NodeName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,15 +102,21 @@ pub fn i3_nothing_goes_back(record: &Record, checked: &Checked, lives: &super::c
     let mut broken = monotonic(shown.collect(), lives);
     broken.extend(checked.violations.iter().filter(|v| v.invariant() == "I3").cloned());
     let title = "no member's revision or term goes back";
-    if broken.is_empty() {
+    let unseen: Vec<String> = (0..record.members.len())
+        .filter(|member| !record.samples.iter().any(|sample| sample.member == *member && sample.status.is_some()))
+        .map(|member| record.member_name(member))
+        .collect();
+    if !broken.is_empty() {
+        Check::new("I3", title, Verdict::Fail, examples(&broken))
+    } else if !unseen.is_empty() || record.members.is_empty() {
+        Check::new("I3", title, Verdict::Unknown, format!("no sample of {}", unseen.join(", ")))
+    } else {
         Check::new(
             "I3",
             title,
             Verdict::Pass,
             format!("{} samples, {} answers", record.samples.len(), checked.reads + checked.acked_writes),
         )
-    } else {
-        Check::new("I3", title, Verdict::Fail, examples(&broken))
     }
 }
 
@@ -162,11 +169,26 @@ pub fn i6_same_members(record: &Record) -> Check {
         let verdict = if lists.is_empty() { Verdict::Unknown } else { Verdict::Fail };
         return Check::new("I6", title, verdict, format!("{} different lists", lists.len()));
     };
+    // A member that is replaced, and all that are restored, come back as others; nobody else may.
+    let renewed = |node: &NodeName| match record.drill.fault {
+        Fault::Restore => true,
+        Fault::ReplaceMember => record.chosen.nodes.contains(node),
+        _ => false,
+    };
     let mut wrong = Vec::new();
+    let mut blind = Vec::new();
     for member in &record.members {
         match list.iter().filter(|row| row.peer_urls.contains(&member.peer_url)).collect::<Vec<_>>()[..] {
             [row] if row.learner => wrong.push(format!("{} is a learner", member.node)),
             [row] if row.name != member.node.to_string() => wrong.push(format!("{} is called {:?}", member.peer_url, row.name)),
+            [row] if !row.client_urls.contains(&member.client_url) => {
+                wrong.push(format!("{} tells clients {:?}", member.node, row.client_urls));
+            }
+            [row] if !renewed(&member.node) => match record.before.members.iter().find(|seen| seen.node == member.node) {
+                Some(before) if before.id == row.id => (),
+                Some(before) => wrong.push(format!("{} is {}, and was {}", member.node, row.id, before.id)),
+                None => blind.push(format!("which member {} was is not known", member.node)),
+            },
             [_] => (),
             ref rows => wrong.push(format!("{} is listed {} times", member.node, rows.len())),
         }
@@ -174,10 +196,10 @@ pub fn i6_same_members(record: &Record) -> Check {
     if list.len() != record.members.len() {
         wrong.push(format!("{} rows for {} members", list.len(), record.members.len()));
     }
-    if wrong.is_empty() {
-        Check::new("I6", title, Verdict::Pass, format!("{} members, no learner", list.len()))
-    } else {
-        Check::new("I6", title, Verdict::Fail, wrong.join("; "))
+    match (wrong.is_empty(), blind.is_empty()) {
+        (false, _) => Check::new("I6", title, Verdict::Fail, wrong.join("; ")),
+        (true, false) => Check::new("I6", title, Verdict::Unknown, blind.join("; ")),
+        (true, true) => Check::new("I6", title, Verdict::Pass, format!("{} members, no learner", list.len())),
     }
 }
 
@@ -244,7 +266,14 @@ pub fn i10_watches(record: &Record) -> Check {
     let log: BTreeMap<i64, &Change> = record.after.log.iter().map(|change| (change.revision, change)).collect();
     let last = log.keys().next_back().copied().unwrap_or(0);
     let mut wrong = Vec::new();
-    let mut behind = Vec::new();
+    // A member that nobody watched has shown nothing, and neither has a cluster of none.
+    let mut behind: Vec<String> = (0..record.members.len())
+        .filter(|member| !record.watches.iter().any(|watch| watch.member == *member))
+        .map(|member| format!("{}: no watch", record.member_name(member)))
+        .collect();
+    if record.members.is_empty() {
+        behind.push("no member to watch".to_owned());
+    }
     for watch in &record.watches {
         let name = record.member_name(watch.member);
         if let Some([a, b]) = watch.changes.windows(2).find(|pair| matches!(pair, [a, b] if a.revision >= b.revision)) {

@@ -40,6 +40,8 @@ fn a_good_run_passes_with_the_figures_it_was_made_with() {
     let figures = &judgement.figures;
     // From the last acknowledgement at 1.955 s to the first at 3.205 s.
     assert_eq!(figures.longest_write_gap.length(), Duration::from_millis(1250) - Duration::from_micros(30));
+    // It began before the fault, and is the one that counts.
+    assert_eq!(figures.gaps, 1);
     assert_eq!(figures.time_to_new_leader_us, Some(1_200_500));
     assert_eq!(figures.time_to_full_membership_us, Some(305_010));
     assert_eq!((figures.lost_acknowledged_writes, figures.new_leader_is.as_deref()), (Some(0), Some("controller-1")));
@@ -144,6 +146,25 @@ fn broken_promises_are_failures() {
     });
     comes_out(Fail, "I5", Verdict::Fail, |r| r.after.hashes[1].hash = Ok((0xbad, 1)));
     comes_out(Fail, "I6", Verdict::Fail, |r| r.after.lists[2].as_mut().expect("a list")[0].learner = true);
+    // Silently replaced: same name and address, another member; or one whose clients are sent elsewhere.
+    let renamed = |r: &mut Record| r.after.lists.iter_mut().flatten().for_each(|list| list[2].id = Id(77));
+    comes_out(Fail, "I6", Verdict::Fail, renamed);
+    comes_out(Fail, "I6", Verdict::Fail, |r| {
+        r.after.lists.iter_mut().flatten().for_each(|list| list[2].client_urls = vec!["https://10.0.0.99:2379".to_owned()]);
+    });
+    comes_out(Fail, "I6", Verdict::Fail, |r| {
+        // The one that is replaced may be another afterwards, and nobody else.
+        r.drill.fault = super::catalogue::Fault::ReplaceMember;
+        renamed(r);
+    });
+    for fault in [super::catalogue::Fault::ReplaceMember, super::catalogue::Fault::Restore] {
+        let hit = judged(|r| {
+            r.chosen.nodes = vec![r.members[2].node.clone()];
+            r.drill.fault = fault.clone();
+            renamed(r);
+        });
+        assert!(!odd(&hit).iter().any(|(id, _)| id == "I6"), "{fault:?}: {:?}", odd(&hit));
+    }
     comes_out(Fail, "I7", Verdict::Fail, |r| r.after.alarming_logs = Ok(vec!["panic: tocommit is out of range".to_owned()]));
     comes_out(Fail, "I8", Verdict::Fail, |r| {
         let settled = r.marks.settled;
@@ -256,11 +277,23 @@ fn bystanders_that_did_not_stand_by_are_found() {
 #[test]
 fn a_missing_answer_is_never_a_pass() {
     use Result::Invalid;
+    use Verdict::Unknown;
     comes_out(Invalid, "I1", Verdict::Unknown, |r| r.after.log_source = LogSource::Missing("no member answered".to_owned()));
     comes_out(Invalid, "I5", Verdict::Unknown, |r| r.after.hashes[0].hash = Err("timed out".to_owned()));
     comes_out(Invalid, "I6", Verdict::Unknown, |r| r.after.lists[0] = Err("timed out".to_owned()));
     comes_out(Invalid, "I7", Verdict::Unknown, |r| r.after.alarms = Err("timed out".to_owned()));
     comes_out(Invalid, "healed", Verdict::Unknown, |r| r.after.leftovers = Err("SSH is down".to_owned()));
+    comes_out(Invalid, "I6", Verdict::Unknown, |r| r.before.members.truncate(2));
+    // Whoever was never looked at has shown nothing.
+    comes_out(Invalid, "I3", Verdict::Unknown, |r| {
+        r.samples.retain(|sample| sample.member != 2);
+        r.drill.expect.full_membership = None;
+    });
+    comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches.clear());
+    comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches.truncate(2));
+    comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches[2].member = 1);
+    let blind = judged(|r| r.samples.clear());
+    assert!(blind.result == Result::Invalid && odd(&blind).contains(&("I3".to_owned(), Unknown)), "{:?}", odd(&blind));
     // A watch that never caught up has not been seen to be complete.
     comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches[0].changes.truncate(50));
 }

@@ -43,9 +43,12 @@ pub fn longest(acks: &[At], from: At, to: At) -> Gap {
     longest
 }
 
-/// Number of gaps longer than `limit` that touch `[from, to]`.
+/// Number of gaps longer than `limit` that touch `[from, to]`; `acks` sorted. The first began with the last acknowledgement
+/// before it, as in `longest`: what a fault cuts off began before the fault.
 pub fn count_longer(acks: &[At], from: At, to: At, limit: Duration) -> usize {
-    let times: Vec<At> = acks.iter().copied().filter(|ack| *ack >= from && *ack <= to).chain([to]).collect();
+    let before = acks.iter().copied().take_while(|ack| *ack <= from).last().unwrap_or(from);
+    let inside = acks.iter().copied().filter(|ack| *ack > from && *ack < to);
+    let times: Vec<At> = std::iter::once(before).chain(inside).chain([to]).collect();
     times.windows(2).filter(|pair| matches!(pair, [a, b] if b.since(*a) > limit)).count()
 }
 
@@ -244,7 +247,10 @@ mod tests {
         // Nothing more was acknowledged: the gap is open until the end.
         assert_eq!(longest(&acks, ms(1450), ms(9000)).length(), Duration::from_millis(7500));
         assert_eq!(longest(&[], ms(10), ms(20)).length(), Duration::from_millis(10));
-        assert_eq!(count_longer(&acks, ms(0), ms(1500), Duration::from_millis(500)), 1);
+        let gaps = |from, to| count_longer(&acks, ms(from), ms(to), Duration::from_millis(500));
+        assert_eq!((gaps(0, 1500), gaps(250, 1500), gaps(1400, 1500)), (1, 1, 0), "from within a gap it is the same gap");
+        assert_eq!(gaps(250, 9000), 2, "and one that is open at the end");
+        assert_eq!(count_longer(&[], ms(10), ms(900), Duration::from_millis(500)), 1);
     }
 
     #[test]
