@@ -62,6 +62,11 @@ pub trait Injector: Send + Sync {
     fn perform<'a>(&'a self, act: &'a Act) -> BoxFuture<'a, Result<(), InjectError>>;
     /// Looks whether a claim holds now.
     fn prove<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Proof, InjectError>>;
+    /// Whether the acts of an injection are left out, and all else is done: a run without its fault, which must come out invalid.
+    /// True of none but those that tests make.
+    fn leaves_out_the_fault(&self) -> bool {
+        false
+    }
     /// Sets timers inside the targets that carry out what they can of `undo` after a while, should nobody else.
     fn arm<'a>(&'a self, undo: &'a [Act], after: Duration) -> BoxFuture<'a, Result<(), InjectError>>;
     /// Removes those timers.

@@ -38,6 +38,8 @@ mod checker_tests;
 #[cfg(test)]
 mod judge_tests;
 #[cfg(test)]
+mod proof_tests;
+#[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]
 mod wgl;

@@ -283,7 +283,8 @@ impl<'a> Phases<'a> {
         let after = dead_man(&self.record.drill, &script, timing);
         self.injector.arm(&script.heal, after).await.map_err(text)?;
         self.record.marks.inject = self.clock.now();
-        for act in &script.inject {
+        let fault = if self.injector.leaves_out_the_fault() { &[][..] } else { &script.inject };
+        for act in fault {
             self.say(&act.to_string());
             if matches!(act, Act::RestoreData { .. } | Act::SaveSnapshot { .. }) {
                 self.note_snapshot().await?;

@@ -1,10 +1,10 @@
 //! leader-kill, thirty times with default timers, against the model: an election takes one to two timeouts.
 //! Three clusters are killed beside each other, because all that a run does is wait; `make test` and so CI run it.
-//! The figures are kept as JSON in `target/bench`, one file a run, and nobody deletes them.
+//! The figures are kept as JSON in `target/bench`, one file a run, until `cargo clean` or `make clean` empties that directory.
 
 use crate::cluster::Cluster;
 use crate::injector::Native;
-use crate::runs::{drill, kept, stamp, steadily};
+use crate::runs::{Steady, drill, kept, stamp, steadily};
 use ktcw_vm::drill::judge::Result as Came;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ const RUNS: usize = 30;
 const MEDIAN_MS: f64 = 1200.0;
 const P99_MS: f64 = 1800.0;
 const SLACK_MS: f64 = 400.0;
+/// Of thirty the 99th percentile is the longest, and a single vote that is split makes it an election longer.
+const SPLIT_MS: f64 = 1000.0;
 
 /// So many runs on a cluster of their own, with its timers and processors.
 fn series(runs: usize) -> (Vec<Value>, Value) {
@@ -25,11 +27,12 @@ fn series(runs: usize) -> (Vec<Value>, Value) {
     let all = cluster.block_on(async {
         let mut all = Vec::new();
         for _ in 0..runs {
-            let (record, judgement) = steadily(&drill, &site, &native, &cluster).await;
+            let Steady { record, judgement, discarded } = steadily(&drill, &site, &native, &cluster).await;
             let figures = &judgement.figures;
             all.push(json!({
                 "result": judgement.result,
                 "reasons": judgement.reasons,
+                "discarded_before": discarded,
                 "write_gap_ms": figures.longest_write_gap.length().as_secs_f64() * 1e3,
                 "client_gap_ms": figures.client_gap.length().as_secs_f64() * 1e3,
                 "new_leader_ms": figures.time_to_new_leader_us.map(|us| us as f64 / 1e3),
@@ -59,17 +62,26 @@ fn thirty_leader_kills_are_as_long_as_the_model_says() {
     gaps.sort_by(f64::total_cmp);
     assert_eq!(gaps.len(), RUNS);
     let at = |percent: usize| gaps[(gaps.len() * percent).div_ceil(100).max(1) - 1];
+    let discarded: usize = each.iter().filter_map(|run| run["discarded_before"].as_array()).map(Vec::len).sum();
     let summary = json!({
-        "drill": "leader-kill", "runs": gaps.len(), "clusters_at_a_time": CLUSTERS, "environment": environment,
-        "write_gap_ms": { "min": gaps[0], "median": at(50), "p90": at(90), "p99": at(99), "max": gaps[gaps.len() - 1] },
+        "drill": "leader-kill", "runs": gaps.len(), "discarded": discarded,
+        "clusters_at_a_time": CLUSTERS, "environment": environment,
+        "write_gap_ms": { "min": gaps[0], "median": at(50), "p95": at(95), "p99": at(99) },
         "model_ms": { "median": MEDIAN_MS, "p99": P99_MS },
+        "above_the_model_ms": { "median": at(50) - MEDIAN_MS, "p99": at(99) - P99_MS },
         "each": each,
     });
     let file = kept().join(format!("leader-kill-{RUNS}-{}.json", stamp()));
     std::fs::write(&file, serde_json::to_vec_pretty(&summary).expect("json")).expect("written");
-    eprintln!("leader-kill ×{RUNS}: write gap, ms: {} → {}", summary["write_gap_ms"], file.display());
+    eprintln!(
+        "leader-kill ×{RUNS} ({discarded} more proved nothing): write gap, ms: {}; above the model: {} → {}",
+        summary["write_gap_ms"],
+        summary["above_the_model_ms"],
+        file.display()
+    );
     // Kept first: a series that fails is worth reading most.
     let failed: Vec<&Value> = each.iter().filter(|run| run["result"] != json!(Came::Pass)).collect();
     assert!(failed.is_empty(), "{failed:#?}");
-    assert!(at(50) <= MEDIAN_MS + SLACK_MS && at(90) <= P99_MS + SLACK_MS, "{}", summary["write_gap_ms"]);
+    assert!(at(50) <= MEDIAN_MS + SLACK_MS, "{}", summary["write_gap_ms"]);
+    assert!(at(95) <= P99_MS + SLACK_MS && at(99) <= P99_MS + SPLIT_MS, "{}", summary["write_gap_ms"]);
 }

@@ -1,4 +1,4 @@
-//! Injectors that do not do their work: one that does nothing, one that lies about it, and one whose faults do not last.
+//! Injectors that do not do their work: one that leaves the fault out, one that lies about it, and one whose faults do not last.
 //! `caught` hands them to the engine, which must find them out.
 //! In everything else they are the honest injector.
 
@@ -14,9 +14,9 @@ use std::time::Duration;
 /// What is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
-    /// Does nothing when it is told to, and says that it did.
-    DoesNothing,
-    /// As above, and swears that every fault is there: telemetry alone can find it out.
+    /// Leaves the fault out, be it done to a process or asked of etcd itself, and does all the rest.
+    LeavesOut,
+    /// Does nothing at all, and swears that every fault is there: telemetry alone can find it out.
     Lies,
     /// Does what it is told, and undoes a cut or a pause as soon as it was looked at.
     DoesNotLast,
@@ -47,14 +47,17 @@ impl Flawed {
 impl Injector for Flawed {
     fn perform<'a>(&'a self, act: &'a Act) -> BoxFuture<'a, Result<(), InjectError>> {
         match self.flaw {
-            Flaw::DoesNotLast => self.native.perform(act),
-            Flaw::DoesNothing | Flaw::Lies => async { Ok(()) }.boxed(),
+            Flaw::LeavesOut | Flaw::DoesNotLast => self.native.perform(act),
+            Flaw::Lies => async { Ok(()) }.boxed(),
         }
+    }
+    fn leaves_out_the_fault(&self) -> bool {
+        self.flaw == Flaw::LeavesOut
     }
     fn prove<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<Proof, InjectError>> {
         async move {
             match self.flaw {
-                Flaw::DoesNothing => self.native.prove(claim).await,
+                Flaw::LeavesOut => self.native.prove(claim).await,
                 Flaw::Lies => Ok(Proof { held: true, evidence: "believe me".to_owned() }),
                 Flaw::DoesNotLast => {
                     let proof = self.native.prove(claim).await?;

@@ -4,7 +4,7 @@
 
 use crate::cluster::Cluster;
 use crate::injector::Native;
-use crate::runs::{drill, kept, steadily};
+use crate::runs::{Steady, drill, kept, steadily};
 use ktcw_vm::drill::report::{Report, html};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -73,7 +73,7 @@ fn a_report_is_drawn_without_a_word_on_the_console_or_to_the_network() {
     };
     let cluster = Arc::new(Cluster::start(3));
     let native = Native::new(cluster.clone());
-    let (record, judgement) =
+    let Steady { record, judgement, .. } =
         cluster.block_on(async { steadily(&drill("leader-kill"), &cluster.site(), &native, &cluster).await });
     let page = html(&Report::new(record)).expect("a page");
     let place = tempfile::tempdir().expect("a directory");

@@ -4,9 +4,16 @@
 
 use crate::cluster::Cluster;
 use crate::injector::Native;
-use crate::runs::{drill, drilled, kept, steadily};
+use crate::runs::{Steady, drill, drilled, kept, steadily};
+use ktcw_vm::drill::catalogue::{Drill, find};
 use ktcw_vm::drill::judge::Result as Came;
 use std::sync::Arc;
+
+/// All that bare processes can be drilled with in reasonable time; `caught` leaves the fault of each out.
+pub const PROCESSES: [&str; 6] = ["leader-kill", "leader-stop", "move-leader", "leader-pause", "follower-kill", "quorum-loss"];
+pub const NETWORKS: [&str; 7] =
+    ["isolate-leader", "isolate-follower", "bridge", "bridge-followers", "split-all", "deaf-leader", "mute-leader"];
+pub const DATA: [&str; 4] = ["full-quota", "replace-member", "disaster-restore", "rolling-restart"];
 
 /// All of these must pass, one after the other on one cluster.
 fn all_pass(names: &[&str]) {
@@ -16,9 +23,9 @@ fn all_pass(names: &[&str]) {
     let failures: Vec<String> = cluster.block_on(async {
         let mut failures = Vec::new();
         for name in names {
-            let (record, judgement) = steadily(&drill(name), &site, &native, &cluster).await;
+            let Steady { record, judgement, .. } = steadily(&drill(name), &site, &native, &cluster).await;
             if judgement.result != Came::Pass {
-                let file = kept().join(format!("{}-{name}.json", record.run));
+                let file = kept().join(format!("{}-{}.json", record.run, record.drill.name));
                 let _ = std::fs::write(&file, serde_json::to_vec(&record).expect("json"));
                 failures.push(format!(
                     "{name}: {:?}: {} (record in {})",
@@ -35,17 +42,28 @@ fn all_pass(names: &[&str]) {
 
 #[test]
 fn processes() {
-    all_pass(&["leader-kill", "leader-stop", "move-leader", "leader-pause", "follower-kill", "quorum-loss"]);
+    all_pass(&PROCESSES);
 }
 
 #[test]
 fn networks() {
-    all_pass(&["isolate-leader", "isolate-follower", "bridge", "bridge-followers", "split-all", "deaf-leader", "mute-leader"]);
+    all_pass(&NETWORKS);
 }
 
 #[test]
 fn data_and_restarts() {
-    all_pass(&["full-quota", "replace-member", "disaster-restore", "rolling-restart"]);
+    all_pass(&DATA);
+}
+
+/// A file of one's own, begun from the catalogue's row as it is printed.
+#[test]
+fn a_file() {
+    let own = Drill { name: "my-handover".to_owned(), id: String::new(), ..find("move-leader").expect("in the catalogue") };
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
+    std::fs::write(file.path(), toml::to_string(&own).expect("prints")).expect("written");
+    let path = file.path().to_str().expect("a path");
+    assert_eq!(drill(path).name, "my-handover");
+    all_pass(&[path]);
 }
 
 /// For whoever writes a drill: the one that KTCW_DRILL names (or the file that it points to), with its record kept.

@@ -59,17 +59,28 @@ pub async fn drilled(drill: &Drill, site: &Site, injector: &dyn Injector, cluste
     (record, judgement)
 }
 
+/// A run that proved something, unless the host would not have it.
+pub struct Steady {
+    pub record: Record,
+    pub judgement: Judgement,
+    /// Why each run before it was made again.
+    pub discarded: Vec<Vec<String>>,
+}
+
 /// As `drilled`; an invalid run, which says nothing about the cluster, is made again.
-pub async fn steadily(drill: &Drill, site: &Site, injector: &dyn Injector, cluster: &Cluster) -> (Record, Judgement) {
+pub async fn steadily(drill: &Drill, site: &Site, injector: &dyn Injector, cluster: &Cluster) -> Steady {
     let (mut stalls, mut doubts) = (0, 0);
+    let mut discarded = Vec::new();
     loop {
-        let ran = drilled(drill, site, injector, cluster).await;
-        match &ran.1 {
-            judgement if judgement.result != Came::Invalid => return ran,
-            judgement if stalled(judgement) && stalls < STALLS => stalls += 1,
-            _ if doubts < DOUBTS => doubts += 1,
-            _ => return ran,
+        let (record, judgement) = drilled(drill, site, injector, cluster).await;
+        if judgement.result == Came::Invalid && stalled(&judgement) && stalls < STALLS {
+            stalls += 1;
+        } else if judgement.result == Came::Invalid && doubts < DOUBTS {
+            doubts += 1;
+        } else {
+            return Steady { record, judgement, discarded };
         }
+        discarded.push(judgement.reasons);
     }
 }
 

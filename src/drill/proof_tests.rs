@@ -1,0 +1,116 @@
+//! Claims that are seen from outside, on records made by hand: each is proven by what it says, and by nothing less.
+//! Faults that only machines can have are proven by the same claims, so this is where those are shown to be able to fail.
+
+use super::act::Claim;
+use super::judge::{Result, judge};
+use super::record::Record;
+use super::sample::leader_kill;
+use super::target::Id;
+use crate::event::Verdict;
+use crate::spec::NodeName;
+
+/// The sample, in which member 0 was killed and member 1 led afterwards, with one claim alone.
+#[track_caller]
+fn proven(claim: Claim, change: impl FnOnce(&mut Record)) {
+    let (v1, came) = came(claim.clone(), change);
+    assert_eq!((v1, came), (Verdict::Pass, Result::Pass), "{claim}");
+}
+
+/// All else is as good as ever: without its proof it must be invalid, and neither green nor a failure of the cluster.
+#[track_caller]
+fn not_proven(claim: Claim, change: impl FnOnce(&mut Record)) {
+    let (v1, came) = came(claim.clone(), change);
+    assert_eq!((v1, came), (Verdict::Unknown, Result::Invalid), "{claim}");
+}
+
+fn came(claim: Claim, change: impl FnOnce(&mut Record)) -> (Verdict, Result) {
+    let mut record = leader_kill();
+    record.script.claims = vec![claim];
+    change(&mut record);
+    let judgement = judge(&record);
+    let v1 = judgement.checks.iter().find(|check| check.id == "V1").expect("it is always judged");
+    (v1.verdict, judgement.result)
+}
+
+fn node(i: u8) -> NodeName {
+    NodeName::controller(i)
+}
+
+#[test]
+fn a_leader_has_moved_when_another_led_after_the_fault() {
+    proven(Claim::LeaderMoved { from: node(0) }, |_| ());
+    // The one that leads is the one that was asked to hand over.
+    not_proven(Claim::LeaderMoved { from: node(1) }, |_| ());
+    // Another led, and before anybody was asked.
+    not_proven(Claim::LeaderMoved { from: node(0) }, |r| {
+        let (inject, heal) = (r.marks.inject, r.marks.heal);
+        for sample in r.samples.iter_mut().filter(|sample| sample.at < inject) {
+            sample.status.as_mut().expect("it answers").leader = Id(2);
+        }
+        // Seen without a break, it is the same leadership.
+        for sample in r.samples.iter_mut().filter(|sample| sample.at >= inject && sample.at < heal) {
+            sample.status.iter_mut().for_each(|status| status.leader = Id(2));
+        }
+        r.drill.expect = super::catalogue::Expect::default();
+    });
+}
+
+#[test]
+fn elections_are_counted_by_their_terms_from_the_fault_on() {
+    proven(Claim::Elections { times: 1 }, |_| ());
+    not_proven(Claim::Elections { times: 2 }, |_| ());
+    // Twice the same term is one election.
+    not_proven(Claim::Elections { times: 2 }, |r| {
+        let marks = r.marks;
+        r.samples.retain(|sample| sample.member != 1 || sample.at < marks.settled || sample.at > marks.settled.plus(SECOND));
+    });
+}
+
+const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
+
+#[test]
+fn an_alarm_is_raised_when_a_member_lists_it_while_the_fault_is_in_force() {
+    let claim = || Claim::Alarm { name: "NOSPACE".to_owned() };
+    let complains = |r: &mut Record, complaint: &str, during: bool| {
+        let marks = r.marks;
+        let within = |sample: &super::record::Sample| sample.at > marks.inject && sample.at < marks.heal;
+        for sample in r.samples.iter_mut().filter(|sample| sample.member == 2 && within(sample) == during) {
+            sample.status.as_mut().expect("it answers").errors = vec![complaint.to_owned()];
+        }
+    };
+    proven(claim(), |r| complains(r, "memberID:3 alarm:NOSPACE ", true));
+    not_proven(claim(), |_| ());
+    not_proven(claim(), |r| complains(r, "memberID:3 alarm:CORRUPT ", true));
+    not_proven(claim(), |r| complains(r, "memberID:3 alarm:NOSPACE ", false));
+}
+
+#[test]
+fn a_member_is_another_when_its_id_is() {
+    let claim = || Claim::NewIdentity { node: node(0) };
+    proven(claim(), |r| r.after.ids[0] = Some(Id(77)));
+    not_proven(claim(), |_| ());
+    not_proven(claim(), |r| r.after.ids[1] = Some(Id(77)));
+    not_proven(claim(), |r| r.after.ids[0] = None);
+    not_proven(claim(), |r| r.after.ids.clear());
+}
+
+#[test]
+fn members_were_restarted_when_each_process_is_a_new_one() {
+    let claim = |nodes: &[NodeName]| Claim::Restarted { nodes: nodes.to_vec() };
+    proven(claim(&[node(0)]), |_| ());
+    // The others live on, as bystanders do.
+    not_proven(claim(&[node(0), node(1)]), |_| ());
+    not_proven(claim(&[]), |_| ());
+    not_proven(claim(&[node(3)]), |_| ());
+}
+
+/// What is not known to have been restarted has not been.
+#[test]
+fn a_process_that_was_not_seen_is_no_new_one() {
+    for blind in [0, 1] {
+        not_proven(Claim::Restarted { nodes: vec![node(0)] }, |r| {
+            let seen = if blind == 0 { &mut r.incarnations } else { &mut r.after.incarnations };
+            seen[0] = None;
+        });
+    }
+}
