@@ -66,12 +66,20 @@ fn runs(reports: &Path) -> Vec<String> {
     all.into_iter().map(|(_, name)| name).collect()
 }
 
-/// `last`, a run's name, or the beginning of one.
+/// `last`, a run's name, a drill's, whose last run is meant, or the beginning of a name.
 fn saved(reports: &Path, run: &str) -> Result<PathBuf, CliError> {
     let all = runs(reports);
     let found = match run {
         "last" => all.last(),
-        _ => all.iter().find(|name| *name == run).or_else(|| all.iter().rev().find(|name| name.starts_with(run))),
+        _ => {
+            let newest = |fits: &dyn Fn(&str) -> bool| all.iter().rev().find(|name| fits(name));
+            // `bridge-followers-…` begins with `bridge` as well, and is another drill's.
+            let of_drill = |name: &str| {
+                let moment = name.strip_prefix(run).and_then(|rest| rest.strip_prefix('-'));
+                moment.is_some_and(|moment| moment.starts_with(|c: char| c.is_ascii_digit()))
+            };
+            newest(&|name| name == run).or_else(|| newest(&of_drill)).or_else(|| newest(&|name| name.starts_with(run)))
+        }
     };
     let found = found.ok_or_else(|| {
         let message = if run == "last" { "no drill has been run here".to_owned() } else { format!("there is no run {run}") };
@@ -95,7 +103,12 @@ mod tests {
     fn runs_are_found_by_name_beginning_and_as_the_last() {
         let dir = tempfile::tempdir().expect("dir");
         assert!(saved(dir.path(), "last").expect_err("none").message.contains("no drill has been run"));
-        for (age, name) in [(30, "bridge-20260101-000000"), (20, "bridge-20260102-000000"), (10, "leader-kill-20260101-000000")] {
+        for (age, name) in [
+            (40, "bridge-20260101-000000"),
+            (30, "bridge-20260102-000000"),
+            (20, "bridge-followers-20260103-000000"),
+            (10, "leader-kill-20260101-000000"),
+        ] {
             let file = std::fs::File::create(dir.path().join(format!("{name}.json"))).expect("file");
             let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
             file.set_modified(then).expect("time");
@@ -105,6 +118,8 @@ mod tests {
             |run: &str| saved(dir.path(), run).map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned());
         assert_eq!(name("last").expect("one"), "leader-kill-20260101-000000");
         assert_eq!(name("bridge").expect("one"), "bridge-20260102-000000");
+        assert_eq!(name("bridge-f").expect("one"), "bridge-followers-20260103-000000");
+        assert_eq!(name("bridge-2026").expect("one"), "bridge-20260102-000000");
         assert_eq!(name("bridge-20260101-000000").expect("one"), "bridge-20260101-000000");
         let error = name("nothing").expect_err("none");
         assert!(error.hint.expect("a hint").contains("leader-kill-20260101-000000"));
