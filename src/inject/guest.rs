@@ -63,23 +63,13 @@ impl Machines {
             Act::SetClock { node } => (node, 0.0),
             other => return Err(format!("{other} is not about a clock")),
         };
-        let (place, skew) = (shell::PLACE, shell::SKEW);
         if wanted != 0.0 {
-            let by = wanted - self.clock_of(node).await?.ahead_s;
-            // A time daemon would undo it; the way back is written down first.
-            let back = crate::guest::quote(&clock::shift_line(-by));
-            let script = format!(
-                "set -e\nmkdir -p -m 0700 {place}\necho {back} >{skew}\n\
-                 if systemctl is-active --quiet systemd-timesyncd.service; then\n\
-                 systemctl stop systemd-timesyncd.service\necho 'systemctl start --no-block systemd-timesyncd.service' >>{skew}\nfi\n"
-            );
-            self.on(node, script).await?;
+            self.on(node, format!("set -e\n{}", shell::before_skew())).await?;
         }
         self.move_clock(node, wanted).await?;
         if wanted == 0.0 {
             self.switched_on().remove(node);
-            // All that is left of the way back is the daemon.
-            self.on(node, format!("if [ -e {skew} ]; then sed -i /clock_settime/d {skew}; . {skew}; rm -f {skew}; fi\n")).await?;
+            self.on(node, shell::after_skew()).await?;
         }
         Ok(())
     }

@@ -46,11 +46,12 @@ fn script(node: &NodePlan) -> String {
          if frozen; then echo frozen; fi\n\
          if [ -e {place} ]; then if {joining}; then echo joining; else echo quota; fi; fi\n\
          if [ -e /etc/etcd/pki/server.pem ]; then echo \"cert $(sha256sum </etc/etcd/pki/server.pem)\"; fi\n\
-         if [ -e {skew} ]; then echo skew; fi\n\
+         if [ -e {skew} ]; then echo skew; elif {time_stopped}; then echo timeless; fi\n\
          echo end\n",
         place = shell::OVERRIDE,
         joining = shell::JOINING,
         skew = shell::SKEW,
+        time_stopped = shell::TIME_STOPPED,
     ));
     text
 }
@@ -84,6 +85,7 @@ fn read(node: &NodeName, text: &str, cert: Option<&str>) -> Result<Vec<Leftover>
                 push("another etcd certificate than its own".to_owned(), Act::RenewCert { node: node.clone() });
             }
             ["skew"] => push("a clock that was moved".to_owned(), Act::SetClock { node: node.clone() }),
+            ["timeless"] => push("a stopped time daemon".to_owned(), Act::SetClock { node: node.clone() }),
             ["end"] => whole = true,
             _ => (),
         }
@@ -290,6 +292,7 @@ mod tests {
             ("joining", "a joiner's definition of etcd → start etcd on controller-1"),
             ("cert def -", "another etcd certificate than its own → give controller-1 its etcd certificate back"),
             ("skew", "a clock that was moved → set the clock of controller-1 right"),
+            ("timeless", "a stopped time daemon → set the clock of controller-1 right"),
         ] {
             assert_eq!(leftovers(line), [expected], "{line}");
         }

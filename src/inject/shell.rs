@@ -26,8 +26,11 @@ pub const JOINING: &str = "grep -qs -e --initial-cluster-state=existing /run/con
      [ \"$(cat /run/containers/systemd/etcd.container)\" = \"$(cat /etc/containers/systemd/etcd.container)\" ]; }";
 /// Where the server's certificate is kept while a short-lived one is in its place.
 pub const KEPT_CERT: &str = "/run/ktcw-drill/pki";
-/// Undoes a skewed clock, relative to itself.
+/// Puts a skewed clock back to where it was before the first skew, however often it was moved since.
 pub const SKEW: &str = "/run/ktcw-drill/skew";
+/// Whether the time daemon ran since boot and was stopped: one that never ran on this image is nobody's doing.
+pub const TIME_STOPPED: &str = "[ \"$(systemctl show -P ActiveState systemd-timesyncd.service)\" = inactive ] && \
+     [ \"$(systemctl show -P ActiveEnterTimestampMonotonic systemd-timesyncd.service)\" != 0 ]";
 
 /// Processes of a unit, without the supervisor that podman puts beside them, as `pid state`.
 pub const PROCESSES: &str = r#"processes() {
@@ -132,9 +135,27 @@ pub fn unstall_disk() -> String {
     format!("{FROZEN}fsfreeze --unfreeze {DISK} 2>/dev/null || true\nif frozen; then echo 'writes still wait' >&2; exit 1; fi\n")
 }
 
-/// Puts the clock back by what it was moved, for the timer: it cannot ask this computer.
+/// Before a clock is moved: the way back is on the node first, then the daemon that would undo the move is stopped. A way back
+/// that is there already is the right one: it leads to where the clock was before anybody moved it.
+pub fn before_skew() -> String {
+    // Boot time is moved by nobody, so that undoing twice, or undoing a move that never came, does no harm.
+    let offset = "import time as t; print(\"%.6f\" % (t.clock_gettime(t.CLOCK_REALTIME) - t.clock_gettime(t.CLOCK_BOOTTIME)))";
+    let set = "import time as t; t.clock_settime(t.CLOCK_REALTIME, t.clock_gettime(t.CLOCK_BOOTTIME) + ($offset))";
+    format!(
+        "mkdir -p -m 0700 {PLACE}\nif [ ! -e {SKEW} ]; then\noffset=$(python3 -S -c '{offset}')\n\
+         echo \"python3 -S -c '{set}'\" >{SKEW}.new\nmv {SKEW}.new {SKEW}\nfi\n\
+         systemctl stop systemd-timesyncd.service\n"
+    )
+}
+
+/// After a clock was set by this computer, which knows better than the way back: all that is left to do is to start the daemon.
+pub fn after_skew() -> String {
+    format!("rm -f {SKEW} {SKEW}.new\nif {TIME_STOPPED}; then systemctl start --no-block systemd-timesyncd.service; fi\n")
+}
+
+/// Puts the clock back to where it was, for the timer: it cannot ask this computer.
 fn unskew() -> String {
-    format!("if [ -e {SKEW} ]; then . {SKEW}; rm -f {SKEW}; fi\n")
+    format!("if [ -e {SKEW} ]; then . {SKEW}; fi\n{}", after_skew())
 }
 
 /// Puts the kept certificate back.
@@ -237,6 +258,8 @@ mod tests {
             stall_disk(),
             unstall_disk(),
             restore_cert("/etc/etcd/pki/server"),
+            before_skew(),
+            after_skew(),
             unskew(),
             incarnation_of("etcd"),
             log_cursor(),
@@ -264,6 +287,63 @@ mod tests {
             assert!(armed.contains("--on-active=40000ms"), "{armed}");
             assert!(arm(&script.heal, &NodeName::worker(3), Duration::from_secs(1)).is_none(), "{}", drill.name);
         }
+    }
+
+    /// The way back of a clock, on a clock in a file: it is written before the daemon is stopped, a second move keeps it, and to
+    /// undo without a move, or twice, leaves the clock as it was.
+    #[test]
+    fn a_clock_has_its_way_back_before_it_is_moved_and_keeps_it() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let (clock, daemon, bin) = (path("clock"), path("daemon"), path("bin"));
+        // Real Python, for which the two clocks are this file and zero.
+        let python = format!(
+            "#!/bin/sh\nshift 2\nexec python3 -S -c 'import sys, time as t\nt.clock_gettime = lambda c: float(open(\"{clock}\").read()) \
+             if c == t.CLOCK_REALTIME else 100.0\nt.clock_settime = lambda c, to: open(\"{clock}\", \"w\").write(str(to))\n\
+             exec(sys.argv[1])' \"$1\"\n"
+        );
+        let systemctl = format!(
+            "#!/bin/sh\ncase $* in\n*ActiveState*) cat {daemon} ;;\n*Monotonic*) echo 7 ;;\n\
+             'stop systemd-timesyncd.service') [ -s {skew} ] || exit 9; echo inactive >{daemon} ;;\n\
+             'start --no-block systemd-timesyncd.service') echo active >{daemon} ;;\n*) exit 8 ;;\nesac\n",
+            skew = path("skew")
+        );
+        std::fs::create_dir(&bin).expect("bin");
+        for (name, text) in [("python3", python.replace("exec python3", "exec /usr/bin/python3")), ("systemctl", systemctl)] {
+            let tool = dir.path().join("bin").join(name);
+            std::fs::write(&tool, text).expect("written");
+            std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("mode");
+        }
+        let run = |script: String| {
+            let script = script.replace(PLACE, &dir.path().display().to_string());
+            let path = format!("{bin}:{}", std::env::var("PATH").expect("a path"));
+            let out = std::process::Command::new("bash").env("PATH", path).args(["-c", &format!("set -e\n{script}")]).output();
+            let out = out.expect("bash");
+            assert!(out.status.success(), "{script}\n{}", String::from_utf8_lossy(&out.stderr));
+        };
+        let set = |to: f64| std::fs::write(&clock, to.to_string()).expect("set");
+        let now = || std::fs::read_to_string(&clock).expect("a clock").parse::<f64>().expect("a number");
+        let daemon_is = || std::fs::read_to_string(&daemon).expect("a state").trim().to_owned();
+
+        std::fs::write(&daemon, "active\n").expect("a state");
+        set(1_800_000_000.25);
+        run(before_skew());
+        assert_eq!(daemon_is(), "inactive");
+        set(1_800_000_600.25);
+        run(before_skew());
+        set(1_800_000_900.25);
+        for _ in 0..2 {
+            run(unskew());
+            assert!((now() - 1_800_000_000.25).abs() < 1e-3, "{}", now());
+            assert_eq!(daemon_is(), "active");
+        }
+        run(before_skew());
+        run(unskew());
+        assert!((now() - 1_800_000_000.25).abs() < 1e-3, "nobody had moved it: {}", now());
+        run(before_skew());
+        run(after_skew());
+        assert_eq!(daemon_is(), "active");
+        assert!(!dir.path().join("skew").exists());
     }
 
     /// The words that sift logs, on logs.

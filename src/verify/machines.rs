@@ -5,6 +5,7 @@
 use super::hint;
 use super::observe::{Link, NodeSeen, Observed};
 use super::report::{Check, Finding, Group, Report, list, one_line};
+use super::script::TIME_DAEMON;
 use super::sections::Sections;
 use crate::event::Verdict;
 use crate::guest::clock::ClockSeen;
@@ -30,7 +31,8 @@ pub fn judge(plan: &Plan, seen: &Observed) -> Vec<Check> {
         checks.push(boot.unwrap_or_else(unknown).file(Group::Machines, "boot.finished", name));
         let failed = probe.clone().and_then(|probe| failed_units(plan, node, probe));
         checks.push(failed.unwrap_or_else(unknown).file(Group::Machines, "units.failed", name));
-        checks.push(clock(plan, node, &said.clock).file(Group::Machines, "clock.offset", name));
+        let stopped = probe.clone().is_ok_and(|probe| probe.ok("units").is_ok_and(time_stopped));
+        checks.push(clock(plan, node, &said.clock, stopped).file(Group::Machines, "clock.offset", name));
         let (present, private) = match probe.clone().and_then(|probe| parse_files(&probe.get("files")?.body)) {
             Ok(files) => (seed_files(plan, node, &files), secret_files(plan, node, &files)),
             Err(why) => (unknown(why.clone()), unknown(why)),
@@ -221,8 +223,20 @@ fn judge_unit(unit: &BTreeMap<String, String>, uptime_s: f64, steady: Steady) ->
     .seen(facts)
 }
 
-pub(super) fn clock(plan: &Plan, node: &NodePlan, seen: &Result<ClockSeen, String>) -> Finding {
+/// Whether the time daemon ran since boot and does not any more. One that has never run is not this cluster's to judge.
+fn time_stopped(units: &str) -> bool {
+    let units = parse_units(units);
+    let get = |key: &str| units.get(TIME_DAEMON).and_then(|unit| unit.get(key)).map(String::as_str);
+    get("ActiveState") == Some("inactive") && get("ActiveEnterTimestampMonotonic").is_some_and(|since| since != "0")
+}
+
+/// A clock that is right and that nothing keeps so will not stay right.
+pub(super) fn clock(plan: &Plan, node: &NodePlan, seen: &Result<ClockSeen, String>, stopped: bool) -> Finding {
     let look = hint(plan, &format!("ssh {} -- timedatectl", node.name));
+    if stopped {
+        let offset = seen.as_ref().map_or_else(Clone::clone, |seen| format!("{:+.3} s against this computer", seen.ahead_s));
+        return Finding::fail(format!("{TIME_DAEMON} was stopped")).seen([offset]).hint(hint(plan, "drill heal"));
+    }
     let finding = match seen {
         Err(why) => Finding::unknown(why.clone()),
         Ok(ClockSeen { ahead_s, uncertain_s }) => {

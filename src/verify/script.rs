@@ -14,6 +14,8 @@ pub const NAMESPACE: &str = "ktcw-system";
 pub const WITNESS: &str = "witness";
 /// The witness Service's name, as a pod resolves it.
 pub const WITNESS_NAME: &str = "witness.ktcw-system.svc.cluster.local";
+/// Keeps a node's clock; no unit of the plan, and asked for with them.
+pub const TIME_DAEMON: &str = "systemd-timesyncd.service";
 /// systemd properties asked of every unit.
 const UNIT_PROPERTIES: &str = "Id,LoadState,Type,ActiveState,SubState,Result,NRestarts,ActiveEnterTimestampMonotonic";
 
@@ -85,7 +87,7 @@ pub fn probe(plan: &Plan, node: &NodePlan, token: &str) -> String {
         "s state grep -H '' /proc/uptime /proc/sys/kernel/hostname /run/cloud-init/result.json\n\
          s system timeout {timeout} systemctl show --property=SystemState\n\
          s failed timeout {timeout} systemctl list-units --failed --plain --no-legend --no-pager\n\
-         s units timeout {timeout} systemctl show --property={UNIT_PROPERTIES} {units}\n\
+         s units timeout {timeout} systemctl show --property={UNIT_PROPERTIES} {units} {TIME_DAEMON}\n\
          s files stat -c '%f %u %g %s %n' -- {files} /etc/etcd/pki/*-key.pem /etc/kubernetes/pki/*-key.pem /etc/kubernetes/*.kubeconfig\n\
          s addresses ip -4 -o addr show\n\
          s certs grep -H '' {certs}\n"

@@ -427,7 +427,7 @@ async fn a_clock_read_over_a_slow_way_is_unknown() {
     assert_eq!((link, reads.into_inner()), (super::observe::Link::Up, 6), "read three times, twice each");
     let seen = seen.expect("a clock");
     assert!((seen.uncertain_s - 1.5).abs() < 1e-6 && seen.ahead_s < 0.0, "{seen:?}");
-    let finding = super::machines::clock(&cluster.plan, &cluster.plan.nodes[0], &Ok(seen));
+    let finding = super::machines::clock(&cluster.plan, &cluster.plan.nodes[0], &Ok(seen), false);
     assert_eq!(finding.verdict, Verdict::Unknown, "{finding:?}");
 }
 

@@ -28,6 +28,10 @@ for unit in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet; 
     grep -q '^State:.T' "/proc/$pid/status" 2>/dev/null && echo "$unit has process $pid stopped"
   done
 done
+if [ "$(systemctl show -P ActiveState systemd-timesyncd.service)" = inactive ] &&
+  [ "$(systemctl show -P ActiveEnterTimestampMonotonic systemd-timesyncd.service)" != 0 ]; then
+  echo 'a stopped time daemon'
+fi
 if mountpoint -q /var/lib/etcd; then
   timeout 3 touch /var/lib/etcd/.ktcw-look </dev/null && rm -f /var/lib/etcd/.ktcw-look || echo 'a frozen disk'
 fi

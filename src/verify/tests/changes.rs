@@ -335,6 +335,9 @@ pub(super) const CHANGES: &[(&str, Change, &[&str])] = &[
     // machines
     ("a clock is ahead", |c| c.ahead_ms.extend([(node("worker-1"), 1001)]), &["fail clock.offset worker-1"]),
     ("a clock is behind", |c| c.ahead_ms.extend([(node("controller-0"), -5000)]), &["fail clock.offset controller-0"]),
+    ("a time daemon that was stopped", |c| time_daemon(c, "worker-1", "inactive", "40000000"), &["fail clock.offset worker-1"]),
+    ("a time daemon that runs", |c| time_daemon(c, "worker-1", "active", "40000000"), &[]),
+    ("a time daemon that has never run", |c| time_daemon(c, "worker-1", "inactive", "0"), &[]),
     ("no clock", |c| c.instead("worker-0 clock", "date: not found\n"), &["unknown clock.offset worker-0"]),
     (
         "a key is readable by others",
@@ -602,6 +605,14 @@ fn refused(names: &[&str]) -> String {
         )
     };
     names.iter().map(line).collect()
+}
+
+/// systemd's word of the time daemon, which no plan has among its units.
+fn time_daemon(c: &mut Cluster, on: &str, state: &str, since: &str) {
+    let body = &mut c.answers.get_mut(&format!("{on} probe")).expect(on).get_mut("units").expect("units").0;
+    *body += &format!(
+        "\n\nId=systemd-timesyncd.service\nLoadState=loaded\nActiveState={state}\nActiveEnterTimestampMonotonic={since}\n"
+    );
 }
 
 /// Edits one unit's block.
