@@ -1,15 +1,24 @@
 //! Undoing what drills have left: what is seen in reality, and what the journal knows to finish.
-//! `drill heal` calls `heal`, and so do `up`, `down` and the next run; `run` uses the same steps for its own fault.
+//! `drill heal` calls `heal`, and so do `up`, `start`, `stop`, `node remove` and the next run; `run` uses the same steps for its own fault.
 //! It needs no memory of the run that broke things: it is idempotent, and says what it undid.
 
 use super::act::Act;
 use super::admin::{await_healthy, patience, perform};
+use super::clock::pass;
 use super::etcd::Site;
 use super::injector::{FaultLog, InjectError, Injector, Leftover, Pending};
+use super::reading::{PROBE_KEYS, WARM_KEYS, forget_keys};
 use super::run::RunError;
+use std::time::Duration;
 
 /// Looks and undoings before what is still there counts as not to be undone.
 const ROUNDS: usize = 3;
+
+/// Writes of a run that was killed may still be under way between members: etcd keeps a silent stream for five seconds, and TCP, which
+/// doubles its patience, sends what was lost on it again within three and a half. So long no more may have come, by so many looks.
+const QUIET: Duration = Duration::from_millis(3500);
+const QUIET_LOOKS: u32 = 7;
+const LOOKS_MOST: u32 = QUIET_LOOKS * 4;
 
 /// Hears of each act as it begins.
 pub type Begin<'a> = &'a (dyn Fn(&Act) + Send + Sync);
@@ -25,6 +34,7 @@ pub async fn heal(site: &Site, injector: &dyn Injector, log: &dyn FaultLog) -> R
     let mut failed = undo_leftovers(site, injector, &known, &mut done).await.err().map(|error| error.to_string());
     if pending.is_empty() {
         finish(injector, failed).await?;
+        forget(site, &mut done).await;
         return Ok(done);
     }
     // What could not be undone may have been for want of what comes now; the last look decides.
@@ -48,6 +58,25 @@ pub async fn heal(site: &Site, injector: &dyn Injector, log: &dyn FaultLog) -> R
     Ok(done)
 }
 
+/// Removes what runs that ended early have written, where the cluster answers; it is no fault, and keeps nothing from being healed.
+async fn forget(site: &Site, done: &mut Vec<String>) {
+    let prefixes = [PROBE_KEYS.to_owned(), WARM_KEYS.to_owned()];
+    let mut keys = forget_keys(site, &prefixes).await;
+    let mut quiet = 0;
+    for _ in 0..LOOKS_MOST {
+        if keys == 0 || quiet == QUIET_LOOKS {
+            break;
+        }
+        pass(QUIET / QUIET_LOOKS).await;
+        let late = forget_keys(site, &prefixes).await;
+        quiet = if late == 0 { quiet + 1 } else { 0 };
+        keys += late;
+    }
+    if keys > 0 {
+        done.push(format!("{keys} keys that probes had written"));
+    }
+}
+
 async fn finish(injector: &dyn Injector, mut failed: Option<String>) -> Result<(), RunError> {
     if let Err(error) = injector.disarm().await {
         failed.get_or_insert(error.to_string());
@@ -62,7 +91,9 @@ async fn finish(injector: &dyn Injector, mut failed: Option<String>) -> Result<(
 async fn finish_one(site: &Site, injector: &dyn Injector, fault: &Pending, done: &mut Vec<String>) -> Result<(), String> {
     undo(site, injector, &fault.heal, &fault.tidy, done, &|_| ()).await?;
     await_healthy(site, patience(site)).await?;
-    perform_each(site, injector, &fault.tidy, &|_| ()).await.map_err(|(_, error)| error.to_string())
+    perform_each(site, injector, &fault.tidy, &|_| ()).await.map_err(|(_, error)| error.to_string())?;
+    forget(site, done).await;
+    Ok(())
 }
 
 /// The acts of a heal, then whatever is still seen; an act that failed has a second chance after that. What `tidy` undoes later

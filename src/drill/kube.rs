@@ -97,6 +97,8 @@ pub trait Kube: Send + Sync {
     fn probe<'a>(&'a self, door: &'a Door, fresh: bool, write: bool) -> BoxFuture<'a, Result<(), String>>;
     fn sample(&self) -> BoxFuture<'_, Result<KubeSample, String>>;
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>>;
+    /// Removes what write probes have written, of this run or another; nothing is there afterwards, or the reason is told.
+    fn forget(&self) -> BoxFuture<'_, Result<(), String>>;
 }
 
 /// Between two probes of one kind by the virtual address, where the API is quick enough.

@@ -1,4 +1,4 @@
-//! What is read when the load has ended: the final log, hashes, lists of members, alarms; and the probe's keys are removed.
+//! What is read when the load has ended: the final log, hashes, lists of members, alarms; and what a run wrote is removed.
 //! `run` calls it once per run and puts the result into the record.
 //! It judges nothing: what could not be read is recorded as that.
 
@@ -99,12 +99,31 @@ pub async fn incarnations(site: &Site, injector: &dyn Injector) -> Vec<Option<St
     join_all(site.members.iter().map(|member| async { injector.incarnation(&member.node).await.ok() })).await
 }
 
-/// Removes the probe's keys; should it fail, they are a few hundred kilobytes under a name of their own.
-pub async fn forget_keys(site: &Site, prefixes: &[String]) {
-    let Some(link) = site.link(0) else { return };
+/// What every run writes lies below these, in a directory of its own.
+pub const PROBE_KEYS: &str = "/ktcw/probe/";
+/// Single writes that measure the pace; apart from the probe's, whose history is judged.
+pub const WARM_KEYS: &str = "/ktcw/warm/";
+
+/// Removes everything below these prefixes, through whichever member takes it; how many keys there were. Should all refuse, what
+/// stays are a few hundred kilobytes under names of their own, which the next heal removes.
+pub async fn forget_keys(site: &Site, prefixes: &[String]) -> i64 {
+    let mut removed = 0;
     for prefix in prefixes {
-        let options = etcd_client::DeleteOptions::new().with_prefix();
-        let asked = link.ask(site.ask_timeout(), |mut client| async move { client.delete(prefix.as_str(), Some(options)).await });
-        let _ = asked.await;
+        let mut answered = false;
+        for link in (0..site.members.len()).filter_map(|member| site.link(member)) {
+            let options = etcd_client::DeleteOptions::new().with_prefix();
+            let asked =
+                link.ask(site.ask_timeout(), |mut client| async move { client.delete(prefix.as_str(), Some(options)).await });
+            if let Ok(answer) = asked.await {
+                removed += answer.deleted();
+                answered = true;
+                break;
+            }
+        }
+        // A cluster that takes no deletion takes no other either.
+        if !answered {
+            break;
+        }
     }
+    removed
 }

@@ -14,7 +14,7 @@ use super::history::Op;
 use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, Proof};
 use super::kube::{Kube, KubeLoad, KubeView};
 use super::load::{self, Load};
-use super::reading;
+use super::reading::{self, PROBE_KEYS, WARM_KEYS};
 use super::record::{After, Baseline, LogSource, Looked, Marks, Note, Record};
 use super::script::{Script, script};
 use super::target::{Chosen, ClusterView, NoTarget, choose, unfit};
@@ -182,11 +182,6 @@ async fn fit(kube: &dyn Kube) -> Result<KubeView, String> {
     waited.await.map_err(|error| error.to_string())
 }
 
-/// Key of the writes that measure the pace; not below the probe's prefix, whose history is judged.
-fn warm_key(run: &str) -> String {
-    format!("/ktcw/warm/{run}")
-}
-
 /// What is running beside the phases.
 struct Running {
     load: Load,
@@ -200,6 +195,7 @@ struct Phases<'a> {
     options: &'a Options,
     clock: Clock,
     prefix: String,
+    warm: String,
     record: Record,
     running: Option<Running>,
     /// Something may have been changed.
@@ -249,7 +245,8 @@ impl<'a> Phases<'a> {
             injector,
             options,
             clock: Clock::start(),
-            prefix: format!("/ktcw/probe/{}/", options.run),
+            prefix: format!("{PROBE_KEYS}{}/", options.run),
+            warm: format!("{WARM_KEYS}{}", options.run),
             record,
             running: None,
             prepared: false,
@@ -311,8 +308,7 @@ impl<'a> Phases<'a> {
 
     async fn start_load(&mut self) -> Result<(), String> {
         let ask = |error: etcd::EtcdError| error.to_string();
-        let warm = warm_key(&self.options.run);
-        let median = load::measure(&self.site, &warm).await.map_err(ask)?;
+        let median = load::measure(&self.site, &self.warm).await.map_err(ask)?;
         self.median = median;
         let link = self.site.link(0).ok_or("there is no member")?;
         let (revision, _) = read_prefix(&link, &self.prefix, self.site.ask_timeout()).await.map_err(ask)?;
@@ -524,7 +520,13 @@ impl<'a> Phases<'a> {
                 self.record.kube = Some(load.finish(kube.as_ref()).await);
             }
             reading::members(&self.site, self.injector, &mut self.record.after).await;
-            reading::forget_keys(&self.site, &[self.prefix.clone(), warm_key(&self.options.run)]).await;
+            reading::forget_keys(&self.site, &[self.prefix.clone(), self.warm.clone()]).await;
+            // Before the journal is closed, as the keys: whoever is killed in between leaves it to the heal.
+            if let Some(kube) = self.options.kube.as_ref().filter(|_| self.record.drill.load.api)
+                && let Err(why) = kube.forget().await
+            {
+                self.say(&format!("what the API's probes wrote was left behind: {why}"));
+            }
         }
         let tidy = self.record.script.tidy.clone();
         let tidied = if self.prepared {

@@ -79,22 +79,6 @@ impl ApiProbes {
         });
         join_all(looks).await.into_iter().flatten().next()
     }
-
-    /// Removes what the write probes wrote, by whichever server takes it.
-    pub async fn forget(&self) -> Result<(), String> {
-        for door in self.doors() {
-            let path = format!("{PROBES}{}", probe_name(&door));
-            let mut last = Ok(());
-            for node in self.plan.control_planes() {
-                last = self.fresh.delete(node.ip, &path, self.patience() * 2).await.map_err(|error| error.to_string());
-                if last.is_ok() {
-                    break;
-                }
-            }
-            last?;
-        }
-        Ok(())
-    }
 }
 
 impl Kube for ApiProbes {
@@ -159,6 +143,25 @@ impl Kube for ApiProbes {
 
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>> {
         async move { Ok(pods(&self.get("/api/v1/pods", self.patience() * 2).await?)) }.boxed()
+    }
+
+    /// By whichever server takes it.
+    fn forget(&self) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            for door in self.doors() {
+                let path = format!("{PROBES}{}", probe_name(&door));
+                let mut last = Ok(());
+                for node in self.plan.control_planes() {
+                    last = self.fresh.delete(node.ip, &path, self.patience() * 2).await.map_err(|error| error.to_string());
+                    if last.is_ok() {
+                        break;
+                    }
+                }
+                last?;
+            }
+            Ok(())
+        }
+        .boxed()
     }
 }
 

@@ -181,6 +181,8 @@ fn residue(cluster: &Arc<Cluster>) -> Vec<String> {
         is(format!("a process of {node} that stands still"), processes.iter().any(|process| process.state == 'T'));
     }
     is("timers".to_owned(), !cluster.dead_men().is_empty());
+    let keys = etcdctl(cluster, 0, &["get", "/ktcw/", "--prefix", "--keys-only"]);
+    is(format!("{} keys", keys.split_whitespace().count()), !keys.trim().is_empty());
     is("an open fault in the journal".to_owned(), !journal(cluster).pending().expect("a list").is_empty());
     let native = Native::new(cluster.clone());
     let engine = cluster.block_on(async { native.leftovers().await.expect("a look") });

@@ -10,6 +10,7 @@ use crate::drill::admin::{await_healthy, partial};
 use crate::drill::etcd::Site;
 use crate::drill::heal::heal;
 use crate::drill::injector::FaultLog as _;
+use crate::drill::kube::Kube as _;
 use crate::drill::run::{RunError, SNAPSHOT};
 use crate::guest::Guest;
 use crate::host::Host;
@@ -89,11 +90,33 @@ impl Bench {
         Ok(true)
     }
 
-    /// Undoes what drills have left. Returns what that was.
+    /// Undoes what drills have left, and removes what they have written. Returns what was undone.
     pub async fn heal(&self) -> Result<Vec<String>, CliError> {
+        let open = !self.log.pending().map_err(CliError::failed)?.is_empty();
         let done = heal(&self.site, &self.machines, &self.log).await.map_err(|error| explain(&self.plan, error))?;
         self.forget_snapshot()?;
+        self.forget_probes(open).await;
         Ok(done)
+    }
+
+    /// Removes the ConfigMaps of write probes where the API answers. After a fault it may only just be coming back, and is waited
+    /// for; an API that stays away keeps nothing from being healed.
+    async fn forget_probes(&self, after_a_fault: bool) {
+        let mut gone = self.kube.forget().await;
+        if gone.is_err() && after_a_fault {
+            let again = || async {
+                match self.kube.forget().await {
+                    Ok(()) => Seen::Ready(()),
+                    Err(why) => Seen::NotYet(why),
+                }
+            };
+            let patience = Duration::from_secs(u64::from(self.plan.timers.apiserver_deadline_s) / 3);
+            let waited = wait::until("the API", patience, Duration::from_secs(1), |_| (), again).await;
+            gone = waited.map_err(|error| error.to_string());
+        }
+        if let Err(why) = gone {
+            render::status(&format!("ConfigMaps default/ktcw-drill-probe… may be left: {why}"));
+        }
     }
 
     /// Removes the store's copy that a drill kept, whole or cut off: with no fault open nobody needs it, and it holds all of the

@@ -124,11 +124,6 @@ async fn once(global: &Global, bench: &Bench, drill: &Drill, seed: u64, cancel: 
     let log = Watched { log: &bench.log, dir: &bench.dir, connect: global.connect.as_deref(), child: Mutex::default() };
     let record = run::run(drill, &bench.site_now(), &bench.machines, &log, &options).await;
     log.dismiss();
-    if drill.load.api
-        && let Err(why) = bench.kube.forget().await
-    {
-        render::status(&format!("  a ConfigMap default/ktcw-drill-probe… was left behind: {why}"));
-    }
     Ok(Report::new(record?))
 }
 
