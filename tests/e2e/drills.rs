@@ -4,7 +4,9 @@
 
 use crate::crashes::{Next, SOME, killed_and_healed};
 use crate::dying::{Dying, residue};
-use crate::rig::{Ran, Remove, Rig, eventually, keep, mode, slow, step, virsh};
+use crate::excuses::{Consoles, excuse, of_the_host};
+use crate::rig::{Ran, Remove, Rig, eventually, keep, slow, step};
+use ktcw_vm::drill::catalogue::Drill;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,8 @@ fn what_is_broken_on_purpose_heals_and_loses_nothing() {
         keep("drills.txt", &table);
         took(name);
     }
+    a_file_of_ones_own(&rig);
+    took("a file");
     for row in SOME {
         killed_and_healed(&rig, row);
     }
@@ -82,13 +86,19 @@ const BUSY: usize = 2;
 
 /// One drill that must pass; its line in the table.
 pub fn drilled(rig: &Rig, name: &str) -> String {
-    let mut panics = kernel_panics(rig);
+    let consoles = Consoles::of(rig);
+    let mut crashes = consoles.crashes();
     let mut ran = drill(rig, name);
     for _ in 0..BUSY {
-        let now = kernel_panics(rig);
-        let Some(why) = excuse(&ran, now > panics) else { break };
+        let now = consoles.crashes();
+        if ran.code == 0 {
+            break;
+        }
+        // One that ended before it began has no report.
+        let report: Value = serde_json::from_str(&ran.out).unwrap_or_default();
+        let Some(why) = excuse(&report["judgement"], now > crashes) else { break };
         step(&format!("{name}: {why}; once more"));
-        panics = now;
+        crashes = now;
         ran = drill(rig, name);
     }
     let report = ran.exits(0).json();
@@ -96,47 +106,6 @@ pub fn drilled(rig: &Rig, name: &str) -> String {
     assert_eq!(figures["lost_acknowledged_writes"], 0, "{name}");
     assert_eq!(report["record"]["environment"]["cluster"], rig.cluster);
     in_figures(name, figures)
-}
-
-/// Why a run that did not pass says nothing about the program, if so. A lost write is excused by nothing.
-fn excuse(ran: &Ran, crashed: bool) -> Option<String> {
-    // One that ended before it began has no report.
-    let report: Value = serde_json::from_str(&ran.out).unwrap_or_default();
-    let judgement = &report["judgement"];
-    (ran.code != 0).then(|| excuse_of(&judgement["figures"], &judgement["reasons"], crashed)).flatten()
-}
-
-/// The same of a run's figures and reasons, as a series has them too.
-pub fn excuse_of(figures: &Value, reasons: &Value, crashed: bool) -> Option<String> {
-    if figures["lost_acknowledged_writes"].as_u64().is_some_and(|lost| lost > 0) {
-        return None;
-    }
-    if reasons.as_array().is_some_and(|reasons| of_the_host(reasons)) {
-        return Some(reasons.to_string());
-    }
-    crashed.then(|| "a guest's test kernel crashed".to_owned())
-}
-
-/// How often the test kernel has crashed in the machines there are, by their consoles: it runs on a hypervisor that it was made
-/// for, and now and then ends in a page fault. A kernel that users have is never excused.
-pub fn kernel_panics(rig: &Rig) -> usize {
-    if mode() != "kvm-test-kernel" {
-        return 0;
-    }
-    let prefix = format!("{}-", rig.cluster);
-    let listed = virsh(&["list", "--all", "--name"]).exits(0).out;
-    let consoles = listed.lines().filter(|domain| domain.starts_with(&prefix)).map(|domain| {
-        let xml = virsh(&["dumpxml", domain]).exits(0).out;
-        let (_, rest) = xml.split_once("<log file='").expect("a console that is kept");
-        std::fs::read(rest.split_once('\'').expect("quoted").0).expect("the console's log")
-    });
-    consoles.map(|text| String::from_utf8_lossy(&text).matches("Kernel panic - not syncing").count()).sum()
-}
-
-/// Whether a run is invalid for nothing but its load (V2): the host stood still or was too busy, by the run's own words. A run
-/// that failed has other reasons, and that the fault was not shown is never the host's fault.
-fn of_the_host(reasons: &[Value]) -> bool {
-    !reasons.is_empty() && reasons.iter().all(|reason| reason.as_str().is_some_and(|reason| reason.starts_with("V2 ")))
 }
 
 /// A run's line in a table.
@@ -173,8 +142,8 @@ fn leader_kill_five_times(rig: &Rig) {
     assert_eq!(runs.len(), 5);
     step(&format!("write gap, µs: {}", series["series"][0]["write_gap"]));
     for run in runs.iter().filter(|run| run["result"] != "pass") {
-        let reasons = run["reasons"].as_array().expect("reasons");
-        assert!(run["result"] == "invalid" && of_the_host(reasons), "{run}");
+        let reasons: Vec<&str> = run["reasons"].as_array().expect("reasons").iter().filter_map(Value::as_str).collect();
+        assert!(run["result"] == "invalid" && of_the_host(&reasons), "{run}");
         step(&format!("{reasons:?}: once more"));
         step(&drilled(rig, "leader-kill"));
     }
@@ -201,6 +170,18 @@ fn leader_kill_five_times(rig: &Rig) {
     let gated = || rig.run(&["drill", "run", "leader-kill", "--gate", "write_gap=1 ms"]);
     let told = (0..=BUSY).map(|_| gated()).find(|ran| ran.code != 4).expect("a run that proves something");
     told.exits(3).says("FAIL");
+}
+
+/// As a user begins: a row of the catalogue as it is printed, under another name.
+fn a_file_of_ones_own(rig: &Rig) {
+    step("a drill out of a file");
+    let listed = rig.run(&["drill", "list", "move-leader", "--format", "json"]).exits(0).out;
+    let mut drills: Vec<Drill> = serde_json::from_str(&listed).expect("drills");
+    let own = Drill { name: "my-handover".to_owned(), id: String::new(), ..drills.remove(0) };
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
+    std::fs::write(file.path(), toml::to_string(&own).expect("prints")).expect("written");
+    step(&drilled(rig, file.path().to_str().expect("a path")));
+    rig.run(&["drill", "report", "my-handover"]).exits(0).says("PASS").says("my-handover");
 }
 
 fn refusals_inject_nothing(rig: &Rig) {

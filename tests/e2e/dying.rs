@@ -88,7 +88,7 @@ impl Dying {
     }
 }
 
-/// What is left on nodes, in libvirt and beside the reports, a line each: of a cluster that has been healed, nothing.
+/// What is left on nodes, in libvirt, in etcd, in the API and beside the reports, a line each: of a cluster that has been healed, nothing.
 pub fn residue(rig: &Rig) -> Vec<String> {
     let mut left = Vec::new();
     let nodes: Vec<String> = rig.plan()["nodes"].as_array().expect("nodes").iter().map(name).collect();
@@ -100,6 +100,11 @@ pub fn residue(rig: &Rig) -> Vec<String> {
             left.push(format!("libvirt: {}", line.trim()));
         }
     }
+    let keys = rig.run(&["etcdctl", "get", "/ktcw/", "--prefix", "--keys-only"]).exits(0).out;
+    let ours = keys.split_whitespace().filter(|key| !key.starts_with("/ktcw/verify/"));
+    left.extend(ours.map(|key| format!("a key: {key}")));
+    let maps = rig.run(&["kubectl", "get", "configmaps", "-n", "default", "-o", "name"]).exits(0).out;
+    left.extend(maps.lines().filter(|map| map.contains("ktcw-drill-probe")).map(|map| format!("what a probe wrote: {map}")));
     for entry in std::fs::read_dir(rig.dir()).expect("the cluster's directory").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("snapshot") {

@@ -2,8 +2,9 @@
 //! The tables are kept in `target/bench`.
 
 use crate::crashes::{ALL, killed_and_healed, kinds_without_a_row};
-use crate::drills::{drilled, excuse_of, healthy, in_figures, kernel_panics};
+use crate::drills::{drilled, healthy, in_figures};
 use crate::dying::{CONTROLLERS, Dying, on, residue};
+use crate::excuses::{crashed_in, crashes_during, excuse};
 use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step};
 use std::time::Duration;
 
@@ -20,15 +21,13 @@ fn every_drill_of_the_catalogue_passes() {
     let _guard = Remove(&rig);
     rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
     healthy(&rig);
-    let panics = kernel_panics(&rig);
-    let ran = rig.run(&["drill", "run", "all", "--seed", "11", "--format", "json"]);
-    let crashed = kernel_panics(&rig) > panics;
+    let (ran, crashes) = crashes_during(&rig, || rig.run(&["drill", "run", "all", "--seed", "11", "--format", "json"]));
     keep("drill-run-all.json", &ran.out);
     let series = ran.json();
     let runs = series["runs"].as_array().expect("runs");
     let mut table = String::new();
     let (mut again, mut failed) = (Vec::new(), Vec::new());
-    for run in runs {
+    for (i, run) in runs.iter().enumerate() {
         let name = run["drill"].as_str().expect("a name");
         let row = format!(
             "{:8} {} {}",
@@ -41,7 +40,8 @@ fn every_drill_of_the_catalogue_passes() {
         if run["result"] == "pass" {
             continue;
         }
-        match excuse_of(&run["figures"], &run["reasons"], crashed) {
+        // A crash excuses the run that it befell, and no other.
+        match excuse(run, crashed_in(run, &runs[i + 1..], &crashes)) {
             Some(_) => again.push(name),
             None => failed.push(name),
         }

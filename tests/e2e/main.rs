@@ -17,6 +17,7 @@ mod crashes;
 mod drills;
 mod dying;
 mod emulated;
+mod excuses;
 mod full;
 mod grow;
 mod ha3;
