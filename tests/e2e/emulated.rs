@@ -22,7 +22,7 @@ fn three_and_two_without_kvm() {
     let back = back_from_memory(&rig);
     step(&format!("back from its golden snapshot in {back:.0} s"));
 
-    let rows: Vec<String> = ["leader-kill", "quorum-loss"].iter().map(|name| drilled(&rig, name)).collect();
+    let rows: Vec<String> = ["leader-kill", "quorum-loss"].iter().map(|name| drilled(&rig, name, &[])).collect();
     rows.iter().for_each(|row| step(row));
     keep("drills-tcg.txt", &rows.join("\n"));
     let report: Value = rig.run(&["drill", "report", "last", "--format", "json"]).exits(0).json();

@@ -50,7 +50,7 @@ fn every_drill_of_the_catalogue_passes() {
     assert_eq!(failed, Vec::<&str>::new(), "{table}\n{}", ran.err);
     let catalogue = ktcw_vm::drill::catalogue::built_in().expect("the catalogue");
     assert_eq!(runs.len(), catalogue.len(), "all of them ran: {table}");
-    again.iter().for_each(|name| step(&format!("once more, {}", drilled(&rig, name))));
+    again.iter().for_each(|name| step(&format!("once more, {}", drilled(&rig, name, &[]))));
     rig.run(&["drill", "heal"]).exits(0).says("nothing to heal");
     assert_eq!(residue(&rig), Vec::<String>::new());
     rig.verifies();

@@ -287,8 +287,12 @@ fn answers_again(rig: &Rig, patience: Duration) -> Duration {
 }
 
 fn vip_holder(rig: &Rig) -> String {
-    let status = rig.run(&["status", "-o", "json"]).exits(0).json();
-    status["vip_holder"].as_str().expect("somebody holds the address").to_owned()
+    let mut holder = None;
+    eventually("somebody holds the address", Duration::from_secs(30), || {
+        holder = rig.run(&["status", "-o", "json"]).exits(0).json()["vip_holder"].as_str().map(str::to_owned);
+        holder.is_some()
+    });
+    holder.expect("eventually")
 }
 
 fn a_dead_apiserver_gives_the_address_away(rig: &Rig, patience: Duration) {
