@@ -13,6 +13,7 @@ use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, HostFacts, blocking};
 use crate::life::Machines;
+use crate::life::power::Whole;
 use crate::plan::Plan;
 use crate::snapshot::{self, Desk, Fits, Name, Record, State};
 use crate::spec::NodeName;
@@ -62,14 +63,26 @@ pub fn taken(record: &Record) -> String {
     shown_time(record.taken)
 }
 
+/// What came of the wish to keep one.
+#[derive(Debug)]
+pub enum Keeping {
+    /// No machine stood still: one that fits is there, or none can be kept, which was said.
+    Untouched,
+    /// All machines stood still for it, and run again.
+    Stood {
+        /// `None`: it was not finished, which was said; nothing is left of it.
+        kept: Option<Record>,
+        /// Clocks are set and members are as they were.
+        well: bool,
+    },
+}
+
 /// Keeps one of a cluster that was just verified. One of the same plan, image and QEMU that is there stays; where there is no room
-/// for one, that is said and nothing is kept.
-pub async fn keep(
-    desk: &Desk<'_>,
-    guests: &dyn Guest,
-    host: &Arc<LibvirtHost>,
-    events: &Events,
-) -> Result<Option<Record>, CliError> {
+/// for one, or it does not come to its end, that is said and nothing is kept: a cluster that runs has not failed for want of it.
+///
+/// # Errors
+/// Machines stand still and could not be let go on, or libvirt does not answer.
+pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, events: &Events) -> Result<Keeping, CliError> {
     let plan = &desk.machines.plan;
     let note = |text: String| events.send(Event::Note { text });
     let asked = host.clone();
@@ -77,34 +90,41 @@ pub async fn keep(
     let fits = Fits::of(plan, &facts);
     let there = record(desk.dir)?;
     if there.as_ref().is_some_and(|record| record.fits == fits) {
-        return Ok(None);
+        return Ok(Keeping::Untouched);
     }
     if let Err(error) = has_room(desk.machines, host).await {
         note(format!("no golden snapshot is kept: {}", error.message));
-        return Ok(None);
+        return Ok(Keeping::Untouched);
     }
     let (then, silent) = members(plan, guests).await;
     if let Some((node, why)) = silent.first() {
         note(format!("no golden snapshot is kept: {node}: etcd does not answer: {why}"));
-        return Ok(None);
+        return Ok(Keeping::Untouched);
     }
     let name = Name::parse(NAME).map_err(CliError::failed)?;
     if there.is_some() {
         snapshot::remove(desk, &name).await?;
     }
-    let begun = Record::begun(name, fits, then, Timestamp::now());
+    let begun = Record::begun(name, fits, then.clone(), Timestamp::now());
     let record = Record { note: Some("as up left it".to_owned()), ..begun };
-    let record = snapshot::save(desk, record).await.map_err(|error| {
-        let cluster = &plan.cluster;
-        CliError::from(error)
-            .left("the cluster without a golden snapshot; machines may be paused")
-            .hint(format!("ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out"))
-    })?;
-    let after = after(plan, guests, &record.members).await;
+    let kept = match snapshot::save(desk, record).await {
+        Ok(record) => Some(record),
+        Err(error) if desk.machines.power().await?.whole() == Whole::Running => {
+            note(format!("no golden snapshot is kept: {error}"));
+            None
+        }
+        Err(error) => {
+            let cluster = &plan.cluster;
+            return Err(CliError::from(error)
+                .left("the cluster without a golden snapshot; machines may be paused")
+                .hint(format!("ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out")));
+        }
+    };
+    let after = after(plan, guests, &then).await;
     if !after.is_well() {
         after.lines().into_iter().for_each(note);
     }
-    Ok(Some(record))
+    Ok(Keeping::Stood { kept, well: after.is_well() })
 }
 
 /// Takes a cluster down and keeps its golden snapshot: machines off, later snapshots and the network gone. Returns how many bytes
@@ -121,6 +141,7 @@ pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
         (desk.told)(&format!("removing snapshot {name}"));
         snapshot::remove(desk, &name).await?;
     }
+    super::lab::close_with_its_cluster(desk.dir, desk.lock)?;
     let (host, mark, plan) = (machines.host.clone(), machines.mark.clone(), machines.plan.clone());
     let seen = blocking(move || {
         host.remove_network(&plan.network.name, &mark)?;

@@ -3,7 +3,7 @@
 //! Which plans there are on it is theirs; what is to be done for one is `apply`'s.
 
 use super::error::CliError;
-use super::golden::{self, Golden};
+use super::golden::{self, Golden, Keeping};
 use super::opened::no_open_restore;
 use super::up::{Outcome, explain};
 use super::{resolve, session, signals};
@@ -97,7 +97,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     if partial {
         events.send(Event::Note { text: format!("not verified: the machines are {}", power.whole()) });
     }
-    let report = if !verify || partial {
+    let mut report = if !verify || partial {
         None
     } else {
         let stage = Stage1::begin(events, Stage::Verify);
@@ -107,7 +107,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
                 _ => super::verify::settled(&plan, &world.keyring, &*world.guest, events).await,
             }
         };
-        let report = or_stop(&plan, stop, looking).await??;
+        let report = or_stop(&plan, stop.clone(), looking).await??;
         stage.done(false);
         Some(report)
     };
@@ -120,8 +120,17 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         let journal = journal.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
         let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
-        let record = golden::keep(&desk, &*world.guest, &host, events).await?;
-        kept = record.map(|record| Golden::Kept { took: began.elapsed(), bytes: record.bytes });
+        if let Keeping::Stood { kept: record, well } = golden::keep(&desk, &*world.guest, &host, events).await? {
+            kept = record.map(|record| Golden::Kept { took: began.elapsed(), bytes: record.bytes });
+            if !well {
+                // What was verified is not what is there now.
+                events.send(Event::Note { text: "the machines stood still for it; verifying again".to_owned() });
+                let stage = Stage1::begin(events, Stage::Verify);
+                let looking = super::verify::settled(&plan, &world.keyring, &*world.guest, events);
+                report = Some(or_stop(&plan, stop, looking).await??);
+                stage.done(false);
+            }
+        }
     }
     drop(lock);
     Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report, golden: kept })
