@@ -6,8 +6,10 @@
 
 use ktcw_vm::guest::keys;
 use ktcw_vm::image::{FileRecord, Image, Inputs, Suite, Versions};
+use ktcw_vm::lab::{Book, Open, Phase};
 use ktcw_vm::pki::{Keyring, Lifetimes};
 use ktcw_vm::plan::{Accel, ImageRef, Resolved, plan};
+use ktcw_vm::snapshot::{Fits, Name, Record, State};
 use ktcw_vm::spec::{RawSpec, validate};
 use ktcw_vm::store::{ClusterDir, SshKey};
 use std::collections::BTreeMap;
@@ -165,7 +167,11 @@ fn with_a_cluster_that_is_half_restored() {
     drop((journal, lock));
     let records = dir.path().join("snapshots");
     ktcw_vm::store::files::ensure_dir(&records).expect("made");
-    ktcw_vm::store::files::write_atomic(&records.join("broken.json"), b"{", ktcw_vm::store::files::SECRET).expect("written");
+    let of_etcd = dir.path().join("etcd-snapshots");
+    ktcw_vm::store::files::ensure_dir(&of_etcd).expect("made");
+    for path in [records.join("broken.json"), of_etcd.join("odd.json")] {
+        ktcw_vm::store::files::write_atomic(&path, b"{", ktcw_vm::store::files::SECRET).expect("written");
+    }
     cases_with_cluster("tests/cli/half-restored/*.trycmd", parent.path()).run();
 }
 
@@ -182,6 +188,29 @@ fn with_a_fork_that_was_cut_off() {
     let parent = tempfile::tempdir().expect("a directory");
     begun(&kept_cluster(parent.path()), "fork", "fork");
     cases_with_cluster("tests/cli/half-forked/*.trycmd", parent.path()).run();
+}
+
+/// A lab is open: what would break more, mend it or take its snapshot away is refused, with the command that takes all back.
+#[test]
+fn with_a_lab_that_is_open() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    let lock = dir.lock("lab start").expect("free");
+    let text = |text: &str| text.to_owned();
+    let fits = Fits { plan_sha256: text("1"), image_key: text("2"), kernel_sha256: text("3"), qemu_version: text("10.0.0") };
+    for name in ["lab-full-disk", "other"] {
+        let name = Name::parse(name).expect("a name");
+        let begun = Record::begun(name.clone(), fits.clone(), BTreeMap::new(), jiff::Timestamp::now());
+        dir.save_snapshot(&lock, name.as_str(), &Record { state: State::Whole, ..begun }).expect("saved");
+    }
+    let lab = ktcw_vm::lab::catalogue::labs(None).expect("labs").into_iter().find(|lab| lab.name == "full-disk").expect("there");
+    let (phase, begun) = (Phase::Open, jiff::Timestamp::now());
+    let open = Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+    let book = Book { open: Some(open), ..Book::default() };
+    dir.save_labs(&lock, &book).expect("saved");
+    drop(lock);
+    cases_with_cluster("tests/cli/lab-open/*.trycmd", parent.path()).run();
+    assert_eq!(dir.load_labs().expect("readable"), Some(book));
 }
 
 /// A run that has begun `step` and was never heard of again.

@@ -16,7 +16,7 @@ use crate::event::{Events, Verdict};
 use crate::plan::Plan;
 use crate::snapshot::{Name, RESTORE, Record};
 use crate::spec::NodeName;
-use crate::store::{ClusterDir, Lock};
+use crate::store::{ClusterDir, Lock, StoreError};
 use crate::verify;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,12 @@ pub struct EtcdSnapshot {
 /// All that can be read, by name.
 pub fn all(dir: &ClusterDir) -> Result<Vec<EtcdSnapshot>, CliError> {
     Ok(dir.load_etcd_snapshots::<EtcdSnapshot>()?.into_iter().filter_map(|(_, record)| record.ok()).collect())
+}
+
+/// Those that are there and cannot be read, each with the reason.
+pub fn unreadable(dir: &ClusterDir) -> Result<Vec<(String, String)>, CliError> {
+    let broken = |(name, record): (String, Result<EtcdSnapshot, _>)| record.err().map(|why: StoreError| (name, why.to_string()));
+    Ok(dir.load_etcd_snapshots::<EtcdSnapshot>()?.into_iter().filter_map(broken).collect())
 }
 
 /// The one of that name.

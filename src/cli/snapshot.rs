@@ -6,7 +6,7 @@ use super::args::{Format, Global, Output, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::{clocks_lines, micros};
 use super::opened::{Opened, or_interrupted, whole_moment};
-use super::{etcd_only, exit, render, session, status, up};
+use super::{etcd_only, exit, lab, render, session, status, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
@@ -231,7 +231,12 @@ impl After {
 }
 
 async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, CliError> {
-    let opened = Opened::new(global, &format!("snapshot restore {name}"), |session| named(&session.dir, name).map(|_| ()))?;
+    let fits = |session: &session::Session| {
+        named(&session.dir, name)?;
+        // Another moment than the lab's would leave it open on machines that it does not know.
+        lab::none_open(&session.dir)
+    };
+    let opened = Opened::new(global, &format!("snapshot restore {name}"), fits)?;
     let restored = restore_opened(&opened, name, no_verify).await?;
     restored.print(global, &opened.session.plan);
     Ok(restored.code())
@@ -339,12 +344,15 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     let there = |dir: &ClusterDir| -> Result<bool, CliError> {
         Ok(dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str()))
     };
-    if of_etcd(global, name)?.is_some() {
+    let dir = ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?;
+    let broken = etcd_only::unreadable(&dir)?.iter().any(|(known, _)| known == name.as_str());
+    if broken || etcd_only::named(&dir, name)?.is_some() {
         let session = session::Session::open(global)?;
         let lock = session.dir.lock(&format!("snapshot delete {name}"))?;
         return etcd_only::delete(&session.dir, &lock, &session.plan, name);
     }
     let wrong = |session: &session::Session| match whole_moment(session).and_then(|()| there(&session.dir))? {
+        true if lab::needs(&session.dir, name)? => lab::none_open(&session.dir),
         true => Ok(()),
         false => named(&session.dir, name).map(|_| ()),
     };
@@ -373,6 +381,7 @@ fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
             Err(error) => unreadable.push((name, error.to_string())),
         }
     }
+    unreadable.extend(etcd_only::unreadable(&dir)?);
     let now = Timestamp::now();
     let age = |record: &Record| seconds_since(now, record.taken);
     let stores = etcd_only::all(&dir)?;

@@ -12,7 +12,7 @@ mod watch;
 use super::args::{DrillWhat, Format, Global};
 use super::error::CliError;
 use super::session::Session;
-use super::{exit, render, session};
+use super::{exit, lab, render, session};
 use bench::Bench;
 
 pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
@@ -27,6 +27,8 @@ pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
 
 async fn heal(global: &Global) -> Result<u8, CliError> {
     let session = Session::open(global)?;
+    // It heals what it sees, and would see what is to be solved.
+    lab::none_open(&session.dir)?;
     let lock = session.dir.lock("drill heal")?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill heal")?;

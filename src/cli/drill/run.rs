@@ -8,7 +8,7 @@ use super::watch::Watched;
 use crate::cli::args::{DrillRun, Format, Global};
 use crate::cli::error::CliError;
 use crate::cli::session::{self, Session};
-use crate::cli::{exit, render, signals};
+use crate::cli::{exit, lab, render, signals};
 use crate::drill::catalogue::Drill;
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
@@ -23,6 +23,8 @@ pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
         drills(&args.drill)?.into_iter().map(|drill| adjusted(drill, &args.gates, args.target.as_deref())).collect();
     let chosen = chosen?;
     let session = Session::open(global)?;
+    // Two who break things would be taken for each other, and what heals a drill would solve the lab.
+    lab::none_open(&session.dir)?;
     let lock = session.dir.lock(&format!("drill run {}", args.drill))?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill run")?;

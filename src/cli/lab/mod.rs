@@ -60,6 +60,30 @@ fn refused(dir: &ClusterDir) -> impl Fn(Refused) -> CliError {
     }
 }
 
+/// Refuses while a lab is open, for verbs that would break more, mend it by themselves or take away what it goes back to.
+pub(super) fn none_open(dir: &ClusterDir) -> Result<(), CliError> {
+    match book(dir)?.open {
+        None => Ok(()),
+        Some(open) => Err(refused(dir)(Refused::Open(open.lab.name)).left("everything as it was")),
+    }
+}
+
+/// Whether a snapshot is the one that the open lab goes back to.
+pub(super) fn needs(dir: &ClusterDir, snapshot: &Name) -> Result<bool, CliError> {
+    let open = book(dir)?.open;
+    Ok(open.map(|open| snapshot_of(&open.lab)).transpose()?.is_some_and(|own| own == *snapshot))
+}
+
+/// Closes the open lab, if one is, of a cluster that is left with nothing it could go back to or be solved in.
+pub(super) fn close_with_its_cluster(dir: &ClusterDir, lock: &Lock) -> Result<(), CliError> {
+    let mut book = book(dir)?;
+    if book.open.is_some() {
+        book.close(Timestamp::now());
+        dir.save_labs(lock, &book)?;
+    }
+    Ok(())
+}
+
 /// The snapshot that a lab goes back to. A lab's name is at most 30 characters of those that a snapshot's may have.
 fn snapshot_of(lab: &Lab) -> Result<Name, CliError> {
     Name::parse(&format!("lab-{}", lab.name)).map_err(CliError::failed)
