@@ -79,6 +79,11 @@ e2e-full: ## the same, other sizes, every drill of the catalogue, kill -9 in eve
 	@setup/e2e.sh full
 	@setup/rebuild.sh
 
+.PHONY: soak
+soak: ## an hour of drills, snapshots, power cuts, stops and starts on one cluster, in random order (KTCW_SOAK_SECONDS, KTCW_SOAK_SEED)
+	@setup/install.sh build run test $(if $(CI),ci)
+	@setup/e2e.sh soak
+
 .PHONY: bench
 bench: ## the figures, as ratios of one run; the JSON is kept in target/bench
 	@setup/install.sh build run test $(if $(CI),ci)

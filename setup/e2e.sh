@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs the VM suite in a world of its own: a network namespace, a libvirtd in it, a state directory; all gone afterwards.
 #
-#   setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]
+#   setup/e2e.sh smoke|e2e|full|bench|soak [libtest arguments…]
 #
-# Called by make (test, e2e, e2e-full, bench) and so by CI. Root, or sudo. What it hands to `tests/e2e`:
+# Called by make (test, e2e, e2e-full, bench, soak) and so by CI. Root, or sudo. What it hands to `tests/e2e`:
 #
-#   KTCW_E2E            the suite's name: `smoke`, `e2e`, `full` or `bench`
+#   KTCW_E2E            the suite's name: `smoke`, `e2e`, `full`, `bench` or `soak`
 #   KTCW_E2E_MODE       `kvm` (the image's kernel boots under KVM) · `kvm-test-kernel` · `tcg`
 #   KTCW_E2E_KERNEL     the unpacked test kernel, in mode kvm-test-kernel only
 #   KTCW_E2E_ARTEFACTS  a directory that is kept when a test fails; what is kept in any case goes into bench beside it
@@ -24,10 +24,11 @@ profile=debug cargo_flags=(--locked)
 case $suite in
   smoke) deadline=900 filter=(smoke::) ;;
   # `full::` is a part of `labs_full::` too.
-  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip emulated:: --skip sizes:: --skip full::) ;;
-  full) deadline=14400 filter=(--skip smoke:: --skip bench::) ;;
+  e2e) deadline=3600 filter=(--skip smoke:: --skip bench:: --skip soak:: --skip emulated:: --skip sizes:: --skip full::) ;;
+  full) deadline=14400 filter=(--skip smoke:: --skip bench:: --skip soak::) ;;
   bench) deadline=7200 filter=(bench:: emulated::) profile=release cargo_flags+=(--release) ;;
-  *) die 2 "usage: setup/e2e.sh smoke|e2e|full|bench [libtest arguments…]" ;;
+  soak) deadline=$((${KTCW_SOAK_SECONDS:-3600} + 3600)) filter=(soak::) profile=release cargo_flags+=(--release) ;;
+  *) die 2 "usage: setup/e2e.sh smoke|e2e|full|bench|soak [libtest arguments…]" ;;
 esac
 deadline=${KTCW_E2E_DEADLINE:-$deadline}
 program=$target/$profile/ktcw-vm

@@ -107,7 +107,7 @@ pub fn residue(rig: &Rig) -> Vec<String> {
     left.extend(maps.lines().filter(|map| map.contains("ktcw-drill-probe")).map(|map| format!("what a probe wrote: {map}")));
     for entry in std::fs::read_dir(rig.dir()).expect("the cluster's directory").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("snapshot") {
+        if name.starts_with("snapshot.") {
             left.push(format!("a copy of the store: {name}"));
         }
     }

@@ -5,13 +5,15 @@ use crate::crashes::{ALL, killed_and_healed, kinds_without_a_row};
 use crate::drills::{drilled, healthy, in_figures};
 use crate::dying::{CONTROLLERS, Dying, on, residue};
 use crate::excuses::{crashed_in, crashes_during, excuse};
-use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step};
+use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step, virsh};
 use std::time::Duration;
 
 /// Each leaves something that a timer in the guest takes away: a stopped and a paused unit, rules, a queue, a frozen disk, a
 /// clock, a certificate.
 const TIMED: [&str; 7] =
     ["leader-stop", "leader-pause", "isolate-leader", "slow-link", "stalled-disk", "clock-skew", "cert-expiry"];
+/// What only this computer can undo: a suspended machine, one without power.
+const WATCHED: [&str; 2] = ["leader-freeze", "leader-power-off"];
 /// What `down` meets: a suspended machine, one without power, a frozen disk, rules.
 const TAKEN_DOWN: [&str; 4] = ["leader-freeze", "leader-power-off", "stalled-disk", "isolate-leader"];
 
@@ -85,6 +87,25 @@ fn nobody_heals_and_the_guests_do() {
         rig.run(&["drill", "heal"]).exits(0).says(name);
     }
     healthy(&rig);
+}
+
+/// The same where no guest can: the watch that the run has set over itself outlives it, and heals.
+#[test]
+fn nobody_heals_and_the_watch_does() {
+    let rig = Rig::native("watched");
+    let _guard = Remove(&rig);
+    rig.up(&["--etcd", "3", "--workers", "0"]).exits(0);
+    for name in WATCHED {
+        healthy(&rig);
+        Dying::at(&rig, name, "holding for", 1).end("KILL");
+        let running = || virsh(&["list", "--state-running", "--name"]).exits(0).out.split_whitespace().count();
+        assert_eq!(running(), 2, "{name} is in force");
+        let took = eventually("all machines run again", Duration::from_secs(240), || running() == 3);
+        step(&format!("{name}: healed by the watch after {:.0} s", took.as_secs_f64()));
+        healthy(&rig);
+        rig.run(&["drill", "heal"]).exits(0).says("nothing to heal");
+        assert_eq!(residue(&rig), Vec::<String>::new(), "{name}");
+    }
 }
 
 #[test]

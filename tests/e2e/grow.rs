@@ -3,8 +3,8 @@
 //! What is `pub` works on any running cluster of enough nodes and leaves it as it was, so that it can ride on another test's.
 
 use crate::rig::{Remove, Rig, eventually, libvirt_names, step};
+use crate::writer::{all_kept, written_while};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Boot ids of the nodes: who has been restarted has another.
@@ -59,35 +59,8 @@ fn serials(rig: &Rig) -> BTreeMap<String, String> {
 
 /// What was acknowledged while `work` ran, written through etcd as fast as the program starts.
 fn under_a_writer(rig: &Rig, prefix: &str, work: impl FnOnce()) {
-    let over = AtomicBool::new(false);
-    let acknowledged = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut acknowledged = Vec::new();
-            for n in 0..100_000 {
-                if over.load(Ordering::SeqCst) {
-                    break;
-                }
-                let key = format!("{prefix}{n}");
-                if rig.run(&["etcdctl", "put", &key, "x", "--command-timeout=5s"]).code == 0 {
-                    acknowledged.push(key);
-                }
-            }
-            acknowledged
-        });
-        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        over.store(true, Ordering::SeqCst);
-        let acknowledged = writer.join().expect("the writer ends");
-        if let Err(why) = worked {
-            std::panic::resume_unwind(why);
-        }
-        acknowledged
-    });
-    let kept = rig.run(&["etcdctl", "get", prefix, "--prefix", "--keys-only"]).exits(0).out;
-    let kept: Vec<&str> = kept.split_whitespace().collect();
-    let lost: Vec<&String> = acknowledged.iter().filter(|key| !kept.contains(&key.as_str())).collect();
-    assert!(acknowledged.len() > 5, "the writer wrote");
-    assert_eq!(lost, Vec::<&String>::new(), "acknowledged and lost");
-    step(&format!("{} writes were acknowledged meanwhile, none is lost", acknowledged.len()));
+    let ((), acknowledged) = written_while(rig, prefix, 0, work);
+    all_kept(rig, prefix, &acknowledged);
 }
 
 pub fn certificates_are_renewed_under_a_writer(rig: &Rig) {

@@ -4,9 +4,10 @@ use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libv
 use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const NODES: [&str; 5] = ["controller-0", "controller-1", "controller-2", "worker-0", "worker-1"];
@@ -26,6 +27,7 @@ fn three_controllers_and_two_workers() {
     verify_is_green_and_quick(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);
+    a_console_is_a_way_in(&rig);
     the_readme_tells_the_truth(&rig);
     secrets_are_where_they_belong(&rig);
     a_stopped_unit_is_named(&rig);
@@ -159,6 +161,39 @@ fn the_tools_work(rig: &Rig) {
     proxy.wait().expect("it ends");
     let answer = answer.exits(0).json();
     assert_eq!((&answer["code"], &answer["reason"]), (&403.into(), &"Forbidden".into()), "{said}");
+}
+
+/// The serial console, with no network between: Enter brings root's prompt, what is typed is done, Ctrl-] ends it.
+fn a_console_is_a_way_in(rig: &Rig) {
+    step("console");
+    let mut console = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
+        .args(["console", "-c", rig.cluster, "worker-0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("console starts");
+    let mut typing = console.stdin.take().expect("piped");
+    let mut shown = console.stdout.take().expect("piped");
+    let said = Arc::new(Mutex::new(String::new()));
+    let heard = said.clone();
+    let reading = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = shown.read(&mut buffer) {
+            heard.lock().expect("whole").push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    });
+    let has = |what: &str| said.lock().expect("whole").contains(what);
+    eventually("a prompt", Duration::from_secs(60), || {
+        typing.write_all(b"\r").and_then(|()| typing.flush()).expect("typed");
+        has("root@worker-0")
+    });
+    // The answer is not among the words of the question, which the console repeats.
+    typing.write_all(b"echo $((6 * 7))-ktcw\r").and_then(|()| typing.flush()).expect("typed");
+    eventually("an answer", Duration::from_secs(30), || has("42-ktcw"));
+    typing.write_all(&[0x1d]).and_then(|()| typing.flush()).expect("typed");
+    assert!(console.wait().expect("it ends").success());
+    reading.join().expect("it reads to the end");
 }
 
 /// What is in the hyperkube image, one name a component, as in the guide's.

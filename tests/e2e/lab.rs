@@ -2,11 +2,10 @@
 
 use crate::labs::{looked_at_live, solved};
 use crate::rig::{Remove, Rig, command, eventually, libvirt_names, slow, step, virsh};
+use crate::writer::{all_kept, written_while};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const NODES: [&str; 3] = ["controller-0", "controller-1", "controller-2"];
@@ -245,30 +244,12 @@ fn frozen_for_a_minute(rig: &Rig) {
 /// Writes until the plug of every machine is pulled in the middle; every write that was acknowledged is there afterwards.
 fn power_cut_everywhere(rig: &Rig) {
     step("every plug is pulled under a writer");
-    let over = AtomicBool::new(false);
-    let acknowledged = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut acknowledged = BTreeMap::new();
-            for n in 0.. {
-                if over.load(Ordering::SeqCst) {
-                    break;
-                }
-                let (key, value) = (format!("acked-{n}"), format!("{n}"));
-                if rig.run(&["etcdctl", "put", &key, &value, "--command-timeout=2s"]).code == 0 {
-                    acknowledged.insert(key, value);
-                }
-            }
-            acknowledged
-        });
+    let ((), acknowledged) = written_while(rig, "acked-", 0, || {
         std::thread::sleep(Duration::from_secs(4));
         for node in NODES {
             virsh(&["destroy", &format!("lab-{node}")]).exits(0);
         }
-        over.store(true, Ordering::SeqCst);
-        writer.join().expect("the writer ends")
     });
-    step(&format!("{} writes were acknowledged", acknowledged.len()));
-    assert!(acknowledged.len() > 5, "the writer wrote");
     step("the host's network and pools are off too, as after its reboot");
     virsh(&["net-destroy", "ktcw-lab"]).exits(0);
     for pool in virsh(&["pool-list", "--name"]).exits(0).out.split_whitespace() {
@@ -276,12 +257,7 @@ fn power_cut_everywhere(rig: &Rig) {
     }
     let started = rig.run(&["start"]).exits(0);
     step(&format!("started and verified in {:.1} s", started.took.as_secs_f64()));
-    let kept = rig.run(&["etcdctl", "get", "acked-", "--prefix"]).exits(0).out;
-    let lines: Vec<&str> = kept.lines().collect();
-    let found: BTreeMap<String, String> = lines.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect();
-    for (key, value) in &acknowledged {
-        assert_eq!(found.get(key), Some(value), "{key} was acknowledged and is lost");
-    }
+    all_kept(rig, "acked-", &acknowledged);
 }
 
 fn stopped_and_started(rig: &Rig) {

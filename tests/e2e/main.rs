@@ -1,6 +1,6 @@
 //! The VM suite: the real program, real machines. `setup/e2e.sh` starts it in a namespace with a libvirt of its own.
 //!
-//! `smoke` runs in `make test`, `bench` in `make bench`, `emulated` there and in `make e2e-full`, `sizes`, `full` and `labs_full` in
+//! `smoke` runs in `make test`, `bench` in `make bench`, `soak` in `make soak`, `emulated` there and in `make e2e-full`, `sizes`, `full` and `labs_full` in
 //! `make e2e-full`, the rest in `make e2e` too: `setup/e2e.sh` chooses by name. One cluster serves many checks, because booting it is what costs.
 
 #![expect(
@@ -27,4 +27,6 @@ mod labs_full;
 mod rig;
 mod sizes;
 mod smoke;
+mod soak;
 mod solo;
+mod writer;
