@@ -20,10 +20,11 @@ pub enum Stage {
     ControlPlane,
     Workers,
     Verify,
+    Golden,
 }
 
 impl Stage {
-    pub const ALL: [Stage; 9] = [
+    pub const ALL: [Stage; 10] = [
         Stage::Preflight,
         Stage::Image,
         Stage::Keys,
@@ -33,6 +34,7 @@ impl Stage {
         Stage::ControlPlane,
         Stage::Workers,
         Stage::Verify,
+        Stage::Golden,
     ];
     pub fn title(self) -> &'static str {
         match self {
@@ -45,6 +47,7 @@ impl Stage {
             Stage::ControlPlane => "control plane",
             Stage::Workers => "workers",
             Stage::Verify => "verify",
+            Stage::Golden => "golden snapshot",
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod plan;
 
 pub mod event;
 pub mod secret;
+pub mod timings;
 pub mod wait;
 
 pub mod accel;

@@ -4,6 +4,7 @@
 
 use crate::event::{Event, Stage, Verdict};
 use crate::spec::NodeName;
+use crate::timings::Timings;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
@@ -35,12 +36,14 @@ impl Mode {
     }
 }
 
-/// Shows events until the channel closes.
-pub fn show(mode: Mode, mut events: UnboundedReceiver<Event>) -> JoinHandle<()> {
+/// Shows events until the channel closes; then says how long each of them took.
+pub fn show(mode: Mode, mut events: UnboundedReceiver<Event>) -> JoinHandle<Timings> {
     tokio::spawn(async move {
         let begin = Instant::now();
+        let mut timings = Timings::default();
         let mut bars = (mode == Mode::Bars).then(Bars::new);
         while let Some(event) = events.recv().await {
+            timings.take(&event, begin.elapsed());
             match (mode, &mut bars) {
                 (Mode::Json, _) => write_line(&mut std::io::stdout(), &json(&event, begin.elapsed())),
                 (Mode::Bars, Some(bars)) => bars.take(&event),
@@ -55,6 +58,7 @@ pub fn show(mode: Mode, mut events: UnboundedReceiver<Event>) -> JoinHandle<()> 
         if let Some(bars) = bars {
             bars.finish();
         }
+        timings
     })
 }
 

@@ -19,5 +19,5 @@ pub use inventory::{Inventory, LeavingObserved, NodeObserved, observe};
 pub use perform::World;
 pub use remove::{Removed, remove};
 pub use roll::observe_files;
-pub use run::{Applied, ApplyError, Failure, RENEW, Timing, announce, announced, arrived, renewing, run, settle};
+pub use run::{Applied, ApplyError, Failure, RENEW, announce, announced, arrived, renewing, run, settle};
 pub use step::{Action, Step, only, steps};

@@ -17,17 +17,6 @@ use tokio::task::JoinSet;
 #[derive(Debug, Default)]
 pub struct Applied {
     pub changed: usize,
-    /// (stage, node, step, when it began, how long it took), from the beginning of the run.
-    pub timings: Vec<Timing>,
-}
-
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Timing {
-    pub stage: Stage,
-    pub node: Option<NodeName>,
-    pub step: String,
-    pub began: Duration,
-    pub took: Duration,
 }
 
 /// One step that failed.
@@ -63,7 +52,6 @@ pub async fn run(
     events: Events,
     mut stop: tokio::sync::watch::Receiver<bool>,
 ) -> Result<Applied, ApplyError> {
-    let begin = Instant::now();
     let mut waiting: BTreeMap<String, Step> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     for step in steps {
@@ -73,7 +61,7 @@ pub async fn run(
     let all: BTreeSet<String> = waiting.keys().cloned().collect();
     let mut done: BTreeSet<String> = BTreeSet::new();
     let mut stages = Stages::new(&waiting, events.clone());
-    let mut running: JoinSet<(Step, Duration, Duration, Result<bool, StepError>)> = JoinSet::new();
+    let mut running: JoinSet<(Step, Duration, Result<bool, StepError>)> = JoinSet::new();
     let mut failures = Vec::new();
     let mut applied = Applied::default();
     let mut interrupted = false;
@@ -96,10 +84,9 @@ pub async fn run(
                 });
                 let (plan, world, events) = (plan.clone(), world.clone(), events.clone());
                 running.spawn(async move {
-                    let began = begin.elapsed();
                     let start = Instant::now();
                     let result = perform(&plan, &step, &world, &events).await;
-                    (step, began, start.elapsed(), result)
+                    (step, start.elapsed(), result)
                 });
             }
         }
@@ -115,12 +102,11 @@ pub async fn run(
             }
         };
         let Some(ended) = ended else { break };
-        let Ok((step, began, took, result)) = ended else { continue };
+        let Ok((step, took, result)) = ended else { continue };
         match result {
             Ok(changed) => {
                 note_done(&journal, &step)?;
                 applied.changed += usize::from(changed);
-                applied.timings.push(Timing { stage: step.stage, node: step.node.clone(), step: step.id.clone(), began, took });
                 done.insert(step.id.clone());
                 stages.finished(&step, changed);
                 let Step { id, stage, node, .. } = step;

@@ -386,6 +386,9 @@ pub struct NodeRemove {
     /// Also where its pods cannot be moved in time, or nobody would make them anew
     #[arg(long)]
     pub force: bool,
+    /// Show where the time went, by stage and node
+    #[arg(long)]
+    pub timings: bool,
     /// Leave out the final verify
     #[arg(long)]
     pub no_verify: bool,
@@ -455,6 +458,9 @@ pub enum CertsWhat {
         /// Only those that end within so many days [default: all]
         #[arg(long, value_name = "DAYS")]
         within: Option<u16>,
+        /// Show where the time went, by stage and node
+        #[arg(long)]
+        timings: bool,
         /// Leave out the final verify
         #[arg(long)]
         no_verify: bool,

@@ -23,8 +23,8 @@ use comfy_table::{Table, presets};
 use std::time::Duration;
 
 pub async fn run(global: &Global, what: Option<CertsWhat>) -> Result<u8, CliError> {
-    if let Some(CertsWhat::Renew { within, no_verify }) = what {
-        return renew(global, within, !no_verify).await;
+    if let Some(CertsWhat::Renew { within, timings, no_verify }) = what {
+        return renew(global, within, timings, !no_verify).await;
     }
     let session = Session::open(global)?;
     match what.unwrap_or(CertsWhat::List) {
@@ -86,7 +86,7 @@ async fn compare(global: &Global, session: &Session) -> Result<u8, CliError> {
 }
 
 /// New leaves for the keys there are, here first and then on every node. What a crash cut off is finished by this verb or by `up`.
-async fn renew(global: &Global, within: Option<u16>, verify: bool) -> Result<u8, CliError> {
+async fn renew(global: &Global, within: Option<u16>, timings: bool, verify: bool) -> Result<u8, CliError> {
     let opened = Opened::new(global, "certs renew", whole_moment)?;
     opened.without_fault()?;
     opened.all(&opened.machines.power().await?, &Whole::Running)?;
@@ -104,7 +104,7 @@ async fn renew(global: &Global, within: Option<u16>, verify: bool) -> Result<u8,
         return Ok(exit::OK);
     }
     let name = plan.cluster.clone();
-    shown(global, &name, false, |events| async move { replace(opened, chosen, now, verify, &events).await }).await
+    shown(global, &name, timings, |events| async move { replace(opened, chosen, now, verify, &events).await }).await
 }
 
 async fn replace(

@@ -7,7 +7,6 @@ use super::opened::or_interrupted;
 use super::session;
 use super::snapshot::{After, after, has_room, members, shown_time};
 use super::up::Outcome;
-use crate::apply::Timing;
 use crate::event::{Event, Events, Stage};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
@@ -176,7 +175,6 @@ pub struct Scene<'a> {
 /// The way of `up` from memory: machines, clocks, members, verify.
 pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Result<Outcome, CliError> {
     let Scene { dir, lock, plan, host, verify } = scene;
-    let begin = Instant::now();
     let cluster = plan.cluster.clone();
     let stop = super::signals::interrupted();
     let (journal, _) = dir.journal(lock, crate::store::draw_id(), "up")?;
@@ -188,11 +186,10 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
         events.send(Event::StageStarted { stage });
         Instant::now()
     };
-    let mut timings = Vec::new();
-    let mut over = |stage, step: &str, since: Instant| {
-        events.send(Event::StageFinished { stage, elapsed: since.elapsed(), changed: true });
-        let began = since.saturating_duration_since(begin);
-        timings.push(Timing { stage, node: None, step: step.to_owned(), began, took: since.elapsed() });
+    let over = |stage, step: &str, since: Instant| {
+        let (step, elapsed) = (step.to_owned(), since.elapsed());
+        events.send(Event::StepFinished { stage, step, node: None, elapsed, changed: true });
+        events.send(Event::StageFinished { stage, elapsed, changed: true });
     };
     events.send(Event::Note { text: format!("coming back from the golden snapshot of {}", shown_time(record.taken)) });
     let began = stage(Stage::Machines);
@@ -214,14 +211,14 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
             let began = stage(Stage::Verify);
             let looking = super::verify::steady(&plan, &keyring, &*guests, events);
             let report = or_interrupted(&stop, &left, looking).await??;
-            over(Stage::Verify, "verify", began);
+            events.send(Event::StageFinished { stage: Stage::Verify, elapsed: began.elapsed(), changed: false });
             Some(report)
         }
     };
     if !after.is_well() {
         after.lines().into_iter().for_each(|text| events.send(Event::Note { text }));
     }
-    Ok(Outcome { changed: plan.nodes.len(), timings, plan, report, golden: Some(Golden::Used) })
+    Ok(Outcome { changed: plan.nodes.len(), plan, report, golden: Some(Golden::Used) })
 }
 
 /// What became of the golden snapshot, for the last lines of `up`.

@@ -54,7 +54,7 @@ async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
     if !global.yes && !render::confirm(&format!("remove {} of cluster {name} with its machine and disks?", args.node))? {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm node remove {} -c {name} --yes", args.node)));
     }
-    shown(global, &name, false, |events| async move { leave(global, args, session, next, &events).await }).await
+    shown(global, &name, args.timings, |events| async move { leave(global, args, session, next, &events).await }).await
 }
 
 /// The spec without the node, or why that cannot be. One that is on its way out already is finished.

@@ -3,8 +3,6 @@
 //! It also asks yes-or-no questions, of a terminal only.
 
 use super::error::CliError;
-use crate::apply::Timing;
-use crate::event::Stage;
 use std::io::{IsTerminal, Write};
 
 pub fn print(text: &str) {
@@ -48,26 +46,4 @@ pub fn confirm(question: &str) -> Result<bool, CliError> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(CliError::failed)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-/// Where the time of an `up` went: a line a stage, the steps that took longest below it.
-pub fn timings(timings: &[Timing]) -> String {
-    let mut text = String::from("\n  began    took  stage / node / step\n");
-    for stage in Stage::ALL {
-        let mut own: Vec<&Timing> = timings.iter().filter(|timing| timing.stage == stage).collect();
-        let (Some(first), Some(end)) = (own.iter().map(|t| t.began).min(), own.iter().map(|t| t.began + t.took).max()) else {
-            continue;
-        };
-        own.sort_by_key(|timing| timing.began);
-        text.push_str(&format!("{:>6.1}s {:>6.1}s  {stage}\n", first.as_secs_f64(), (end - first).as_secs_f64()));
-        for timing in own {
-            text.push_str(&format!(
-                "{:>6.1}s {:>6.1}s    {}\n",
-                timing.began.as_secs_f64(),
-                timing.took.as_secs_f64(),
-                timing.step
-            ));
-        }
-    }
-    text
 }

@@ -51,11 +51,11 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
     let (events, receiver) = Events::channel();
     let shown = progress::show(progress::Mode::choose(global.format == Format::Json), receiver);
     let result = work(events).await;
-    let _ = shown.await;
-    let outcome = result?;
+    let measured = shown.await.unwrap_or_default();
     if let (true, Format::Text) = (timings, global.format) {
-        render::print(&render::timings(&outcome.timings));
+        render::print(&measured.text());
     }
+    let outcome = result?;
     if global.format == Format::Json {
         let mut summary = serde_json::json!({
             "event": "summary", "cluster": name, "changed": outcome.changed, "elapsed_ms": begin.elapsed().as_millis() as u64,
@@ -71,7 +71,8 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
             None => {}
         }
         if timings {
-            summary["timings"] = serde_json::to_value(&outcome.timings).unwrap_or_default();
+            summary["timings"] = serde_json::to_value(measured.steps()).unwrap_or_default();
+            summary["stages"] = serde_json::to_value(measured.stages()).unwrap_or_default();
         }
         render::print_line(&summary.to_string());
     } else {
@@ -89,7 +90,6 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
 pub(super) struct Outcome {
     pub plan: Arc<Plan>,
     pub changed: usize,
-    pub timings: Vec<apply::Timing>,
     pub report: Option<verify::Report>,
     /// What became of the golden snapshot; `None`: it was not touched.
     pub golden: Option<Golden>,

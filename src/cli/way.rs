@@ -115,16 +115,17 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     let mut kept = None;
     if golden && good && applied.changed > 0 {
         let began = Instant::now();
-        events.send(Event::Note { text: "keeping a golden snapshot".to_owned() });
+        let stage = Stage1::begin(events, Stage::Golden);
         let journal = Arc::into_inner(journal).ok_or_else(|| CliError::failed("a step still holds the journal"))?;
         let journal = journal.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
         let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };
-        if let Keeping::Stood { kept: record, well } = golden::keep(&desk, &*world.guest, &host, events).await? {
+        let keeping = golden::keep(&desk, &*world.guest, &host, events).await?;
+        stage.done(matches!(keeping, Keeping::Stood { kept: Some(_), .. }));
+        if let Keeping::Stood { kept: record, well } = keeping {
             kept = record.map(|record| Golden::Kept { took: began.elapsed(), bytes: record.bytes });
             if !well {
                 // What was verified is not what is there now.
-                events.send(Event::Note { text: "the machines stood still for it; verifying again".to_owned() });
                 let stage = Stage1::begin(events, Stage::Verify);
                 let looking = super::verify::settled(&plan, &world.keyring, &*world.guest, events);
                 report = Some(or_stop(&plan, stop, looking).await??);
@@ -133,7 +134,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         }
     }
     drop(lock);
-    Ok(Outcome { plan, changed: applied.changed, timings: applied.timings, report, golden: kept })
+    Ok(Outcome { plan, changed: applied.changed, report, golden: kept })
 }
 
 /// What stays the same from plan to plan on the way, and what was done so far.
@@ -250,7 +251,6 @@ impl Run {
         let ran = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop).await;
         let more = ran.map_err(|error| explain(plan, error))?;
         self.applied.changed += more.changed;
-        self.applied.timings.extend(more.timings);
         Ok(())
     }
 }
