@@ -100,11 +100,16 @@ toolchains() {
 # From 1.21 on, go fetches the version that a go.mod asks for by itself, unless it is told not to.
 go_switches() { (cd / && GOTOOLCHAIN="go$1+auto" go version >/dev/null 2>&1); }
 
-qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\)\..*/\1/p'; }
+# An older QEMU crashes 6.12 guest kernels under TCG within seconds (a double fault right after a cmpxchg16b). The same bound as
+# the program's own (src/accel/qemu.rs), which a test compares with this line.
+safe_qemu=8.2
 
-# QEMU 7 under TCG crashes 6.12 guest kernels within seconds (a double fault right after a cmpxchg16b; QEMU 10 does not).
 # KTCW_KEEP_QEMU=1 leaves such a QEMU alone: fine where KVM works, refused by the program where it does not.
-qemu_is_unsafe() { [ "${KTCW_KEEP_QEMU:-}" != 1 ] && [ "$(qemu_major)" = 7 ]; }
+qemu_is_unsafe() {
+  [ "${KTCW_KEEP_QEMU:-}" != 1 ] && [ -n "${1:-}" ] && ! version_at_least "$1" "$safe_qemu"
+}
+
+qemu_here() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9][0-9.]*\).*/\1/p'; }
 
 # apt and dpkg write hundreds of lines; they are kept, and shown only when something went wrong.
 apt_get() {
@@ -123,24 +128,28 @@ apt_install() {
     die "$EX_HOST" "apt-get could not install them. By hand: apt-get install --no-install-recommends $*"
 }
 
-candidate_major() { apt-cache policy "$@" qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9]*\)\..*/\2/p'; }
+qemu_candidate() { apt-cache policy "$@" qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9][0-9.]*\).*/\2/p'; }
 
 # The newer QEMU of the backports suite, from the mirror that this machine is already configured with.
 qemu_from_backports() {
   local codename=$1 suite=$1-backports uri entry=/etc/apt/sources.list.d/ktcw-backports.sources
-  local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  local keyring=/usr/share/keyrings/debian-archive-keyring.gpg added=no
   if ! indextargets | grep -q " $suite\$"; then
     uri=$(indextargets | sed -n "s/ $codename\$//p" | head -n 1)
     [ -n "$uri" ] || die "$EX_HOST" "no apt source for $codename is configured, so there is no mirror to take a newer QEMU from"
-    say "adding $entry: $suite, for a QEMU newer than 7 (which crashes guests without KVM)"
+    say "adding $entry: $suite, for a QEMU of $safe_qemu or newer (older ones crash guests without KVM)"
     printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' "$uri" "$suite" "$keyring" |
       as_root tee "$entry" >/dev/null
-    if ! apt_get update || ! version_at_least "$(candidate_major -t "$suite")" 8; then
+    added=yes
+    apt_get update || true
+  fi
+  if ! version_at_least "$(qemu_candidate -t "$suite")" "$safe_qemu"; then
+    if [ "$added" = yes ]; then
       as_root rm -f "$entry"
       apt_get update || true
-      say "the mirror has no newer QEMU in $suite: staying with QEMU 7. Without KVM 'ktcw-vm up' will refuse it and say the way out"
-      return 1
     fi
+    say "the mirror has no QEMU of $safe_qemu or newer in $suite: staying with what there is. Without KVM 'ktcw-vm up' will refuse it and say the way out"
+    return 1
   fi
   apt_install -t "$suite" qemu-system-x86 qemu-utils
   # libvirt remembers what the old QEMU could do.
@@ -169,7 +178,7 @@ while read -r group seen package; do
   }
 done < <(needs)
 upgrade=no
-case " $* " in *" run "*) if qemu_is_unsafe; then upgrade=yes; fi ;; esac
+case " $* " in *" run "*) if qemu_is_unsafe "$(qemu_here)"; then upgrade=yes; fi ;; esac
 [ "${#missing[@]}" -gt 0 ] || [ "$upgrade" = yes ] || exit 0
 
 # shellcheck source=/dev/null
@@ -179,7 +188,7 @@ if [ "$debian" = no ] || ! command -v apt-get >/dev/null; then
   say "${PRETTY_NAME:-this distribution} is not Debian-like: install what is missing with its own package manager"
   say "(in brackets: the name of Debian's package)"
   [ "${#missing[@]}" -eq 0 ] || printf '  %s\n' "${missing[@]}" >&2
-  [ "$upgrade" = no ] || say "and a QEMU newer than 7, which crashes guests without KVM"
+  [ "$upgrade" = no ] || say "and a QEMU of $safe_qemu or newer: older ones crash guests without KVM"
   exit "$EX_HOST"
 fi
 
@@ -188,7 +197,7 @@ if [ "$EUID" -ne 0 ]; then
   say "this needs root: sudo may ask for your password"
 fi
 apt_get update || say "apt-get update failed; going on with the package lists that are there"
-if [ "$upgrade" = no ] && [ "${KTCW_KEEP_QEMU:-}" != 1 ] && [ "$(candidate_major)" = 7 ]; then
+if [ "$upgrade" = no ] && qemu_is_unsafe "$(qemu_candidate)"; then
   # Not here yet, or only half of it: the newer one at once instead of both in turn.
   case " ${packages[*]} " in *" qemu-"*) upgrade=yes ;; esac
 fi

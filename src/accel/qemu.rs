@@ -39,6 +39,17 @@ mod tests {
     use super::*;
     use crate::plan::CpuModel;
 
+    /// What set-up installs is what `up` and `doctor` accept.
+    #[test]
+    fn set_up_has_the_same_bound() {
+        let script = include_str!("../../setup/install.sh");
+        let bound = script.lines().find_map(|line| line.strip_prefix("safe_qemu=")).expect("a bound");
+        assert_eq!(parse(bound), Some(SAFE_UNDER_TCG));
+        assert_eq!(script.matches(bound).count(), 1, "said once");
+        let refusal = judge_qemu("7.2.22", &Accel::Tcg).expect_err("old");
+        assert!(refusal.to_string().contains(&format!("fixed in {bound}")), "{refusal}");
+    }
+
     #[test]
     fn only_old_emulation_is_refused() {
         for bad in ["7.2.22", "6.2.0", "8.1.5", "8.0"] {
