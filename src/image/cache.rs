@@ -65,6 +65,17 @@ pub fn find(cache: &Path) -> Result<Option<Image>, ImageError> {
     load(&cache.join("images").join(&keys.image))
 }
 
+/// The key of the image that [`find`] speaks of: the one `up` would take, or the damaged one it would name. Where there is
+/// neither, the one that `build` would make.
+fn wanted(cache: &Path) -> Result<String, ImageError> {
+    match find(cache) {
+        Ok(Some(image)) => Ok(image.key),
+        Err(ImageError::Damaged { key, .. }) => Ok(key),
+        Ok(None) => Ok(Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys().image),
+        Err(error) => Err(error),
+    }
+}
+
 /// The image of this key, whichever program built it. Errors as [`find`].
 pub fn find_key(cache: &Path, key: &str) -> Result<Option<Image>, ImageError> {
     let plain = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -101,7 +112,7 @@ pub struct CachedImage {
     pub dir: PathBuf,
     /// Bytes of disk it takes.
     pub disk_bytes: u64,
-    /// The image of the sources embedded in this program.
+    /// What [`find`] answers with, whole or damaged.
     pub current: bool,
     /// What it holds, or why it cannot be used.
     pub image: Result<Image, ImageError>,
@@ -112,7 +123,7 @@ pub struct CachedImage {
 /// # Errors
 /// When the cache directory is there but cannot be read.
 pub fn list(cache: &Path) -> Result<Vec<CachedImage>, ImageError> {
-    let current = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys().image;
+    let current = wanted(cache)?;
     let mut found = Vec::new();
     for dir in directories(&cache.join("images"))? {
         let Some(image) = load(&dir).transpose() else { continue };
@@ -134,7 +145,7 @@ pub struct Pruned {
 }
 
 /// Removes images, and the stages they were made of; those of the keys `in_use` stay, and with `keep_current` also the
-/// image and stages of the sources embedded in this program. Disks already copied
+/// image that [`find`] answers with and the stages that the next build would begin with. Disks already copied
 /// to a libvirt volume are not touched.
 ///
 /// # Errors
@@ -147,7 +158,7 @@ pub fn prune(cache: &Path, keep_current: bool, in_use: &[String]) -> Result<Prun
     let mut keep = in_use.to_vec();
     if keep_current {
         let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
-        keep.push(keys.image);
+        keep.push(wanted(&cache.root)?);
         keep.extend([keys.container_os, keys.guest_os]);
         keep.extend(keys.modules.into_iter().map(|(_, key)| key));
     }

@@ -242,6 +242,52 @@ fn the_damage_of_the_image_that_is_wanted_is_told() {
     assert!(matches!(find(directory.path()), Err(ImageError::Damaged { .. })));
 }
 
+/// `list`, `prune` and `up` speak of the same image: the newest whole one of these sources, whichever Go built it.
+#[test]
+fn what_up_would_take_is_current_and_never_pruned() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let keys = Inputs::embedded("", Suite::default()).keys();
+    let built = |key: &str, at: &str| {
+        let dir = store_image(&cache, key, "disk");
+        let text = fs::read_to_string(dir.join("image.json")).unwrap();
+        let text = text.replace(&format!("sources of {key}"), &keys.sources).replace("1970-01-01T00:00:00Z", at);
+        fs::write(dir.join("image.json"), text).unwrap();
+        dir
+    };
+    let older = built("by-an-older-go", "2026-01-01T00:00:00Z");
+    let newest = built("by-a-newer-go", "2026-02-01T00:00:00Z");
+    let current = || list(directory.path()).unwrap().into_iter().filter(|one| one.current).map(|one| one.key).collect::<Vec<_>>();
+    let found = || find(directory.path()).unwrap().unwrap().key;
+    assert_eq!((current(), found()), (vec!["by-a-newer-go".to_owned()], "by-a-newer-go".to_owned()));
+    // Half of it is gone: the other one is taken, and the damaged one is listed as that.
+    fs::remove_file(newest.join("base.qcow2")).unwrap();
+    assert_eq!((current(), found()), (vec!["by-an-older-go".to_owned()], "by-an-older-go".to_owned()));
+    let listed = list(directory.path()).unwrap();
+    let damaged = listed.iter().find(|one| one.key == "by-a-newer-go").unwrap();
+    assert!(matches!(damaged.image, Err(ImageError::Damaged { .. })), "{damaged:?}");
+    drop(cache);
+    assert_eq!(prune(directory.path(), true, &[]).unwrap().directories, [newest]);
+    assert_eq!(found(), "by-an-older-go");
+    assert!(older.exists());
+}
+
+#[test]
+fn pruning_keeps_what_clusters_use_also_a_damaged_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    for key in ["used", "used-and-damaged", "unused", "half"] {
+        store_image(&cache, key, "disk");
+    }
+    // Its kubectl may be whole all the same.
+    fs::write(cache.image_dir("used-and-damaged").join("base.qcow2"), "di").unwrap();
+    fs::remove_file(cache.image_dir("half").join("image.json")).unwrap();
+    drop(cache);
+    let pruned = prune(directory.path(), true, &["used".to_owned(), "used-and-damaged".to_owned()]).unwrap();
+    let names: Vec<_> = pruned.directories.iter().map(|dir| dir.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["half", "unused"]);
+}
+
 #[test]
 fn two_builds_do_not_run_in_one_cache() {
     let directory = tempfile::tempdir().unwrap();
