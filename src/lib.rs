@@ -26,6 +26,7 @@ pub mod wait;
 
 pub mod accel;
 pub mod api;
+pub mod distro;
 pub mod guest;
 pub mod host;
 pub mod image;

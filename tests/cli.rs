@@ -35,6 +35,7 @@ fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
         ("KTCW_CACHE_DIR", &cache.display().to_string()),
         ("KTCW_CONNECT", connect),
         ("PATH", "/nonexistent/bin"),
+        ("KTCW_OS_RELEASE", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/os-release/debian")),
         ("COLUMNS", "100"),
         ("NO_COLOR", "1"),
     ] {
@@ -82,6 +83,18 @@ fn cache_with_image(disk: &str) -> TempDir {
 #[test]
 fn on_a_machine_with_nothing() {
     cases("tests/cli/*.trycmd", "qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+}
+
+/// What is missing, in the words of each distribution: a transcript of its name for each os-release file.
+#[test]
+fn on_other_distributions_with_nothing_installed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for name in ["fedora", "rocky", "arch", "opensuse", "unknown"] {
+        let (nowhere, cache) = ("qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+        let cases = cases(&format!("tests/cli/distributions/{name}.trycmd"), nowhere, cache);
+        cases.env("KTCW_OS_RELEASE", root.join("tests/fixtures/os-release").join(name).display().to_string());
+        cases.run();
+    }
 }
 
 /// An image whose disk was cut short is called that by every verb that wants it, with the command that makes it good.

@@ -1,6 +1,6 @@
 //! `ktcw-vm doctor`: what this host lacks, and what to install; nothing is changed.
 //! Every answer has its way out; exit code 69 when something is missing that `up` needs.
-//! Package names are Debian's; for other systems the tool's own name says what to look for.
+//! What a distribution calls its packages `distro` knows; which programs are wanted is said here and by the image's preflight.
 
 mod running;
 
@@ -8,8 +8,9 @@ use super::args::{Format, Global, SpecArgs};
 use super::error::CliError;
 use super::{exit, render, resolve, session, spec_of};
 use crate::accel;
+use crate::distro::{self, Family};
 use crate::event::Events;
-use crate::host::libvirt::LibvirtHost;
+use crate::host::libvirt::{LibvirtHost, is_local};
 use crate::host::{Host, HostFacts};
 use crate::image;
 use crate::plan::{Accel, CpuModel, plan};
@@ -53,11 +54,17 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
     let found = image::find(&image::cache_dir());
     let there = found.as_ref().ok().and_then(Option::as_ref);
     let mut findings = Vec::new();
+    let family = distro::here();
     match session::connect(global) {
-        Ok(host) => findings.extend(libvirt(global, &spec, &host, there)?),
+        Ok(host) => findings.extend(libvirt(global, &spec, &host, there, family)?),
         Err(error) => {
-            let way_out = "Debian: apt install libvirt-daemon-system qemu-system-x86 qemu-utils; then: systemctl start libvirtd";
+            let way_out = error.hint.unwrap_or_default().replace("; `ktcw-vm doctor` looks closer", "");
             findings.push(Finding::missing("libvirt", error.message, way_out));
+            // Nobody answers: perhaps because nothing is installed that could.
+            if global.connect.as_deref().is_none_or(is_local) {
+                findings.extend(programs(family, image::installed));
+                findings.extend(processor());
+            }
         }
     }
     if let Some((said, way_out)) = cut_off(global, &spec.name)? {
@@ -96,21 +103,24 @@ fn libvirt(
     spec: &ClusterSpec,
     host: &LibvirtHost,
     image: Option<&image::Image>,
+    family: Family,
 ) -> Result<Vec<Finding>, CliError> {
     let mut findings = Vec::new();
     let facts = match host.facts() {
         Ok(facts) => facts,
         Err(error) => {
-            let way_out = "Debian: apt install qemu-system-x86 qemu-utils; then: systemctl restart libvirtd";
+            let way_out =
+                format!("{}; then: sudo systemctl restart libvirtd", family.install(&["qemu-system-x86_64", "qemu-img"]));
             return Ok(vec![Finding::missing("qemu", error.to_string(), way_out)]);
         }
     };
     findings.push(Finding::ok("libvirt", format!("{} at {}", facts.libvirt_version, facts.uri)));
     findings.push(Finding::ok("qemu", format!("{} ({})", facts.qemu_version, facts.emulator)));
     if host.is_local() {
-        findings.extend(programs());
+        findings.extend(programs(family, image::installed));
+        findings.extend(processor());
     }
-    let accel = accel(spec, &facts, image, &mut findings);
+    let accel = accel(spec, &facts, image, family, &mut findings);
     let seen = match host.observe() {
         Ok(seen) => seen,
         Err(error) => {
@@ -146,24 +156,46 @@ fn libvirt(
     Ok(findings)
 }
 
-/// What libvirt on this computer starts for networks, and the processor that the guests are made for.
-fn programs() -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if !image::installed("dnsmasq") {
-        findings.push(Finding::missing("dnsmasq", "libvirt's networks need it", "Debian: apt install dnsmasq-base"));
+/// Programs of this computer that machines and their networks need: what we call it, where it may be, what for.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("libvirtd", &["libvirtd", "virtqemud"], "keeps the machines"),
+    ("qemu-system-x86_64", &["qemu-system-x86_64", "/usr/libexec/qemu-kvm"], "runs the machines"),
+    ("qemu-img", &["qemu-img"], "makes disks"),
+    ("dnsmasq", &["dnsmasq"], "libvirt's networks need it"),
+    ("iptables", &["iptables", "nft"], "libvirt's networks need it, or nft"),
+    ("ip", &["ip"], "libvirt's networks need it"),
+];
+
+/// All that are missing, and one line that installs them.
+fn programs(family: Family, installed: impl Fn(&str) -> bool) -> Option<Finding> {
+    let missing: Vec<_> = PROGRAMS.iter().filter(|(_, any, _)| !any.iter().any(|name| installed(name))).collect();
+    if missing.is_empty() {
+        return None;
     }
-    if !image::installed("iptables") && !image::installed("nft") {
-        findings.push(Finding::missing("iptables", "libvirt's networks need it (or nft)", "Debian: apt install iptables"));
+    let said: Vec<String> = missing.iter().map(|(name, _, why)| format!("{name} ({why})")).collect();
+    let names: Vec<&str> = missing.iter().map(|(name, ..)| *name).collect();
+    let mut way_out = family.install(&names);
+    if names.contains(&"libvirtd") {
+        way_out.push_str("; then: sudo systemctl enable --now libvirtd");
     }
-    if std::env::consts::ARCH != "x86_64" {
-        let said = format!("this computer is {}, guests are x86_64", std::env::consts::ARCH);
-        findings.push(Finding::missing("processor", said, "an x86_64 host: --connect qemu+ssh://…"));
-    }
-    findings
+    Some(Finding::missing("programs", said.join(", "), way_out))
+}
+
+/// The processor that the guests are made for.
+fn processor() -> Option<Finding> {
+    let said = format!("this computer is {}, guests are x86_64", std::env::consts::ARCH);
+    let way_out = "an x86_64 host: --connect qemu+ssh://…";
+    (std::env::consts::ARCH != "x86_64").then(|| Finding::missing("processor", said, way_out))
 }
 
 /// How guests would run: shown by a boot where that can be, refused where `up` would refuse.
-fn accel(spec: &ClusterSpec, facts: &HostFacts, image: Option<&image::Image>, findings: &mut Vec<Finding>) -> Accel {
+fn accel(
+    spec: &ClusterSpec,
+    facts: &HostFacts,
+    image: Option<&image::Image>,
+    family: Family,
+    findings: &mut Vec<Finding>,
+) -> Accel {
     let kvm = Accel::Kvm { cpu: CpuModel::HostPassthrough };
     match (spec.accel, image) {
         (AccelChoice::Auto | AccelChoice::Kvm, Some(image)) => {
@@ -186,7 +218,7 @@ fn accel(spec: &ClusterSpec, facts: &HostFacts, image: Option<&image::Image>, fi
         }
         (AccelChoice::Tcg, _) => {
             if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &Accel::Tcg) {
-                findings.push(Finding::missing("qemu", refusal.to_string(), NEWER_QEMU));
+                findings.push(Finding::missing("qemu", refusal.to_string(), newer_qemu(family)));
             }
             Accel::Tcg
         }
@@ -200,14 +232,21 @@ fn accel(spec: &ClusterSpec, facts: &HostFacts, image: Option<&image::Image>, fi
             if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &Accel::Tcg) {
                 // Needed only where KVM turns out not to work.
                 let needed = !facts.kvm_listed;
-                findings.push(Finding { optional: !needed, ..Finding::missing("emulation", refusal.to_string(), NEWER_QEMU) });
+                findings.push(Finding { optional: !needed, ..Finding::missing("emulation", refusal.to_string(), newer_qemu(family)) });
             }
             kvm
         }
     }
 }
 
-const NEWER_QEMU: &str = "QEMU 8.2 or later; on Debian 12: apt install -t bookworm-backports qemu-system-x86 qemu-utils";
+fn newer_qemu(family: Family) -> String {
+    let newer = "QEMU 8.2 or later";
+    match family {
+        Family::Debian => format!("{newer}; on Debian 12: sudo apt-get install -t bookworm-backports qemu-system-x86 qemu-utils"),
+        Family::Other => newer.to_owned(),
+        _ => format!("{newer}, from a newer release of this distribution: {}", family.install(&["qemu-system-x86_64", "qemu-img"])),
+    }
+}
 
 /// What a crash left of a save, a removal or a restore of this cluster, and what finishes it.
 fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String)>, CliError> {
@@ -227,4 +266,33 @@ fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String
         let said = format!("never finished, and taking room: {}", halves.join(", "));
         (said, format!("ktcw-vm up -c {name} removes them, and so does the next snapshot save or delete"))
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_programs_that_are_missing_come_in_one_finding_with_one_line_to_type() {
+        let finding = programs(Family::Debian, |_| false).expect("everything is missing");
+        for (name, ..) in PROGRAMS {
+            assert!(finding.said.contains(name), "{name}: {}", finding.said);
+        }
+        let said = |family, there: &[&str]| programs(family, |name| there.contains(&name)).map(|finding| finding.way_out);
+        let some = ["virtqemud", "/usr/libexec/qemu-kvm", "qemu-img", "nft", "ip"];
+        assert_eq!(said(Family::Suse, &some), Some(Some("sudo zypper install dnsmasq".to_owned())));
+        let most = ["qemu-system-x86_64", "qemu-img", "dnsmasq", "iptables", "ip"];
+        let expected = "sudo dnf install libvirt-daemon-kvm; then: sudo systemctl enable --now libvirtd";
+        assert_eq!(said(Family::Fedora, &most), Some(Some(expected.to_owned())));
+        assert_eq!(programs(Family::Other, |_| true).map(|finding| finding.said), None);
+    }
+
+    #[test]
+    fn a_newer_qemu_is_asked_for_in_the_words_of_the_distribution() {
+        assert!(newer_qemu(Family::Debian).contains("bookworm-backports"));
+        assert!(newer_qemu(Family::Arch).contains("pacman -S"));
+        for family in [Family::Debian, Family::Fedora, Family::Rhel, Family::Arch, Family::Suse, Family::Other] {
+            assert!(newer_qemu(family).starts_with("QEMU 8.2 or later"));
+        }
+    }
 }

@@ -132,7 +132,8 @@ fn list(global: &Global, cache: &Path, sbom: bool) -> Result<(), CliError> {
     }
     // To look at images no cluster needs to be whole.
     let used = session::parent(global).and_then(|parent| users(&parent)).unwrap_or_default();
-    let used_by = |key: &str| -> Vec<&ClusterName> { used.iter().filter(|user| user.key == key).map(|user| &user.cluster).collect() };
+    let used_by =
+        |key: &str| -> Vec<&ClusterName> { used.iter().filter(|user| user.key == key).map(|user| &user.cluster).collect() };
     if global.format == Format::Json {
         let rows: Vec<_> = images
             .iter()
@@ -184,8 +185,8 @@ fn bill_of_materials(images: Vec<image::CachedImage>) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::fake::FakeHost;
     use crate::host::Host;
+    use crate::host::fake::FakeHost;
     use crate::plan::{Accel, Resolved, plan, samples};
     use crate::spec::{RawSpec, validate};
 

@@ -188,11 +188,11 @@ impl Namespaces {
     }
 }
 
-/// Whether a program can be found: on the path, or where Debian keeps root's.
+/// Whether a program can be found: on the path, or beside it where root's are kept (`/usr/sbin` for `/usr/bin`).
 pub fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .flat_map(|directory| [directory.with_file_name("sbin"), directory])
         .any(|directory| directory.join(program).is_file())
 }
 

@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::distro::Family;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
@@ -184,7 +185,7 @@ pub enum ImageError {
         if missing.len() == 1 { "a tool" } else { "tools" },
         if missing.len() == 1 { "is missing" } else { "are missing" },
         missing.iter().map(|tool| tool.to_string()).collect::<Vec<_>>().join(", "))]
-    MissingTools { missing: Vec<MissingTool> },
+    MissingTools { missing: Vec<MissingTool>, family: Family },
 
     #[error("this machine does not let {} make the namespaces the image is built in: {said}",
         if *root { "root" } else { "an ordinary user" })]
@@ -216,7 +217,7 @@ impl ImageError {
     /// The next thing to type or to do, when there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::MissingTools { missing } => Some(preflight::install_hint(missing)),
+            Self::MissingTools { missing, family } => Some(preflight::install_hint(missing, *family)),
             Self::Namespaces { root: true, .. } => {
                 Some("run it where root may mount (not in an unprivileged container)".to_owned())
             }

@@ -7,38 +7,32 @@ use std::path::Path;
 
 use super::command::{self, Namespaces};
 use super::{ImageError, mirror};
+use crate::distro::{self, Family};
 
-/// A program that is not there, and the Debian package that has it.
+/// A program (or file) that is not there, and the package of this distribution that has it, when one is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingTool {
-    pub program: String,
-    pub package: String,
+    pub program: &'static str,
+    pub package: Option<&'static str>,
 }
 
 impl fmt::Display for MissingTool {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(to, "{} (package {})", self.program, self.package)
+        match self.package {
+            Some(package) if package != self.program => write!(to, "{} (package {package})", self.program),
+            _ => write!(to, "{}", self.program),
+        }
     }
 }
 
-/// Program and package, on Debian and Ubuntu alike. Sorted by package.
-const TOOLS: &[(&str, &str)] = &[
-    ("apt-get", "apt"),
-    ("sha256sum", "coreutils"),
-    ("mke2fs", "e2fsprogs"),
-    ("go", "golang-go, or a newer one from go.dev"),
-    ("mmdebstrap", "mmdebstrap"),
-    ("qemu-img", "qemu-utils"),
-    ("tar", "tar"),
-    ("unshare", "util-linux"),
-    ("setpriv", "util-linux"),
-];
+/// What a build runs.
+const TOOLS: &[&str] = &["apt-get", "sha256sum", "mke2fs", "go", "mmdebstrap", "qemu-img", "tar", "unshare", "setpriv"];
 
 /// What an ordinary user needs besides.
-const TOOLS_WITHOUT_ROOT: &[(&str, &str)] = &[("newuidmap", "uidmap")];
+const TOOLS_WITHOUT_ROOT: &[&str] = &["newuidmap"];
 
 /// The archive keyring that Debian's packages are checked with, as a file.
-const KEYRINGS: &[&str] = &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
+const KEYRINGS: &[&str] = &[distro::KEYRING, "/usr/share/keyrings/debian-archive-keyring.pgp"];
 
 /// Checks tools, keyring, namespaces, and that there is a Debian archive to take packages from: the one `named`, or apt's.
 ///
@@ -50,9 +44,10 @@ pub fn preflight(named: Option<&str>) -> Result<(), ImageError> {
         mirror::check(name)?;
     }
     let namespaces = Namespaces::of_this_user();
-    let missing = missing(namespaces == Namespaces::Root, command::installed, |path| Path::new(path).exists());
+    let family = distro::here();
+    let missing = missing(family, namespaces == Namespaces::Root, command::installed, |path| Path::new(path).exists());
     if !missing.is_empty() {
-        return Err(ImageError::MissingTools { missing });
+        return Err(ImageError::MissingTools { missing, family });
     }
     namespaces.check()?;
     mirror::find(named).map(drop)
@@ -63,26 +58,23 @@ pub(super) fn keyring() -> Option<&'static str> {
     KEYRINGS.iter().copied().find(|path| Path::new(path).exists())
 }
 
-fn missing(root: bool, installed: impl Fn(&str) -> bool, exists: impl Fn(&str) -> bool) -> Vec<MissingTool> {
+fn missing(family: Family, root: bool, installed: impl Fn(&str) -> bool, exists: impl Fn(&str) -> bool) -> Vec<MissingTool> {
     let extra = if root { &[] } else { TOOLS_WITHOUT_ROOT };
-    let mut missing: Vec<_> = TOOLS
-        .iter()
-        .chain(extra)
-        .filter(|(program, _)| !installed(program))
-        .map(|(program, package)| MissingTool { program: (*program).to_owned(), package: (*package).to_owned() })
-        .collect();
-    if !KEYRINGS.iter().any(|path| exists(path)) {
-        missing.push(MissingTool { program: KEYRINGS[0].to_owned(), package: "debian-archive-keyring".to_owned() });
-    }
-    missing
+    let keyring = (!KEYRINGS.iter().any(|path| exists(path))).then_some(distro::KEYRING);
+    let tools = TOOLS.iter().chain(extra).copied().filter(|program| !installed(program));
+    tools.chain(keyring).map(|program| MissingTool { program, package: family.package(program) }).collect()
 }
 
-/// One line to type that installs everything that is missing.
-pub(super) fn install_hint(missing: &[MissingTool]) -> String {
-    let mut packages: Vec<_> = missing.iter().map(|tool| tool.package.split(',').next().unwrap_or(&tool.package)).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    format!("on Debian or Ubuntu: sudo apt-get install {}", packages.join(" "))
+/// One line to type that installs everything that is missing, and what there is to do where packages are not all.
+pub(super) fn install_hint(missing: &[MissingTool], family: Family) -> String {
+    let programs: Vec<&str> = missing.iter().map(|tool| tool.program).collect();
+    let mut hint = family.install(&programs);
+    if family != Family::Other && missing.iter().any(|tool| tool.package.is_none()) {
+        hint.push_str(": build the image on Debian or Ubuntu, and copy ~/.cache/ktcw-vm/images from there");
+    } else if programs.contains(&"go") {
+        hint.push_str(" (Go: or a newer one from go.dev)");
+    }
+    hint
 }
 
 #[cfg(test)]
@@ -91,41 +83,59 @@ mod tests {
 
     #[test]
     fn everything_missing_is_named_at_once() {
-        let missing = missing(false, |_| false, |_| false);
+        let family = Family::Debian;
+        let missing = missing(family, false, |_| false, |_| false);
         assert_eq!(missing.len(), TOOLS.len() + TOOLS_WITHOUT_ROOT.len() + 1);
-        let error = ImageError::MissingTools { missing };
+        let error = ImageError::MissingTools { missing, family };
         let said = error.to_string();
-        for (program, _) in TOOLS.iter().chain(TOOLS_WITHOUT_ROOT) {
+        for program in TOOLS.iter().chain(TOOLS_WITHOUT_ROOT) {
             assert!(said.contains(program), "{program} is not in: {said}");
         }
         let hint = error.hint().unwrap();
         assert_eq!(
             hint,
-            "on Debian or Ubuntu: sudo apt-get install apt coreutils debian-archive-keyring \
-             e2fsprogs golang-go mmdebstrap qemu-utils tar uidmap util-linux"
+            "sudo apt-get install apt coreutils debian-archive-keyring \
+             e2fsprogs golang-go mmdebstrap qemu-utils tar uidmap util-linux (Go: or a newer one from go.dev)"
         );
     }
 
     #[test]
+    fn elsewhere_packages_have_that_distributions_names_and_what_has_none_has_a_way_out() {
+        let hint = |family, lacking: &[&str]| {
+            let missing = missing(family, true, |program| !lacking.contains(&program), |_| true);
+            install_hint(&missing, family)
+        };
+        assert_eq!(hint(Family::Fedora, &["mmdebstrap", "qemu-img"]), "sudo dnf install mmdebstrap qemu-img");
+        assert_eq!(
+            hint(Family::Arch, &["mmdebstrap", "setpriv"]),
+            "sudo pacman -S util-linux; no package of this distribution is known to have mmdebstrap: \
+             build the image on Debian or Ubuntu, and copy ~/.cache/ktcw-vm/images from there"
+        );
+        assert_eq!(hint(Family::Other, &["tar"]), "install with this system's package manager what has: tar");
+    }
+
+    #[test]
     fn root_needs_no_uid_maps() {
-        let missing = missing(true, |program| program != "newuidmap", |_| true);
+        let missing = missing(Family::Debian, true, |program| program != "newuidmap", |_| true);
         assert_eq!(missing, []);
     }
 
     #[test]
     fn one_missing_tool_reads_as_one() {
-        let missing = missing(true, |program| program != "mmdebstrap", |_| true);
-        assert_eq!(
-            ImageError::MissingTools { missing }.to_string(),
-            "a tool needed to build the image is missing: mmdebstrap (package mmdebstrap)"
-        );
+        let said = |family, program: &str| {
+            let missing = missing(family, true, |other| program != other, |_| true);
+            ImageError::MissingTools { missing, family }.to_string()
+        };
+        assert_eq!(said(Family::Debian, "mmdebstrap"), "a tool needed to build the image is missing: mmdebstrap");
+        assert_eq!(said(Family::Debian, "mke2fs"), "a tool needed to build the image is missing: mke2fs (package e2fsprogs)");
     }
 
     #[test]
     fn either_name_of_the_keyring_will_do() {
         for keyring in KEYRINGS {
-            assert_eq!(missing(true, |_| true, |path| path == *keyring), []);
+            assert_eq!(missing(Family::Debian, true, |_| true, |path| path == *keyring), []);
         }
-        assert_eq!(missing(true, |_| true, |_| false)[0].package, "debian-archive-keyring");
+        let lacking = missing(Family::Debian, true, |_| true, |_| false);
+        assert_eq!(lacking[0].package, Some("debian-archive-keyring"));
     }
 }
