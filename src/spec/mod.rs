@@ -5,11 +5,13 @@
 mod lineage;
 mod names;
 mod raw;
+mod schema;
 mod validate;
 
 pub use lineage::{Leaving, Lineage};
 pub use names::{ClusterName, NodeName, Role};
-pub use raw::{ConfigError, RawSpec, parse_config, schema};
+pub use raw::{ConfigError, RawSpec, parse_config};
+pub use schema::schema;
 pub use validate::{Problem, validate, validate_kept};
 
 use ipnet::Ipv4Net;

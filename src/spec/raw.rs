@@ -136,11 +136,6 @@ pub fn parse_config(text: &str) -> (RawSpec, Vec<ConfigError>) {
     (good.try_into().unwrap_or_default(), errors)
 }
 
-/// The JSON schema of `cluster.toml`, for editors; published by `ktcw-vm plan --config-schema`.
-pub fn schema() -> schemars::Schema {
-    schemars::schema_for!(RawSpec)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

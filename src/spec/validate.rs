@@ -24,6 +24,27 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The range of a number, and what it is when nobody says.
+pub(super) struct Bound {
+    field: &'static str,
+    default: u64,
+    pub low: u64,
+    pub high: u64,
+    unit: &'static str,
+}
+
+const fn bound(field: &'static str, default: u64, low: u64, high: u64, unit: &'static str) -> Bound {
+    Bound { field, default, low, high, unit }
+}
+
+// The schema of the config file has the same.
+const WORKERS: Bound = bound("workers", 2, 0, MAX_WORKERS as u64, "");
+pub(super) const MEMORY_OF_A_CONTROLLER: Bound = bound("controller-mem", 1280, 768, 65536, " MiB");
+pub(super) const MEMORY_OF_A_WORKER: Bound = bound("worker-mem", 1024, 512, 65536, " MiB");
+pub(super) const CPUS: Bound = bound("cpus", 1, 1, 16, "");
+pub(super) const ETCD_DISK: Bound = bound("etcd-disk", 2, 1, 64, " GiB");
+pub(super) const ROOT_DISK: Bound = bound("root-disk", BASE_DISK_GIB, BASE_DISK_GIB, 512, " GiB");
+
 /// Accepts the words or returns all problems, in the order of the fields.
 pub fn validate(raw: &RawSpec) -> Result<ClusterSpec, Vec<Problem>> {
     validate_kept(raw, None)
@@ -54,19 +75,20 @@ pub fn validate_kept(raw: &RawSpec, kept: Option<&ClusterSpec>) -> Result<Cluste
             message: format!("{control_planes} of {possible} controllers; accepted: 1 to {possible} (the control plane runs on the first of the etcd machines)"),
         });
     }
-    let mut within = |field: &'static str, value: Option<u64>, default: u64, low: u64, high: u64, unit: &str| {
+    let mut within = |bound: &Bound, value: Option<u64>| {
+        let &Bound { field, default, low, high, unit } = bound;
         let value = value.unwrap_or(default);
         if value < low || value > high {
             problems.push(Problem { field, message: format!("{value}{unit} is out of range; accepted: {low} to {high}{unit}") });
         }
         value
     };
-    let workers = within("workers", raw.workers, 2, 0, u64::from(MAX_WORKERS), "");
-    let controller_mem = within("controller-mem", raw.controller_mem, 1280, 768, 65536, " MiB");
-    let worker_mem = within("worker-mem", raw.worker_mem, 1024, 512, 65536, " MiB");
-    let cpus = within("cpus", raw.cpus, 1, 1, 16, "");
-    let etcd_disk = within("etcd-disk", raw.etcd_disk, 2, 1, 64, " GiB");
-    let root_disk = within("root-disk", raw.root_disk, BASE_DISK_GIB, BASE_DISK_GIB, 512, " GiB");
+    let workers = within(&WORKERS, raw.workers);
+    let controller_mem = within(&MEMORY_OF_A_CONTROLLER, raw.controller_mem);
+    let worker_mem = within(&MEMORY_OF_A_WORKER, raw.worker_mem);
+    let cpus = within(&CPUS, raw.cpus);
+    let etcd_disk = within(&ETCD_DISK, raw.etcd_disk);
+    let root_disk = within(&ROOT_DISK, raw.root_disk);
 
     let subnet = raw.subnet.as_deref().and_then(|text| cidr("subnet", text, 24, 24, &mut problems));
     let pod_cidr = cidr("pod-cidr", raw.pod_cidr.as_deref().unwrap_or("10.244.0.0/16"), 16, 16, &mut problems);
