@@ -5,6 +5,7 @@
 use crate::host::xml::translations_mib;
 use crate::host::{DomainSeen, DomainState, HostFacts, HostSeen, Mark, PoolSeen};
 use crate::plan::{Accel, DiskKind, Plan};
+use crate::snapshot::{Room, at_most};
 use std::fmt;
 
 /// One reason not to begin, and the way out.
@@ -69,7 +70,30 @@ fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) 
     })
 }
 
-fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
+/// Why there may be no room for the golden snapshot that `up` keeps of a cluster whose own disks have room. No refusal: `up` looks
+/// again when the machines run, and by then knows how much of their memory they use.
+pub fn golden(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<String> {
+    let Disks { need, free, .. } = disks(plan, seen, base_mib, free_disk_mib)?;
+    let Room { memory_mib, growth_mib } = at_most(plan);
+    let all = need + memory_mib + growth_mib;
+    (need <= free && all > free).then(|| {
+        format!(
+            "with a golden snapshot the disks may take {all} MiB (memory {memory_mib}, writes after it {growth_mib}), \
+             {free} MiB are free: it is kept if there is room then"
+        )
+    })
+}
+
+/// What the disks of a cluster will take at most, in MiB.
+struct Disks {
+    base: u64,
+    machines: u64,
+    need: u64,
+    free: u64,
+}
+
+/// `None`: nobody knows what is free.
+fn disks(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Disks> {
     let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name);
     let has = |pool: Option<&PoolSeen>, volume: &str| pool.is_some_and(|p| p.volumes.iter().any(|v| v.name == volume));
     let free = pool(&plan.storage.pool)
@@ -79,17 +103,21 @@ fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>)
         .or(free_disk_mib)?;
     let base = if has(pool(&plan.storage.image_pool), &plan.storage.base_volume) { 0 } else { base_mib };
     let disks = plan.nodes.iter().flat_map(|node| &node.domain.disks).filter(|d| !has(pool(&plan.storage.pool), &d.volume));
-    let grown: u64 = disks
+    let machines: u64 = disks
         .map(|disk| match disk.kind {
             DiskKind::Root { .. } => ROOT_GROWTH_MIB,
             DiskKind::Etcd { size_gib } => u64::from(size_gib) << 10,
             DiskKind::Seed => 1,
         })
         .sum();
-    let need = base + grown + DISK_RESERVE_MIB;
+    Some(Disks { base, machines, need: base + machines + DISK_RESERVE_MIB, free })
+}
+
+fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
+    let Disks { base, machines, need, free } = disks(plan, seen, base_mib, free_disk_mib)?;
     (need > free).then(|| Refusal {
         about: "disk",
-        message: format!("the disks will take up to {need} MiB (image {base}, machines {grown}, reserve {DISK_RESERVE_MIB}), the pool has {free} MiB free"),
+        message: format!("the disks will take up to {need} MiB (image {base}, machines {machines}, reserve {DISK_RESERVE_MIB}), the pool has {free} MiB free"),
         hint: "free disk space, `ktcw-vm image prune`, or a smaller --etcd-disk".to_owned(),
     })
 }

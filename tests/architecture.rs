@@ -43,7 +43,7 @@ fn pure_modules_import_pure_modules_only() {
         ("event", &["spec"][..]),
         ("secret", &[][..]),
         ("wait", &[][..]),
-        ("preflight", &["host", "plan"][..]),
+        ("preflight", &["host", "plan", "snapshot"][..]),
         // Machines and processes are behind its traits: `inject` has the machines.
         ("drill", &["spec", "secret", "event", "wait"][..]),
     ]);

@@ -133,12 +133,12 @@ fn libvirt(
         true => Some(session::mark(&ClusterDir::open(&parent, &spec.name)?)),
         false => None,
     };
-    let (mut resolved, mut refusals) = resolve::draft(spec, &facts, &seen);
+    let (mut resolved, mut refusals) = resolve::draft(spec, &facts, &seen, image);
     // What emulation needs has been said.
     refusals.retain(|refusal| refusal.about != "qemu");
     resolved.accel = accel;
     let plan = plan(spec, &resolved);
-    let base_mib = image.map_or(0, |image| image.size_bytes >> 20);
+    let base_mib = resolve::base_mib(image);
     refusals.extend(preflight::judge(&plan, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()));
     if !refusals.iter().any(|refusal| refusal.about == "memory") {
         let machines = format!("{} + {} machines", spec.etcd, spec.workers);
@@ -151,6 +151,9 @@ fn libvirt(
         && let Some(free) = host.free_disk_mib()
     {
         findings.push(Finding::ok("disk", format!("{free} MiB free where the disks go")));
+    }
+    if let Some(said) = preflight::golden(&plan, &seen, base_mib, host.free_disk_mib()) {
+        findings.push(Finding::note("golden", said, "free disk space, or up --no-golden"));
     }
     findings.extend(refusals.into_iter().map(|refusal| Finding::missing(refusal.about, refusal.message, refusal.hint)));
     Ok(findings)
@@ -232,7 +235,10 @@ fn accel(
             if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &Accel::Tcg) {
                 // Needed only where KVM turns out not to work.
                 let needed = !facts.kvm_listed;
-                findings.push(Finding { optional: !needed, ..Finding::missing("emulation", refusal.to_string(), newer_qemu(family)) });
+                findings.push(Finding {
+                    optional: !needed,
+                    ..Finding::missing("emulation", refusal.to_string(), newer_qemu(family))
+                });
             }
             kvm
         }
@@ -244,7 +250,9 @@ fn newer_qemu(family: Family) -> String {
     match family {
         Family::Debian => format!("{newer}; on Debian 12: sudo apt-get install -t bookworm-backports qemu-system-x86 qemu-utils"),
         Family::Other => newer.to_owned(),
-        _ => format!("{newer}, from a newer release of this distribution: {}", family.install(&["qemu-system-x86_64", "qemu-img"])),
+        _ => {
+            format!("{newer}, from a newer release of this distribution: {}", family.install(&["qemu-system-x86_64", "qemu-img"]))
+        }
     }
 }
 

@@ -191,7 +191,8 @@ fn subnet(spec: &ClusterSpec, networks: &[NetworkSeen]) -> Result<Ipv4Net, Subne
 
 /// As much as is known of a new cluster before there is an image, for `preflight` to judge: its network and how it is to run.
 /// What stands against these two is a refusal among the others.
-pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen) -> (Resolved, Vec<Refusal>) {
+/// An `image` that is there already is the one it will be made of, and its volume may be in the pool.
+pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen, image: Option<&Image>) -> (Resolved, Vec<Refusal>) {
     let chosen = subnet(spec, &seen.networks);
     let accel = match spec.accel {
         AccelChoice::Tcg => Accel::Tcg,
@@ -205,7 +206,16 @@ pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen) -> (Resolve
         // Nobody's (kept for documentation): what is wrong with the wanted one has been said.
         Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 0, 2, 0), 24)
     });
-    (Resolved { subnet, accel, image: unknown_image(), kernel: None, fork_of: None }, refusals)
+    let image = image.and_then(|image| image_ref(image).ok()).unwrap_or_else(unknown_image);
+    (Resolved { subnet, accel, image, kernel: None, fork_of: None }, refusals)
+}
+
+/// About what an image takes in the pool, for a host where none is built yet.
+const USUAL_IMAGE_MIB: u64 = 1200;
+
+/// What the base volume will take where it is not in the pool yet: as much as the image that is there, or as one usually does.
+pub fn base_mib(image: Option<&Image>) -> u64 {
+    image.map_or(USUAL_IMAGE_MIB, |image| image.size_bytes >> 20)
 }
 
 /// Everything for a new cluster.
@@ -350,10 +360,10 @@ mod tests {
         let (seen, mut facts) = (host.observe().expect("observed"), host.facts().expect("facts"));
         let wanted = |accel| spec(RawSpec { subnet: Some("192.168.237.0/24".into()), accel: Some(accel), ..RawSpec::default() });
         facts.qemu_version = "7.2.0".to_owned();
-        let about = |accel| draft(&wanted(accel), &facts, &seen).1.iter().map(|refusal| refusal.about).collect::<Vec<_>>();
+        let about = |accel| draft(&wanted(accel), &facts, &seen, None).1.iter().map(|refusal| refusal.about).collect::<Vec<_>>();
         assert_eq!(about(AccelChoice::Tcg), ["qemu", "subnet"]);
         assert_eq!(about(AccelChoice::Auto), ["subnet"], "whether KVM is there is not known yet");
-        let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &facts, &seen);
+        let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &facts, &seen, None);
         assert!(refusals[0].message.contains("192.168.237.0/24") && refusals[0].message.contains("around"), "{refusals:?}");
     }
 }

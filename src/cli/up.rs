@@ -12,6 +12,7 @@ use super::{exit, render, resolve, session, spec_of};
 use crate::apply::{self, ApplyError};
 use crate::event::{Event, Events, Stage, Verdict};
 use crate::host::{Host, blocking};
+use crate::image;
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
@@ -118,10 +119,18 @@ pub(super) async fn raise(
     let (facts, seen) = blocking(move || Ok((looked.facts()?, looked.observe()?))).await?;
     let mark = existing.as_ref().map(session::mark);
     // What can be known before there is an image is said before its minutes are spent.
+    let cache = image::cache_dir();
+    let there = match &old {
+        Some(old) => image::find_key(&cache, &old.resolved.image.key),
+        None => image::find(&cache),
+    };
+    // A damaged one is said by the stage that needs it.
+    let there = there.ok().flatten();
     let (draft, mut refusals) = match &old {
         Some(old) => (resolve::kept(old), Vec::new()),
-        None => resolve::draft(spec, &facts, &seen),
+        None => resolve::draft(spec, &facts, &seen, there.as_ref()),
     };
+    let base_mib = resolve::base_mib(there.as_ref());
     let draft = plan(spec, &draft);
     if let (Some(dir), Some(held), Some(old)) = (&existing, &lock, &old)
         && golden::is_down(&dir.history()?)
@@ -158,8 +167,14 @@ pub(super) async fn raise(
             resolve::same_kernel(old, spec)?;
         }
     }
-    refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), 0, host.free_disk_mib()));
+    refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()));
     refuse(&refusals)?;
+    if asked.golden
+        && old.is_none()
+        && let Some(text) = preflight::golden(&draft, &seen, base_mib, host.free_disk_mib())
+    {
+        events.send(Event::Note { text: format!("{text}; --no-golden leaves it out") });
+    }
     stage.done(false);
 
     let stage = Stage1::begin(events, Stage::Image);

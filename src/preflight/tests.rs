@@ -92,6 +92,22 @@ fn a_disk_too_small_is_refused_with_what_takes_how_much() {
 }
 
 #[test]
+fn a_golden_snapshot_that_may_have_no_room_is_a_word_and_no_refusal() {
+    let (host, plan) = (FakeHost::new(), sample(3, 2));
+    let seen = host.observe().expect("observed");
+    let disks = 700 + 5 * 1024 + 3 * 2048 + 5 + 1024;
+    let (memory, growth) = (3 * 1280 + 2 * 1024, 5 * 192);
+    let said = |free| golden(&plan, &seen, 700, Some(free));
+    assert_eq!(said(disks + memory + growth), None);
+    let text = said(disks + memory + growth - 1).expect("too little");
+    let all = disks + memory + growth;
+    assert!(text.contains(&format!("may take {all} MiB (memory {memory}, writes after it {growth}), {} MiB are free", all - 1)));
+    assert!(said(disks).is_some());
+    assert_eq!(said(disks - 1), None, "the disks themselves have no room: that is said by the refusal");
+    assert_eq!(golden(&plan, &seen, 700, None), None, "nobody knows");
+}
+
+#[test]
 fn what_is_on_the_disk_already_is_not_counted_again() {
     let (host, plan, mark) = (FakeHost::new(), sample(1, 0), mark(1, "/state/ktcw"));
     host.ensure_pools(&plan.storage, &mark).expect("made");

@@ -8,7 +8,7 @@ mod room;
 mod work;
 
 pub use record::{Fits, Name, Record, State, chosen, tree};
-pub use room::room;
+pub use room::{Room, at_most, room};
 pub use work::{Desk, RESTORE, open_restore, remove, restore, save, tidy};
 
 use crate::host::HostError;

@@ -12,11 +12,20 @@ const GROWTH_MIB: u64 = 192;
 /// Kept free in any case.
 const RESERVE_MIB: u64 = 512;
 
-/// `Err` says what is needed and what is there. A pool that does not say what is free stands in nobody's way.
-pub fn room(plan: &Plan, seen: &HostSeen, resident_bytes: &BTreeMap<NodeName, u64>) -> Result<(), String> {
-    let pool = seen.pools.iter().find(|pool| pool.name == plan.storage.pool);
-    let Some(free) = pool.and_then(|pool| pool.available).map(|bytes| bytes >> 20) else { return Ok(()) };
-    let memory: u64 = plan
+/// What a snapshot may take: the machines' memory, and what they write from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub memory_mib: u64,
+    pub growth_mib: u64,
+}
+
+/// Of machines of which it is not known how much of their memory they have touched: of all of it.
+pub fn at_most(plan: &Plan) -> Room {
+    taken(plan, &BTreeMap::new())
+}
+
+fn taken(plan: &Plan, resident_bytes: &BTreeMap<NodeName, u64>) -> Room {
+    let memory_mib = plan
         .nodes
         .iter()
         .map(|node| {
@@ -25,7 +34,14 @@ pub fn room(plan: &Plan, seen: &HostSeen, resident_bytes: &BTreeMap<NodeName, u6
             resident_bytes.get(&node.name).map_or(all, |bytes| (bytes >> 20).min(all))
         })
         .sum();
-    let growth = GROWTH_MIB * plan.nodes.len() as u64;
+    Room { memory_mib, growth_mib: GROWTH_MIB * plan.nodes.len() as u64 }
+}
+
+/// `Err` says what is needed and what is there. A pool that does not say what is free stands in nobody's way.
+pub fn room(plan: &Plan, seen: &HostSeen, resident_bytes: &BTreeMap<NodeName, u64>) -> Result<(), String> {
+    let pool = seen.pools.iter().find(|pool| pool.name == plan.storage.pool);
+    let Some(free) = pool.and_then(|pool| pool.available).map(|bytes| bytes >> 20) else { return Ok(()) };
+    let Room { memory_mib: memory, growth_mib: growth } = taken(plan, resident_bytes);
     let need = memory + growth + RESERVE_MIB;
     if need <= free {
         return Ok(());
