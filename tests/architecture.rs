@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,8 @@ fn sources() -> Vec<(String, PathBuf, String)> {
             } else if entry.extension().is_some_and(|e| e == "rs") {
                 let inner = entry.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("inside src");
                 // Unit tests may use what they like, also those in files of their own.
-                if inner.components().any(|part| ["tests", "tests.rs"].iter().any(|tests| part.as_os_str() == *tests)) {
+                let of_tests = |part: &str| ["tests", "tests.rs"].contains(&part) || part.ends_with("_tests.rs");
+                if inner.components().any(|part| of_tests(&part.as_os_str().to_string_lossy())) {
                     continue;
                 }
                 let first = inner.components().next().expect("a name").as_os_str().to_string_lossy();
@@ -35,26 +36,88 @@ fn code(text: &str) -> String {
     text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
 }
 
-#[test]
-fn pure_modules_import_pure_modules_only() {
-    let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
-        ("spec", &[][..]),
-        ("plan", &["spec", "secret", "apply", "event"][..]),
-        ("event", &["spec"][..]),
-        ("secret", &[][..]),
-        ("wait", &[][..]),
-        ("preflight", &["host", "plan", "snapshot"][..]),
-        // Machines and processes are behind its traits: `inject` has the machines.
-        ("drill", &["spec", "secret", "event", "wait"][..]),
-    ]);
+const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
+
+/// The rows of a table below a heading: module, and whom it names. `None`: everything.
+fn table() -> BTreeMap<&'static str, Option<BTreeSet<&'static str>>> {
+    let (_, section) = ARCHITECTURE.split_once("\n## Who may name whom\n").expect("the table");
+    let section = section.split("\n## ").next().expect("a section");
+    let quoted = |text: &'static str| text.split('`').skip(1).step_by(2);
+    let rows = section.lines().filter(|line| line.starts_with("| `")).map(|line| {
+        let (module, names) = line.trim_matches(['|', ' ']).split_once(" | ").expect("two columns");
+        let names = match names {
+            "everything" => None,
+            "nothing" => Some(BTreeSet::new()),
+            names => Some(quoted(names).collect()),
+        };
+        (quoted(module).next().expect("a module"), names)
+    });
+    rows.collect()
+}
+
+/// Whom a module's code names, and a place of each.
+fn named() -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (module, path, text) in sources() {
-        let Some(allowed) = allowed.get(module.as_str()) else { continue };
-        for line in code(&text).lines().filter(|line| line.contains("crate::")) {
+        let own = found.entry(module.clone()).or_default();
+        for line in code(&text).lines() {
             for part in line.split("crate::").skip(1) {
                 let other: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                assert!(other == module || allowed.contains(&other.as_str()), "{}: {line}", path.display());
+                // `crate::{a, b}` would hide whom it names.
+                assert!(!other.is_empty(), "{}: {line}", path.display());
+                if other != module {
+                    own.entry(other).or_insert_with(|| format!("{}: {}", path.display(), line.trim()));
+                }
             }
         }
+    }
+    found
+}
+
+#[test]
+fn modules_name_whom_the_table_lets_them_and_the_table_is_not_stale() {
+    let (table, named) = (table(), named());
+    for (module, names) in &named {
+        if ["lib", "main"].contains(&module.as_str()) {
+            continue;
+        }
+        assert!(table.contains_key(module.as_str()), "{module} has no row in ARCHITECTURE.md");
+        let Some(row) = &table[module.as_str()] else { continue };
+        for (other, place) in names {
+            assert!(row.contains(other.as_str()), "{module} may not name {other}: {place}");
+        }
+        for allowed in row {
+            assert!(names.contains_key(*allowed), "{module} does not name {allowed} any more: take it out of ARCHITECTURE.md");
+        }
+    }
+    for module in table.keys() {
+        assert!(named.contains_key(*module), "there is no module {module}");
+    }
+}
+
+/// What a module is for stands in the first table, for every one there is.
+#[test]
+fn every_module_is_described() {
+    let (described, _) = ARCHITECTURE.split_once("\n## Who may name whom\n").expect("the table");
+    for module in named().keys().filter(|module| !["lib", "main"].contains(&module.as_str())) {
+        let row = described.lines().any(|line| {
+            line.starts_with("| `") && line.split(" | ").next().is_some_and(|first| first.contains(&format!("`{module}`")))
+        });
+        assert!(row, "{module} is not described in ARCHITECTURE.md");
+    }
+}
+
+/// What decides knows nothing of what acts: these name only each other, `Plan` included.
+#[test]
+fn pure_modules_name_pure_modules_only() {
+    let table = table();
+    let pure = ["spec", "event", "timings", "secret", "wait", "plan", "drill"];
+    for module in pure {
+        let names = table[module].as_ref().expect("a list");
+        // A plan's stages are those of `apply`, whose steps are a pure function of it.
+        let strange: Vec<_> =
+            names.iter().filter(|name| !pure.contains(name) && !(module == "plan" && **name == "apply")).collect();
+        assert!(strange.is_empty(), "{module} names {strange:?}");
     }
 }
 
