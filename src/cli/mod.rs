@@ -37,41 +37,54 @@ mod tour;
 mod up;
 mod verify;
 mod way;
+mod words;
 
-use crate::spec::RawSpec;
+use crate::spec::{ClusterName, ClusterSpec, RawSpec};
 use args::{Cli, Global, SpecArgs, Verb};
 use clap::{CommandFactory, Parser};
 use error::CliError;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Parses, runs, prints what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    match Cli::try_parse_from(&words) {
+        Ok(cli) => run(&cli).unwrap_or_else(|error| failed(&error)),
+        Err(error) => unparsed(&words, &error),
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     log(cli.global.verbose);
     // Before there is a second thread: a namespace is a thread's, and others take over their maker's.
     let alone = matches!(cli.verb, Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) | Verb::Doctor(_));
-    if !alone && let Err(error) = fork::enter(&cli.global) {
-        render::error(&error);
-        return ExitCode::from(error.code);
+    if !alone {
+        fork::enter(&cli.global)?;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            render::error(&CliError::failed(error));
-            return ExitCode::from(exit::FAILED);
-        }
-    };
-    let result = runtime.block_on(dispatch(&cli));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(CliError::failed)?;
+    let result = runtime.block_on(dispatch(cli));
     // Reads of a terminal cannot be cancelled: do not wait for their threads.
     runtime.shutdown_background();
-    ExitCode::from(match result {
-        Ok(code) => code,
-        Err(error) => {
-            render::error(&error);
-            error.code
-        }
-    })
+    result.map(ExitCode::from)
+}
+
+fn failed(error: &CliError) -> ExitCode {
+    render::error(error);
+    ExitCode::from(error.code)
+}
+
+/// Words that are no command: all bad values at once, and anything else, also help, as clap says it.
+fn unparsed(words: &[OsString], error: &clap::Error) -> ExitCode {
+    if let Some(refused) = words::refused(words, error, |global, spec| {
+        judged(global, spec).map_or_else(|_| Vec::new(), |j| j.err().unwrap_or_default())
+    }) {
+        return failed(&refused);
+    }
+    let _ = error.print();
+    let code = u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
+    ExitCode::from(code)
 }
 
 async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
@@ -137,7 +150,15 @@ fn read_config(path: &std::path::Path) -> std::io::Result<String> {
 }
 
 /// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
-fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec, CliError> {
+fn spec_of(global: &Global, args: &SpecArgs) -> Result<ClusterSpec, CliError> {
+    judged(global, args)?.map_err(|problems| {
+        let look = if args.config.is_some() { "ktcw-vm plan --config-schema" } else { "ktcw-vm up --help" };
+        CliError::usage(problems.join("\n       ")).hint(format!("{look}; nothing was made"))
+    })
+}
+
+/// The same with the problems one by one. An error is not about words: a cluster that is there cannot be read.
+fn judged(global: &Global, args: &SpecArgs) -> Result<Result<ClusterSpec, Vec<String>>, CliError> {
     let mut raw = args.raw(global.cluster.clone());
     let mut problems = Vec::new();
     if let Some(path) = &args.config {
@@ -148,23 +169,22 @@ fn spec_of(global: &Global, args: &SpecArgs) -> Result<crate::spec::ClusterSpec,
     problems.extend(resolve::kernel_problems(raw.kernel.as_deref(), raw.initrd.as_deref()));
     let mut kept = None;
     // A name that is none is said by `validate`, with all else.
-    if let Ok(name) = crate::spec::ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
+    if let Ok(name) = ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
         let parent = session::parent(global)?;
         if crate::store::ClusterDir::exists(&parent, &name) {
             let dir = crate::store::ClusterDir::open(&parent, &name)?;
-            raw = raw.over(crate::spec::RawSpec::from(dir.spec()));
+            raw = raw.over(RawSpec::from(dir.spec()));
             kept = Some(dir.spec().clone());
         }
     }
-    let spec = crate::spec::validate_kept(&raw, kept.as_ref());
-    problems.extend(spec.as_ref().err().into_iter().flatten().map(ToString::to_string));
-    match spec {
+    Ok(match crate::spec::validate_kept(&raw, kept.as_ref()) {
         Ok(spec) if problems.is_empty() => Ok(spec),
-        _ => {
-            let look = if args.config.is_some() { "ktcw-vm plan --config-schema" } else { "ktcw-vm up --help" };
-            Err(CliError::usage(problems.join("\n       ")).hint(format!("{look}; nothing was made")))
+        Ok(_) => Err(problems),
+        Err(found) => {
+            problems.extend(found.iter().map(ToString::to_string));
+            Err(problems)
         }
-    }
+    })
 }
 
 /// What a `--config` file says, and all that is wrong with it. Files that it names are beside it.

@@ -102,7 +102,10 @@ impl NodeName {
     }
     /// Accepts `controller-0`, `worker-12`, … without leading zeros.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a node name; accepted: controller-<n> or worker-<n>");
+        let wrong = || {
+            let shown: String = text.chars().take(40).collect();
+            format!("{shown:?} is not a node name; accepted: controller-<n> or worker-<n>")
+        };
         let (role, index) = text.split_once('-').ok_or_else(wrong)?;
         let role = match role {
             "controller" => Role::Controller,
