@@ -57,6 +57,18 @@ pub enum Format {
     Json,
 }
 
+impl Cli {
+    /// Whether a program reads what is printed.
+    pub fn json(&self) -> bool {
+        let own = match &self.verb {
+            Verb::Status(output) | Verb::List(output) => output.output,
+            Verb::Snapshot(SnapshotArgs { what: SnapshotWhat::List(output) }) => output.output,
+            _ => None,
+        };
+        own.unwrap_or(self.global.format) == Format::Json
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Raise the cluster, or bring it to what is asked; ends with verify
@@ -133,5 +145,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn who_reads_is_known_by_either_flag() {
+        for (words, json) in [
+            (&["ktcw-vm", "up"][..], false),
+            (&["ktcw-vm", "up", "--format", "json"], true),
+            (&["ktcw-vm", "status", "-o", "json"], true),
+            (&["ktcw-vm", "--format", "json", "list", "-o", "text"], false),
+            (&["ktcw-vm", "snapshot", "list", "-ojson"], true),
+        ] {
+            assert_eq!(Cli::try_parse_from(words).expect("good words").json(), json, "{words:?}");
+        }
     }
 }

@@ -38,6 +38,11 @@ impl CliError {
         self.left = Some(left.into());
         self
     }
+    /// The last line of `--format json`: an event like those before it.
+    pub fn json(&self) -> String {
+        let Self { code, message, left, hint } = self;
+        serde_json::json!({ "event": "error", "message": message, "left": left, "hint": hint, "exit": code }).to_string()
+    }
     /// As it is printed, without colour.
     pub fn text(&self) -> String {
         let mut text = format!("error: {}", self.message);
@@ -48,5 +53,24 @@ impl CliError {
             text.push_str(&format!("\nhint: {hint}"));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_reads_the_same_as_a_person() {
+        let error = CliError::host("no room").left("nothing").hint("free some");
+        assert_eq!(error.text(), "error: no room\nleft behind: nothing\nhint: free some");
+        let value: serde_json::Value = serde_json::from_str(&error.json()).expect("one line of JSON");
+        let expected = serde_json::json!({
+            "event": "error", "message": "no room", "left": "nothing", "hint": "free some", "exit": 69,
+        });
+        assert_eq!(value, expected);
+        let plain: serde_json::Value = serde_json::from_str(&CliError::failed("two\nlines").json()).expect("JSON");
+        assert_eq!((&plain["left"], &plain["hint"], &plain["exit"]), (&().into(), &().into(), &1.into()));
+        assert!(!CliError::failed("two\nlines").json().contains('\n'));
     }
 }

@@ -51,7 +51,7 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     match Cli::try_parse_from(&words) {
-        Ok(cli) => run(&cli).unwrap_or_else(|error| failed(&error)),
+        Ok(cli) => run(&cli).unwrap_or_else(|error| failed(&error, cli.json())),
         Err(error) => unparsed(&words, &error),
     }
 }
@@ -70,21 +70,38 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     result.map(ExitCode::from)
 }
 
-fn failed(error: &CliError) -> ExitCode {
+/// Says why, to people and, on the last line of its standard output, to the program that reads.
+fn failed(error: &CliError, json: bool) -> ExitCode {
     render::error(error);
+    if json {
+        render::print_line(&error.json());
+    }
     ExitCode::from(error.code)
 }
 
 /// Words that are no command: all bad values at once, and anything else, also help, as clap says it.
 fn unparsed(words: &[OsString], error: &clap::Error) -> ExitCode {
+    let json = asks_for_json(words);
     if let Some(refused) = words::refused(words, error, |global, spec| {
         judged(global, spec).map_or_else(|_| Vec::new(), |j| j.err().unwrap_or_default())
     }) {
-        return failed(&refused);
+        return failed(&refused, json);
     }
     let _ = error.print();
     let code = u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
+    if json && code != exit::OK {
+        let said = error.to_string();
+        let said = said.trim().strip_prefix("error: ").unwrap_or(said.trim());
+        render::print_line(&CliError::new(code, said).json());
+    }
     ExitCode::from(code)
+}
+
+/// Of words that could not be understood as a whole.
+fn asks_for_json(words: &[OsString]) -> bool {
+    let words: Vec<&str> = words.iter().map_while(|word| word.to_str().filter(|word| *word != "--")).collect();
+    let pair = |pair: &[&str]| matches!(pair, ["--format" | "-o", "json"]);
+    words.windows(2).any(pair) || words.iter().any(|word| ["--format=json", "-ojson", "-o=json"].contains(word))
 }
 
 async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
