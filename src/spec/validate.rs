@@ -164,6 +164,10 @@ fn cidr(field: &'static str, text: &str, low: u8, high: u8, problems: &mut Vec<P
         None
     };
     let Ok(net) = text.parse::<Ipv4Net>() else { return refuse(format!("{shown:?} is not an IPv4 network")) };
+    // Leading zeros are octal to some programs and nothing to others.
+    if net.to_string() != text {
+        return refuse(format!("{shown:?} is not how a network is written (did you mean {net}?)"));
+    }
     if net.trunc() != net {
         return refuse(format!("{net} has host bits set (did you mean {}?)", net.trunc()));
     }
@@ -209,6 +213,7 @@ mod tests {
             (RawSpec { subnet: Some("8.8.8.0/24".into()), ..RawSpec::default() }, "subnet"),
             (RawSpec { subnet: Some("192.168.5.7/24".into()), ..RawSpec::default() }, "subnet"),
             (RawSpec { subnet: Some("192.168.4.0/22".into()), ..RawSpec::default() }, "subnet"),
+            (RawSpec { subnet: Some("192.168.04.0/24".into()), ..RawSpec::default() }, "subnet"),
             (RawSpec { pod_cidr: Some("x'; DROP".into()), ..RawSpec::default() }, "pod-cidr"),
             (RawSpec { initrd: Some("/x".into()), ..RawSpec::default() }, "initrd"),
             (RawSpec { kernel_args: Some("a\nb".into()), ..RawSpec::default() }, "kernel-args"),
