@@ -76,19 +76,20 @@ struct Rest {
 
 /// The same command with every value taken as it is.
 fn lenient(command: Command) -> Command {
-    let any = |arg: Arg| match arg.get_action() {
-        ArgAction::Set | ArgAction::Append => arg.value_parser(ValueParser::os_string()),
-        _ => arg,
-    };
+    let any = |arg: Arg| if takes_a_value(&arg) { arg.value_parser(ValueParser::os_string()) } else { arg };
     command.mut_args(any).mut_subcommands(lenient)
+}
+
+fn takes_a_value(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Set | ArgAction::Append)
 }
 
 /// The values of the flag that somebody gave, here or in the environment.
 fn given<'a>(matches: &'a ArgMatches, arg: &Arg) -> Vec<&'a OsStr> {
     let id = arg.get_id().as_str();
-    let takes = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
-    let own =
-        takes && matches!(matches.try_contains_id(id), Ok(true)) && matches.value_source(id) != Some(ValueSource::DefaultValue);
+    let own = takes_a_value(arg)
+        && matches!(matches.try_contains_id(id), Ok(true))
+        && matches.value_source(id) != Some(ValueSource::DefaultValue);
     if !own {
         return Vec::new();
     }
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn every_flag_that_can_refuse_a_value_says_what_it_accepts() {
         fn walk(command: &Command, long: &str, found: &mut usize) {
-            for arg in command.get_arguments() {
+            for arg in command.get_arguments().filter(|arg| takes_a_value(arg)) {
                 for bad in [long, "?", ""] {
                     if let Some(problem) = judge(arg, OsStr::new(bad)) {
                         assert!(problem.contains("accepted: ") && problem.len() < 400, "{}: {problem}", command.get_name());

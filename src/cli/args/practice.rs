@@ -88,7 +88,7 @@ pub struct DrillWatch {
     /// The run that is watched
     pub run: String,
     /// How long after its death
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number)]
     pub after: u64,
 }
 
