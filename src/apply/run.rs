@@ -32,8 +32,8 @@ pub enum ApplyError {
     /// Steps failed; those after them were not begun.
     #[error("{}", describe(.failures))]
     Failed { failures: Vec<Failure>, done: usize, left: usize },
-    #[error("the journal could not be written: {0}")]
-    Journal(String),
+    #[error("the journal could not be written")]
+    Journal(#[from] JournalError),
     #[error("interrupted")]
     Interrupted { done: usize, left: usize },
 }
@@ -196,12 +196,9 @@ fn note_failed(journal: &Mutex<Journal>, step: &Step, error: &StepError) -> Resu
     with(journal, |journal| journal.failed(&step.id, step.node.as_ref(), &error.to_string()))
 }
 
-fn with<E: std::fmt::Display>(
-    journal: &Mutex<Journal>,
-    note: impl FnOnce(&mut Journal) -> Result<(), E>,
-) -> Result<(), ApplyError> {
+fn with(journal: &Mutex<Journal>, note: impl FnOnce(&mut Journal) -> Result<(), JournalError>) -> Result<(), ApplyError> {
     let mut journal = journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    note(&mut journal).map_err(|error| ApplyError::Journal(error.to_string()))
+    Ok(note(&mut journal)?)
 }
 
 /// Turns the beginnings and ends of steps into those of stages.

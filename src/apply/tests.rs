@@ -2,6 +2,7 @@
 //! After each failure the report names the step, nothing was begun after it, `up` again ends where a run without failure
 //! ends, and `down` leaves what was there before `up`.
 
+mod full;
 mod grown;
 mod killed;
 mod lab;

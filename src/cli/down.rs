@@ -10,7 +10,8 @@ use crate::apply;
 use crate::host::{Host, Mark, blocking};
 use crate::snapshot;
 use crate::spec::ClusterName;
-use crate::store::{ClusterDir, Lock};
+use crate::store::journal::Journal;
+use crate::store::{ClusterDir, Lock, StoreError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,27 +32,51 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
     let host = session::connect_to(global, &dir)?;
-    remove(dir, lock, host).await?;
+    let removed = remove(dir, lock, host, render::status).await?;
+    said(&name, &removed);
     Ok(exit::OK)
 }
 
 /// All of a cluster, under its lock.
-pub(super) async fn remove(dir: ClusterDir, lock: Lock, host: Arc<dyn Host>) -> Result<(), CliError> {
+pub(crate) async fn remove(
+    dir: ClusterDir,
+    lock: Lock,
+    host: Arc<dyn Host>,
+    told: impl Fn(&str) + Send + Sync,
+) -> Result<apply::Removed, CliError> {
     let name = dir.name().clone();
     let mark = session::mark(&dir);
     // A plan that cannot be read stands in nobody's way here.
     let plan = dir.load_plan().ok().flatten();
-    dir.set_journal_aside(&lock)?;
-    let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "down")?;
-    journal.begin("remove", None).map_err(CliError::failed)?;
-    let removed = apply::remove(host, &mark, render::status).await.map_err(|error| {
+    let journal = unless_full(begun(&dir, &lock))?;
+    let removed = apply::remove(host, &mark, told).await.map_err(|error| {
         CliError::from(error).left("what was not removed yet; nothing of others").hint(format!("ktcw-vm down -c {name}"))
     })?;
     fork::remove_namespace(plan.as_ref())?;
-    journal.done("remove", None).map_err(CliError::failed)?;
+    if let Some(journal) = journal {
+        unless_full(journal.done("remove", None).map_err(StoreError::from))?;
+    }
     dir.remove(lock)?;
-    said(&name, &removed);
-    Ok(())
+    Ok(removed)
+}
+
+fn begun(dir: &ClusterDir, lock: &Lock) -> Result<Journal, StoreError> {
+    dir.set_journal_aside(lock)?;
+    let (journal, _) = dir.journal(lock, crate::store::draw_id(), "down")?;
+    journal.begin("remove", None)?;
+    Ok(journal)
+}
+
+/// What goes is known from libvirt, so a disk on which nothing can be written down does not hold up whoever is about to free it.
+fn unless_full<T>(written: Result<T, StoreError>) -> Result<Option<T>, CliError> {
+    match written {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_full() => {
+            render::status(&format!("{}; going on without", render::chain(&error)));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `down --keep-golden`: nothing runs, and the disks keep one snapshot for the next `up`.
@@ -83,7 +108,7 @@ async fn keep_golden(global: &Global) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-fn said(name: &ClusterName, removed: &apply::Removed) {
+pub(super) fn said(name: &ClusterName, removed: &apply::Removed) {
     render::print_line(&format!(
         "cluster {name} removed: {} machines, {} volumes, {} network",
         removed.domains.len(),

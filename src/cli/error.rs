@@ -2,7 +2,7 @@
 //! Every verb returns it; `main` prints it and exits with its code.
 //! It holds text only.
 
-use super::exit;
+use super::{exit, render};
 
 #[derive(Debug)]
 pub struct CliError {
@@ -20,6 +20,10 @@ impl CliError {
     }
     pub fn failed(message: impl ToString) -> Self {
         Self::new(exit::FAILED, message.to_string())
+    }
+    /// The same of an error with its causes: that a file could not be written is half of it.
+    pub fn because(error: &dyn std::error::Error) -> Self {
+        Self::failed(render::chain(error))
     }
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(exit::USAGE, message)

@@ -143,7 +143,7 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
             .left("API servers stopped, and members that may have no data")
             .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again finishes it"))
     };
-    bench.log.journal.begin_with(RESTORE, None, json!({ "snapshot": name, "etcd_only": true })).map_err(CliError::failed)?;
+    bench.log.journal.begin_with(RESTORE, None, json!({ "snapshot": name, "etcd_only": true }))?;
     let perform = |act: Act| {
         let machines = &bench.machines;
         async move { machines.perform(&act).await.map_err(|error| failed(error.to_string())) }
@@ -168,7 +168,7 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
     for node in &planes {
         perform(Act::Start { node: node.clone(), process: Process::KubeApiserver }).await?;
     }
-    bench.log.journal.done(RESTORE, None).map_err(CliError::failed)?;
+    bench.log.journal.done(RESTORE, None)?;
     stage("waiting for the API servers, the nodes and the control loops' leaders");
     bench.settle().await?;
     let report = match verify {

@@ -17,7 +17,9 @@ use crate::store::journal::{Entry, History};
 use jiff::Timestamp;
 use serde_json::json;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 /// Journal step of a new cluster's directory and disks.
 const FORK: &str = "fork";
@@ -59,28 +61,48 @@ pub async fn run(global: &Global, args: &SnapshotFork) -> Result<u8, CliError> {
     let plan = forked(&old, new);
     refuse(&opened, &record, &plan, &parent).await?;
 
-    render::status(&format!("making cluster {new}"));
-    let mut dir = ClusterDir::create(&parent, &plan.spec, Timestamp::now())?;
-    let lock = dir.lock(&format!("snapshot fork {name}"))?;
-    let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "fork")?;
-    let failed = |error: CliError| {
-        error.left(format!("a part of cluster {new}; cluster {} as it was", old.cluster)).hint(format!("ktcw-vm down -c {new}"))
-    };
-    journal.begin_with(FORK, None, json!({ "of": old.cluster, "snapshot": name })).map_err(CliError::failed)?;
-    let made = async {
-        dir.save_libvirt(&lock, opened.host.uri())?;
-        dir.save_plan(&lock, &plan)?;
-        dir.adopt_keys(&lock, &opened.session.dir)?;
-        disks(&opened, &plan, session::mark(&dir), name.as_str()).await
-    };
-    made.await.map_err(failed)?;
-    journal.done(FORK, None).map_err(CliError::failed)?;
-    drop((journal, lock, opened));
+    let origin = Origin { host: opened.host.clone(), uri: opened.host.uri(), dir: &opened.session.dir, plan: &old };
+    make(&origin, &record, &plan, &parent, &|text| render::status(text)).await?;
+    drop(opened);
     start(global, &parent, new)
 }
 
+/// What a fork is made of.
+struct Origin<'a> {
+    host: Arc<dyn Host>,
+    uri: &'a str,
+    dir: &'a ClusterDir,
+    plan: &'a Plan,
+}
+
+/// The new cluster's directory and disks, whole or marked as cut off.
+async fn make(
+    origin: &Origin<'_>,
+    record: &Record,
+    plan: &Plan,
+    parent: &Path,
+    told: &(dyn Fn(&str) + Sync),
+) -> Result<(), CliError> {
+    let (new, old, name) = (&plan.cluster, &origin.plan.cluster, &record.name);
+    told(&format!("making cluster {new}"));
+    let mut dir = ClusterDir::create(parent, &plan.spec, Timestamp::now())?;
+    let lock = dir.lock(&format!("snapshot fork {name}"))?;
+    let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "fork")?;
+    journal.begin_with(FORK, None, json!({ "of": old, "snapshot": name }))?;
+    let made = async {
+        dir.save_libvirt(&lock, origin.uri)?;
+        dir.save_plan(&lock, plan)?;
+        dir.adopt_keys(&lock, origin.dir)?;
+        disks(origin, plan, session::mark(&dir), name.as_str(), told).await
+    };
+    let made = made.await.and_then(|()| Ok(journal.done(FORK, None)?));
+    made.map_err(|error| {
+        error.left(format!("a part of cluster {new}; cluster {old} as it was")).hint(format!("ktcw-vm down -c {new}"))
+    })
+}
+
 /// Everything that stands against it, before anything is made.
-async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::path::Path) -> Result<(), CliError> {
+async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &Path) -> Result<(), CliError> {
     let (new, old) = (&plan.cluster, &opened.session.plan);
     if ClusterDir::exists(parent, new) {
         return Err(CliError::usage(format!("--as: there is a cluster {new} already; accepted: a name that is free"))
@@ -129,12 +151,18 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &std::pat
 }
 
 /// Pools, and every disk with data, one after the other.
-async fn disks(opened: &Opened, plan: &Plan, mark: Mark, snapshot: &str) -> Result<(), CliError> {
-    let (host, from) = (opened.host.clone(), opened.session.plan.storage.clone());
+async fn disks(
+    origin: &Origin<'_>,
+    plan: &Plan,
+    mark: Mark,
+    snapshot: &str,
+    told: &(dyn Fn(&str) + Sync),
+) -> Result<(), CliError> {
+    let (host, from) = (origin.host.clone(), origin.plan.storage.clone());
     let (own, pools, marked) = (host.clone(), plan.storage.clone(), mark.clone());
     blocking(move || own.ensure_pools(&pools, &marked)).await?;
     for node in &plan.nodes {
-        render::status(&format!("copying the disks of {}", node.name));
+        told(&format!("copying the disks of {}", node.name));
         for disk in &node.domain.disks {
             let base = match disk.kind {
                 DiskKind::Seed => continue,
@@ -150,7 +178,7 @@ async fn disks(opened: &Opened, plan: &Plan, mark: Mark, snapshot: &str) -> Resu
 }
 
 /// The program once more, for the new cluster: it has to enter that cluster's namespace, and this process has another network.
-fn start(global: &Global, parent: &std::path::Path, new: &ClusterName) -> Result<u8, CliError> {
+fn start(global: &Global, parent: &Path, new: &ClusterName) -> Result<u8, CliError> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ktcw-vm").args(["start", "--cluster", new.as_str()]).arg("--state-dir").arg(parent);
     if let Some(uri) = &global.connect {
@@ -190,38 +218,4 @@ pub fn remove_namespace(plan: Option<&Plan>) -> Result<(), CliError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::{Accel, samples};
-    use crate::spec::{RawSpec, validate};
-
-    fn lab() -> Plan {
-        let raw = RawSpec { cluster: Some("lab".into()), workers: Some(1), ..RawSpec::default() };
-        let resolved = Resolved {
-            subnet: "192.168.77.0/24".parse().expect("net"),
-            accel: Accel::Tcg,
-            image: samples::image(),
-            kernel: None,
-            fork_of: None,
-        };
-        plan(&validate(&raw).expect("valid"), &resolved)
-    }
-
-    #[test]
-    fn inside_its_machines_nothing_differs_and_outside_everything_does() {
-        let lab = lab();
-        let fork = forked(&lab, &ClusterName::parse("lab2").expect("a name"));
-        for (was, is) in lab.nodes.iter().zip(&fork.nodes) {
-            assert_eq!((&was.files, &was.units, was.ip, &was.mac), (&is.files, &is.units, is.ip, &is.mac));
-            assert!(was.uuid != is.uuid && was.domain.name != is.domain.name && was.domain.network != is.domain.network);
-        }
-        assert_eq!((&lab.certs, &lab.kubeconfigs, &lab.addons), (&fork.certs, &fork.kubeconfigs, &fork.addons));
-        assert!(fork.network.namespace && !lab.network.namespace);
-        assert!(lab.network.bridge != fork.network.bridge && lab.storage.pool != fork.storage.pool);
-        assert_eq!(lab.storage.base_volume, fork.storage.base_volume);
-        // A fork of the fork still knows itself by the first one's name, and `up` of a fork plans the same again.
-        let third = forked(&fork, &ClusterName::parse("lab3").expect("a name"));
-        assert_eq!(third.resolved.fork_of, fork.resolved.fork_of);
-        assert_eq!(plan(&fork.spec, &fork.resolved), fork);
-    }
-}
+mod tests;

@@ -130,7 +130,7 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
 /// the pool keeps.
 pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
     let machines = desk.machines;
-    desk.journal.begin(LEAVE, None).map_err(CliError::failed)?;
+    desk.journal.begin(LEAVE, None)?;
     (desk.told)("switching all machines off");
     let there = machines.power().await?;
     let defined = machines.nodes(None).into_iter().filter(|node| there.get(&node.name).is_some()).collect();
@@ -149,7 +149,7 @@ pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
     let pool = &machines.plan.storage.pool;
     let bytes =
         seen.await?.pools.iter().filter(|found| found.name == *pool).flat_map(|found| &found.volumes).map(|v| v.allocation).sum();
-    desk.journal.done(LEAVE, None).map_err(CliError::failed)?;
+    desk.journal.done(LEAVE, None)?;
     Ok(bytes)
 }
 

@@ -97,12 +97,12 @@ pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
             .hint(format!("ktcw-vm start -c {name}")));
     }
     let (journal, _) = opened.journal("pause")?;
-    journal.begin("pause", node).map_err(CliError::failed)?;
+    journal.begin("pause", node)?;
     let skew =
         opened.machines.suspend(nodes.clone()).await.map_err(|error| {
             CliError::from(error).left("some machines may be paused").hint(format!("ktcw-vm resume -c {name}"))
         })?;
-    journal.done("pause", node).map_err(CliError::failed)?;
+    journal.done("pause", node)?;
     match global.format {
         Format::Json => {
             let names: Vec<&NodeName> = nodes.iter().map(|node| &node.name).collect();
@@ -135,7 +135,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
         return Err(CliError::failed(format!("{what} {whole}, not paused")).hint(format!("ktcw-vm start -c {name}")));
     }
     let (journal, _) = opened.journal("resume")?;
-    journal.begin("resume", node).map_err(CliError::failed)?;
+    journal.begin("resume", node)?;
     let (woken, skew) = opened.machines.resume(nodes).await.map_err(|error| {
         CliError::from(error).left("some machines may still be paused").hint(format!("ktcw-vm resume -c {name}"))
     })?;
@@ -144,7 +144,7 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     let clocks = or_interrupted(&opened.stop, left, life::repair(&plan, &*guests, jiff::Timestamp::now, &woken))
         .await
         .map_err(|error| error.hint(format!("ktcw-vm up -c {name} sets them")))?;
-    journal.done("resume", node).map_err(CliError::failed)?;
+    journal.done("resume", node)?;
     let whole = opened.machines.power().await?.whole();
     let report = if args.no_verify || whole != Whole::Running {
         None

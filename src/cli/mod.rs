@@ -39,6 +39,9 @@ mod verify;
 mod way;
 mod words;
 
+#[cfg(test)]
+pub(crate) use down::remove as remove_cluster;
+
 use crate::spec::{ClusterName, ClusterSpec, RawSpec};
 use args::{Cli, Global, SpecArgs, Verb};
 use clap::{CommandFactory, Parser};

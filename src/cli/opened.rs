@@ -112,10 +112,9 @@ pub async fn or_interrupted<T>(stop: &Stop, left: &str, work: impl Future<Output
 
 impl From<LifeError> for CliError {
     fn from(error: LifeError) -> Self {
-        let hint = error.hint();
         match error {
-            LifeError::Host(error) => CliError::from(error),
-            other => CliError { hint, ..CliError::failed(other) },
+            LifeError::Host(error) => error.into(),
+            LifeError::Journal(error) => error.into(),
         }
     }
 }

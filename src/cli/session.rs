@@ -13,6 +13,7 @@ use crate::pki::{Keyring, PkiError};
 use crate::plan::{Ca, PkiItem, Plan};
 use crate::secret::Secret;
 use crate::spec::{ClusterName, NodeName};
+use crate::store::journal::JournalError;
 use crate::store::{ClusterDir, SshKeys, StoreError, default_parent};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -148,7 +149,13 @@ impl From<StoreError> for CliError {
             _ => exit::FAILED,
         };
         let hint = error.hint();
-        CliError { code, message: error.to_string(), left: None, hint }
+        CliError { code, hint, ..CliError::because(&error) }
+    }
+}
+
+impl From<JournalError> for CliError {
+    fn from(error: JournalError) -> Self {
+        StoreError::from(error).into()
     }
 }
 
@@ -179,7 +186,7 @@ impl From<ApiError> for CliError {
 
 impl From<PkiError> for CliError {
     fn from(error: PkiError) -> Self {
-        let said = CliError::failed(&error);
+        let said = CliError::because(&error);
         match error.hint() {
             Some(hint) => said.hint(hint),
             None => said,

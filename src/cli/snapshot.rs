@@ -452,10 +452,7 @@ impl From<SnapshotError> for CliError {
             SnapshotError::Life(error) => error.into(),
             SnapshotError::Host(error) => error.into(),
             SnapshotError::Store(error) => error.into(),
-            SnapshotError::Journal(_) => {
-                let hint = error.hint();
-                CliError { hint, ..CliError::failed(error) }
-            }
+            SnapshotError::Journal(error) => error.into(),
         }
     }
 }

@@ -150,7 +150,9 @@ pub(super) async fn raise(
                 let why = why.unwrap_or_else(|| "it is gone".to_owned());
                 events.send(Event::Note { text: format!("the golden snapshot is given up, everything is made anew: {why}") });
                 if let (Some(dir), Some(lock)) = (existing, lock) {
-                    super::down::remove(dir, lock, host).await?;
+                    let name = dir.name().clone();
+                    let removed = super::down::remove(dir, lock, host, render::status).await?;
+                    super::down::said(&name, &removed);
                 }
                 stage.done(false);
                 Box::pin(raise(global, asked, parent, events)).await
@@ -258,7 +260,10 @@ pub(super) fn explain(plan: &Plan, error: ApplyError) -> CliError {
             said.hint = Some(again);
             said
         }
-        ApplyError::Journal(_) => CliError::failed(&error).hint(again),
+        ApplyError::Journal(why) => {
+            let why = why.hint().map_or_else(String::new, |hint| format!("{hint}; "));
+            CliError::because(&error).hint(format!("{why}{again}"))
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         applied: apply::Applied::default(),
     };
     if let (Some(old), Some(new)) = (dir.load_plan()?, way.last()) {
-        with_journal(&run.journal, |journal| apply::announce(journal, &run.history, &old, new)).map_err(CliError::failed)?;
+        with_journal(&run.journal, |journal| apply::announce(journal, &run.history, &old, new))?;
     }
     let mut last = None;
     for plan in way {
@@ -85,9 +85,9 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         let open = dir.history()?;
         if apply::renewing(&open) {
             super::certs::in_use(&plan, &world.keyring).await?;
-            with_journal(&run.journal, |journal| journal.done(apply::RENEW, None)).map_err(CliError::failed)?;
+            with_journal(&run.journal, |journal| journal.done(apply::RENEW, None))?;
         }
-        with_journal(&run.journal, |journal| apply::arrived(journal, &open)).map_err(CliError::failed)?;
+        with_journal(&run.journal, |journal| apply::arrived(journal, &open))?;
     }
     let Run { host, only, stop, applied, journal, .. } = run;
     let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
@@ -191,7 +191,7 @@ impl Run {
             inventory = self.look(plan, &world).await?;
         }
         let mut steps = apply::steps(plan, &inventory);
-        with_journal(&self.journal, |journal| apply::settle(journal, &self.history, &steps)).map_err(CliError::failed)?;
+        with_journal(&self.journal, |journal| apply::settle(journal, &self.history, &steps))?;
         if let Some(node) = &self.only {
             steps = apply::only(plan, &inventory, steps, node);
         }

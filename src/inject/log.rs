@@ -16,8 +16,11 @@ pub struct JournalLog {
 }
 
 impl JournalLog {
-    fn error(&self, reason: impl ToString) -> FaultLogError {
-        FaultLogError { path: self.path.display().to_string(), reason: reason.to_string() }
+    /// With its causes: that it could not be written is half of it.
+    fn error(&self, error: impl std::error::Error + 'static) -> FaultLogError {
+        let all = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let reason = all.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        FaultLogError { path: self.path.display().to_string(), reason }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Saves, restores and removals on fake machines: whole or not at all, wherever they are cut off.
 
+mod full;
+mod killed;
+
 use super::compare::compare;
 use super::*;
 use crate::event::Verdict;
@@ -13,6 +16,7 @@ use crate::verify::MemberSeen;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -20,7 +24,7 @@ struct Lab {
     host: Arc<FakeHost>,
     machines: Machines,
     dir: ClusterDir,
-    _parent: tempfile::TempDir,
+    _parent: Option<tempfile::TempDir>,
 }
 
 fn sample(workers: u64) -> Arc<Plan> {
@@ -65,14 +69,18 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 impl Lab {
     /// Two machines that run and hold 1.
     fn new() -> Lab {
-        let (plan, host) = (sample(1), Arc::new(FakeHost::new()));
         let parent = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("dir");
-        let state = parent.path().join("clusters");
-        let dir = ClusterDir::create(&state, &plan.spec, at(0)).expect("made");
-        let mark = Mark { cluster: plan.cluster.clone(), instance: Uuid::from_u128(7), state_dir: "/state/lab".into() };
-        host.ensure_pools(&plan.storage, &mark).expect("pools");
-        host.ensure_network(&plan.network, &mark).expect("network");
-        let file = std::path::Path::new("Cargo.toml");
+        let lab = Lab::made(parent.path(), FakeHost::new());
+        Lab { _parent: Some(parent), ..lab }
+    }
+
+    fn made(place: &Path, host: FakeHost) -> Lab {
+        let dir = ClusterDir::create(&place.join("clusters"), &sample(1).spec, at(0)).expect("made");
+        let lab = Lab::of(dir, host);
+        let (plan, host, mark) = (&lab.machines.plan, &lab.host, &lab.machines.mark);
+        host.ensure_pools(&plan.storage, mark).expect("pools");
+        host.ensure_network(&plan.network, mark).expect("network");
+        let file = Path::new("Cargo.toml");
         let storage = &plan.storage;
         for volume in
             [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()].into_iter().flatten()
@@ -82,15 +90,19 @@ impl Lab {
         }
         for node in &plan.nodes {
             for disk in &node.domain.disks {
-                host.ensure_content(storage, &disk.volume, b"disk", &mark).expect("disk");
+                host.ensure_content(storage, &disk.volume, b"disk", mark).expect("disk");
             }
-            host.ensure_domain(&node.domain, storage, &node.name, &mark).expect("defined");
+            host.ensure_domain(&node.domain, storage, &node.name, mark).expect("defined");
             host.set_state(&node.domain.name, DomainState::Running).expect("running");
         }
-        let machines = Machines { plan, host: host.clone(), mark };
-        let lab = Lab { host, machines, dir, _parent: parent };
         lab.write(1);
         lab
+    }
+
+    fn of(dir: ClusterDir, host: FakeHost) -> Lab {
+        let (plan, host) = (sample(1), Arc::new(host));
+        let mark = Mark { cluster: plan.cluster.clone(), instance: Uuid::from_u128(7), state_dir: "/state/lab".into() };
+        Lab { machines: Machines { plan, host: host.clone(), mark }, host, dir, _parent: None }
     }
 
     fn write(&self, content: u64) {

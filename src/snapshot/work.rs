@@ -48,6 +48,22 @@ impl Desk<'_> {
         }
     }
 
+    /// Lets go on whoever is paused, also where it cannot be written down: on a disk that is full nobody is left frozen.
+    async fn wake(&self) -> Result<Duration, SnapshotError> {
+        const STEP: &str = "snapshot wake";
+        let begun = self.journal.begin(STEP, None);
+        match wake(self.machines).await {
+            Ok(window) => {
+                begun.and_then(|_| self.journal.done(STEP, None))?;
+                Ok(window)
+            }
+            Err(error) => {
+                begun.and_then(|_| self.journal.failed(STEP, None, &error.to_string()))?;
+                Err(error.into())
+            }
+        }
+    }
+
     async fn pool_bytes(&self) -> Result<u64, SnapshotError> {
         let (host, pool) = (self.machines.host.clone(), self.machines.plan.storage.pool.clone());
         let seen = blocking(move || host.observe()).await?;
@@ -67,7 +83,7 @@ pub async fn save(desk: &Desk<'_>, record: Record) -> Result<Record, SnapshotErr
     let captured = capture(desk, &mut record).await;
     // Whatever happened: nobody is left frozen.
     (desk.told)("letting the machines go on");
-    let woken = desk.step("snapshot wake", wake(desk.machines)).await;
+    let woken = desk.wake().await;
     match captured.and(woken) {
         Ok(_) => {
             record.bytes = desk.pool_bytes().await?.saturating_sub(before);
@@ -77,9 +93,13 @@ pub async fn save(desk: &Desk<'_>, record: Record) -> Result<Record, SnapshotErr
             Ok(record)
         }
         Err(error) => {
-            desk.journal.failed(&step, None, &error.to_string())?;
-            // One that was captured whole is kept: it was the waking that failed.
-            tidy(desk).await?;
+            // What cannot be written down or cleared away now the next save finds: why this one failed is what has to be told.
+            if let Err(also) = desk.journal.failed(&step, None, &error.to_string()) {
+                (desk.told)(&also.to_string());
+            } else if let Err(also) = tidy(desk).await {
+                // One that was captured whole is kept: it was the waking that failed.
+                (desk.told)(&also.to_string());
+            }
             Err(error)
         }
     }
@@ -130,7 +150,7 @@ pub async fn restore(desk: &Desk<'_>, record: &Record) -> Result<Duration, Snaps
         let reverting = machines.each(machines.nodes(None), move |host, domain, mark| host.revert(domain, &name, mark));
         desk.step("snapshot revert", reverting).await?;
         (desk.told)("letting the machines go on");
-        let window = desk.step("snapshot wake", wake(machines)).await?;
+        let window = desk.wake().await?;
         desk.dir.set_current_snapshot(desk.lock, Some(record.name.as_str()))?;
         Ok(window)
     };

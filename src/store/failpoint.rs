@@ -1,6 +1,7 @@
 //! Places where a test may kill the program: before and after every journal record, every file and every effect of a fake.
 //! `journal`, `files` and fakes name them; crash tests choose one through the environment and look at what is left.
-//! In a release build there is nothing here: `at` is an empty function.
+//! Where something is written a test may also have the disk full (`room`).
+//! In a release build there is nothing here: `at` and `room` are empty functions.
 //!
 //! `KTCW_FAIL_AT=17` aborts at the 17th journal point, `file:17` at the 17th file point, `effect:17` at the 17th of a fake,
 //! `journal:NAME` or `file:NAME` at the first of that name. `KTCW_FAIL_COUNT=PATH` appends a line `class:name` for every point passed, so that a loop knows how many there are.
@@ -32,11 +33,41 @@ pub fn at(_: Class, _: &str) {}
 #[cfg(any(test, feature = "failpoints"))]
 pub use armed::at;
 
+/// Whether there is room for a write; always, but where a test has said otherwise.
+#[cfg(not(test))]
+pub(super) fn room() -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) fn room() -> std::io::Result<()> {
+    let (from, passed) = armed::ROOM.with(std::cell::Cell::get);
+    armed::ROOM.with(|cell| cell.set((from, passed + 1)));
+    // What the kernel says, word for word.
+    if from != 0 && passed + 1 >= from { Err(nix::errno::Errno::ENOSPC.into()) } else { Ok(()) }
+}
+
+/// In a test: the `number`th write of this thread, and all after it, find the disk full. 0 makes room again. Returns how many
+/// writes there have been since the last call.
+#[cfg(test)]
+pub(crate) fn full_from(number: u64) -> u64 {
+    armed::ROOM.with(|cell| cell.replace((number, 0)).1)
+}
+
 /// In a test: the `number`th journal point that this thread passes unwinds instead of ending the process, so that fakes in
 /// memory outlive the run that was cut off. 0 takes it back. Returns how many points the thread has passed since the last call.
 #[cfg(test)]
 pub(crate) fn unwind_at(number: u64) -> u64 {
     armed::UNWIND.with(|cell| cell.replace((number, 0)).1)
+}
+
+/// In a test: what is written by `work` is on another disk.
+#[cfg(test)]
+pub(crate) fn elsewhere<T>(work: impl FnOnce() -> T) -> T {
+    let here = armed::ROOM.with(|cell| cell.replace((0, 0)));
+    let done = work();
+    armed::ROOM.with(|cell| cell.set(here));
+    done
 }
 
 #[cfg(any(test, feature = "failpoints"))]
@@ -75,6 +106,8 @@ mod armed {
     thread_local! {
         /// Where this thread unwinds, and the journal points it has passed.
         pub(super) static UNWIND: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
+        /// From which of its writes on this thread's disk is full, and the writes it has made.
+        pub(super) static ROOM: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
     }
 
     /// Passes a point, or ends the process there.

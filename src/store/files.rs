@@ -42,6 +42,11 @@ impl FileError {
         matches!(self, FileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// There was no room for it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+
     /// The command or action that helps.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -50,9 +55,7 @@ impl FileError {
             }
             FileError::Owner { path, us, .. } => Some(format!("run as its owner, or: chown -R {us} {}", quoted(path))),
             FileError::Kind { path, .. } => Some(format!("move {} away; it was not made by this program", path.display())),
-            FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free space on that file system, then run the same command again".to_owned())
-            }
+            _ if self.is_full() => Some("free space on that file system, then run the same command again".to_owned()),
             _ => None,
         }
     }
@@ -87,7 +90,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
         .permissions(Permissions::from_mode(SECRET))
         .tempfile_in(dir)
         .map_err(io_error("create a file in", dir))?;
-    file.write_all(bytes).map_err(io_error("write", path))?;
+    failpoint::room().and_then(|()| file.write_all(bytes)).map_err(io_error("write", path))?;
     if mode != SECRET {
         file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
     }

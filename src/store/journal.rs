@@ -101,6 +101,15 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// There was no room for it.
+    pub fn is_full(&self) -> bool {
+        match self {
+            JournalError::File(error) => error.is_full(),
+            JournalError::Write { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+
     pub fn hint(&self) -> Option<String> {
         match self {
             JournalError::File(error) => error.hint(),
@@ -108,9 +117,7 @@ impl JournalError {
                 Some("`ktcw-vm down` works from what libvirt shows and keeps the damaged journal aside".to_owned())
             }
             JournalError::Newer { .. } => Some("use the newer ktcw-vm for this cluster".to_owned()),
-            JournalError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free space on that file system, then run the same command again".to_owned())
-            }
+            _ if self.is_full() => Some("free space on that file system, then run the same command again".to_owned()),
             JournalError::Write { .. } | JournalError::Closed { .. } => None,
         }
     }
@@ -347,7 +354,8 @@ impl Journal {
         let line = seal(&record).map_err(|error| JournalError::Write { path: self.path.clone(), source: error.into() })?;
         failpoint::at(Class::Journal, &format!("before {name}"));
         let inner = &mut *inner;
-        if let Err(source) = inner.file.write_all(&line).and_then(|()| inner.file.sync_data()) {
+        let written = failpoint::room().and_then(|()| inner.file.write_all(&line)).and_then(|()| inner.file.sync_data());
+        if let Err(source) = written {
             inner.closed = inner.file.set_len(inner.length).and_then(|()| inner.file.sync_all()).is_err();
             return Err(JournalError::Write { path: self.path.clone(), source });
         }

@@ -3,6 +3,7 @@
 //! The kernel releases it when the process ends, however it ends, so there is no stale lock to break.
 
 use super::StoreError;
+use super::failpoint::room;
 use super::files::FileError;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -81,8 +82,11 @@ pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, St
             _ => continue,
         }
         let command = command.chars().filter(|c| !c.is_control()).take(COMMAND_LIMIT).collect();
-        sign(&mut file, &Holder { pid: std::process::id(), command, since: now }).map_err(|error| io("write", error))?;
-        return Ok(Lock { file, dir: dir.to_owned() });
+        match sign(&mut file, &Holder { pid: std::process::id(), command, since: now }) {
+            // A full disk costs the name that others would be told, not the lock: `down` may be about to make room.
+            Err(error) if error.kind() != std::io::ErrorKind::StorageFull => return Err(io("write", error)),
+            _ => return Ok(Lock { file, dir: dir.to_owned() }),
+        }
     }
     Err(StoreError::Vanished { path: dir.to_owned() })
 }
@@ -92,6 +96,7 @@ fn sign(file: &mut File, holder: &Holder) -> std::io::Result<()> {
     let text = serde_json::to_vec(holder)?;
     file.set_len(0)?;
     file.rewind()?;
+    room()?;
     file.write_all(&text)
 }
 

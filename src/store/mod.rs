@@ -66,6 +66,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// There was no room for what should have been written.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StoreError::File(error) => error.is_full(),
+            StoreError::Journal(error) => error.is_full(),
+            _ => false,
+        }
+    }
+
     /// What to do about it, when we know.
     pub fn hint(&self) -> Option<String> {
         match self {

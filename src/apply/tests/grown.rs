@@ -2,9 +2,10 @@
 //! Then `up` ends with a whole cluster of the old size or the new one, and the same verb again with the new one; of a node
 //! that is gone nothing is left, neither machine nor disk, key or certificate.
 
-use super::killed::{Computer, each, place, planned, told};
+use super::killed::{Computer, planned};
 use crate::apply;
 use crate::spec::{ClusterSpec, NodeName, Role};
+use crate::store::crash::{each, place, told};
 use crate::store::journal::History;
 
 pub const VERBS: [&str; 5] = ["add worker", "remove worker", "add member", "remove member", "renew"];
@@ -92,7 +93,7 @@ fn a_worker_that_comes_is_there_whole_or_not_at_all_wherever_its_coming_was_cut_
         assert!(workers == 1 && traces(&cut, &NodeName::worker(1)).is_empty() || workers == 2, "{about}: {workers}");
         cut.goes_down(&before, &format!("{about}, up, down"));
     });
-    told("node add", &points);
+    println!("{}", told("node add", &points));
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn a_worker_that_goes_is_gone_whole_wherever_its_going_was_cut_off() {
         }
         cut.goes_down(&before, &format!("{about}, up, down"));
     });
-    told("node remove", &points);
+    println!("{}", told("node remove", &points));
     // One that comes after it takes its slot and is another machine.
     go(&old, "remove worker");
     go(&old, "add worker");
@@ -173,7 +174,7 @@ fn a_member_that_comes_is_a_whole_one_wherever_its_coming_was_cut_off() {
         assert!(members == 1 && traces(&cut, &newcomer).is_empty() || members == 2, "{about}: {members}");
         cut.goes_down(&before, &format!("{about}, up, down"));
     });
-    told("node add --role etcd", &points);
+    println!("{}", told("node add --role etcd", &points));
 }
 
 /// Two members become one, the one that goes being the leader.
@@ -196,7 +197,7 @@ fn a_member_that_goes_is_gone_whole_wherever_its_going_was_cut_off() {
         assert!(members == 2 || members == 1 && traces(&cut, &gone).is_empty(), "{about}: {members}");
         cut.goes_down(&before, &format!("{about}, up, down"));
     });
-    told("node remove controller-1", &points);
+    println!("{}", told("node remove controller-1", &points));
 }
 
 /// All disks of an etcd that somebody joined are gone: it is founded again, by all, and nobody waits to be let in.
@@ -232,5 +233,5 @@ fn certificates_renewed_are_in_use_everywhere_wherever_that_was_cut_off() {
         cut.comes_up(&format!("{about}, up, renew"));
         assert!(serials(&cut).iter().all(|now| !first.contains(now)), "{about}: all are new");
     });
-    told("certs renew", &points);
+    println!("{}", told("certs renew", &points));
 }

@@ -3,24 +3,29 @@
 //! and fifty of them at once on one cluster are one that works and forty-nine that say who.
 
 use super::lab::{Lab, sample};
-use crate::apply::{self, observe, remove, run, settle, steps};
+use crate::apply::{self, observe, run, settle, steps};
+use crate::cli;
 use crate::event::Events;
 use crate::guest::keys;
 use crate::host::{HostSeen, Mark};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Plan, plan};
 use crate::spec::{ClusterSpec, NodeName};
+use crate::store::crash::{self, copy, each, entries, place, told};
 use crate::store::journal::{History, Journal};
-use crate::store::{self, ClusterDir, Lock, SshKey, StoreError, crash};
+use crate::store::{self, ClusterDir, Lock, SshKey, StoreError};
 use jiff::Timestamp;
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(super) fn planned() -> Arc<Plan> {
     sample("lab", 1, 1)
 }
+
+/// Why a verb did not go through.
+pub(super) type Failed = Box<dyn std::error::Error>;
 
 /// A computer with a lab in it, as a directory: `clusters` is where the program keeps its state, `lab` is the machines.
 pub(super) struct Computer(pub(super) PathBuf);
@@ -55,16 +60,12 @@ impl Computer {
     }
 
     /// What `ktcw-vm up` does after its preflight, with the lab for libvirt, machines and API. Returns how many steps there were.
-    pub(super) fn up(&self) -> Result<usize, StoreError> {
+    pub(super) fn up(&self) -> Result<usize, Failed> {
         self.walk("up", |kept, _| kept.clone())
     }
 
     /// The same with another specification to go to; `wanted` is told the kept one and the journal.
-    pub(super) fn walk(
-        &self,
-        verb: &str,
-        wanted: impl FnOnce(&ClusterSpec, &History) -> ClusterSpec,
-    ) -> Result<usize, StoreError> {
+    pub(super) fn walk(&self, verb: &str, wanted: impl FnOnce(&ClusterSpec, &History) -> ClusterSpec) -> Result<usize, Failed> {
         let first = planned();
         let (parent, now) = (self.clusters(), Timestamp::now());
         let existing =
@@ -106,7 +107,7 @@ impl Computer {
         lock: &Lock,
         plan: &Arc<Plan>,
         (journal, history): (&Arc<Mutex<Journal>>, &History),
-    ) -> Result<usize, StoreError> {
+    ) -> Result<usize, Failed> {
         // Only who holds the lock looks at the machines: the lab has no daemon that keeps two apart.
         let (lab, now) = (self.lab(), Timestamp::now());
         let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
@@ -115,36 +116,49 @@ impl Computer {
             Ok(SshKey { private, public })
         };
         let (ssh, _) = dir.ensure_ssh(lock, &names, pair)?;
-        let keyring = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys").0;
+        let keyring = Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default())?.0;
         let findings = keyring.check(&plan.certs, now);
         assert!(findings.iter().all(|finding| finding.problem.is_warning()), "{findings:?}");
         let (world, _) = lab.world_with(None, mark(dir), keyring, ssh);
         super::block_on(async {
             let (_stop, stopped) = tokio::sync::watch::channel(false);
-            let take = |steps| run(plan.clone(), steps, world.clone(), journal.clone(), Events::nowhere(), stopped.clone());
+            let events = self.events();
+            let take = |steps| run(plan.clone(), steps, world.clone(), journal.clone(), events.clone(), stopped.clone());
             let mut seen = observe(plan, &world).await.expect("observed");
             let mut left = steps(plan, &seen);
-            settle(&journal.lock().expect("free"), history, &left).expect("written");
+            settle(&journal.lock().expect("free"), history, &left)?;
             let changes_files = plan.spec.lineage.in_motion() || apply::renewing(&dir.history()?);
             if changes_files {
                 if let Some(first) = apply::settled_first(plan, &seen, &left) {
-                    take(first).await.expect("who stays is up");
+                    take(first).await?;
                     seen = observe(plan, &world).await.expect("observed");
                 }
                 apply::observe_files(plan, &*world.guest, &world.keyring, &mut seen).await;
                 left = steps(plan, &seen);
             }
             let count = left.len();
-            take(left).await.expect("up");
+            take(left).await?;
             if changes_files {
-                take(apply::seeds(plan)).await.expect("seeds");
+                take(apply::seeds(plan)).await?;
             }
             Ok(count)
         })
     }
 
+    /// A line each in a file, where a test has made it.
+    fn events(&self) -> Events {
+        let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(self.0.join(EVENTS)) else { return Events::nowhere() };
+        let (events, mut receiver) = Events::channel();
+        tokio::spawn(async move {
+            while let Some(event) = receiver.recv().await {
+                writeln!(file, "{}\n{event:?}", serde_json::to_string(&event).expect("JSON")).expect("written");
+            }
+        });
+        events
+    }
+
     /// What `ktcw-vm down --yes` does.
-    fn down(&self) -> Result<(), StoreError> {
+    pub(super) fn down(&self) -> Result<(), Failed> {
         let (parent, name) = (self.clusters(), planned().cluster.clone());
         store::finish_removals(&parent)?;
         if !ClusterDir::exists(&parent, &name) {
@@ -152,12 +166,8 @@ impl Computer {
         }
         let dir = ClusterDir::open(&parent, &name)?;
         let lock = locked(&dir, "down")?;
-        dir.set_journal_aside(&lock)?;
-        let (journal, _) = dir.journal(&lock, store::draw_id(), "down")?;
-        journal.begin("remove", None)?;
-        super::block_on(remove(self.lab().host.clone(), &mark(&dir), |_| ())).expect("removed");
-        journal.done("remove", None)?;
-        dir.remove(lock)
+        super::block_on(cli::remove_cluster(dir, lock, self.lab().host.clone(), |_| ())).map_err(|error| error.text())?;
+        Ok(())
     }
 
     /// Runs it in a process of its own; `true`: it was killed on its way.
@@ -165,19 +175,9 @@ impl Computer {
         crash::aborts(CHILD, &[("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_AT", &at)])
     }
 
-    /// The points that it passes, as `KTCW_FAIL_AT` takes them: `journal:1`, `journal:2`, … `effect:40`.
+    /// The points that it passes.
     pub(super) fn points(&self, verb: &str) -> Vec<String> {
-        let counted = self.0.join("count");
-        let env: [(&str, &dyn AsRef<OsStr>); 3] =
-            [("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb), ("KTCW_FAIL_COUNT", &counted)];
-        assert!(!crash::aborts(CHILD, &env), "nothing kills it");
-        let text = std::fs::read_to_string(&counted).expect("counted");
-        std::fs::remove_file(&counted).expect("removed");
-        let number = |class: &'static str| {
-            let passed = text.lines().filter(|line| line.starts_with(class)).count();
-            (1..=passed).map(move |number| format!("{class}{number}"))
-        };
-        number("journal:").chain(number("file:")).chain(number("effect:")).collect()
+        crash::points(CHILD, &[("KTCW_TEST_DIR", &self.0), ("KTCW_TEST_VERB", &verb)], &self.0.join("count"))
     }
 
     /// `up` goes to its end, there is nothing to do after it, and no record is left open.
@@ -214,7 +214,7 @@ impl Computer {
     }
 
     /// `ktcw-vm certs renew`, without its look at what servers show.
-    pub(super) fn renew(&self) -> Result<usize, StoreError> {
+    pub(super) fn renew(&self) -> Result<usize, Failed> {
         let dir = self.dir();
         let plan = dir.load_plan()?.expect("a plan");
         {
@@ -245,8 +245,9 @@ impl Computer {
 }
 
 const CHILD: &str = "apply::tests::killed::child_runs";
+pub(super) const EVENTS: &str = "events";
 
-fn mark(dir: &ClusterDir) -> Mark {
+pub(super) fn mark(dir: &ClusterDir) -> Mark {
     Mark { cluster: dir.name().clone(), instance: dir.instance(), state_dir: dir.path().display().to_string() }
 }
 
@@ -266,57 +267,6 @@ fn locked(dir: &ClusterDir, command: &str) -> Result<Lock, StoreError> {
     }
 }
 
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(dir).map(|all| all.map(|entry| entry.expect("an entry").path()).collect()).unwrap_or_default()
-}
-
-/// All below it, with modes.
-fn copy(from: &Path, to: &Path) {
-    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-    let mode = std::fs::metadata(from).expect("there").mode();
-    std::fs::DirBuilder::new().mode(mode & 0o777).create(to).expect("made");
-    for path in entries(from) {
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).expect("copied");
-        }
-    }
-}
-
-/// In memory where there is such a place: every record is flushed.
-pub(super) fn place() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
-}
-
-/// Does `work` for every point, as many at a time as there are processors; a panic in one is the test's.
-pub(super) fn each(points: &[String], work: impl Fn(&str, &Path) + Sync) {
-    let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(point) = points.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let place = place();
-                    work(point, place.path());
-                }
-            });
-        }
-    });
-}
-
-pub(super) fn told(verb: &str, points: &[String]) {
-    let of = |class: &str| points.iter().filter(|point| point.starts_with(class)).count();
-    println!(
-        "{verb}: killed at {} points: {} journal, {} file, {} effect",
-        points.len(),
-        of("journal:"),
-        of("file:"),
-        of("effect:")
-    );
-}
-
 #[test]
 fn up_killed_anywhere_is_finished_by_up_and_cleaned_up_by_down() {
     let place = place();
@@ -331,7 +281,7 @@ fn up_killed_anywhere_is_finished_by_up_and_cleaned_up_by_down() {
         cut.comes_up(&format!("up killed at {point}, up"));
         cut.goes_down(&before, &format!("up killed at {point}, up, down"));
     });
-    told("up", &points);
+    println!("{}", told("up", &points));
 }
 
 #[test]
@@ -350,7 +300,7 @@ fn down_killed_anywhere_is_finished_by_down_and_turned_round_by_up() {
         cut.comes_up(&format!("down killed at {point}, up"));
         cut.goes_down(&before, &format!("down killed at {point}, up, down"));
     });
-    told("down", &points);
+    println!("{}", told("down", &points));
 }
 
 /// Fifty at once, on a cluster that is not there yet: one makes it, the others change nothing and name who does.
@@ -389,9 +339,11 @@ fn child_runs() {
             let said = match computer.up() {
                 Ok(0) => "nothing to do".to_owned(),
                 Ok(_) => "done".to_owned(),
-                Err(StoreError::Busy { holder: Some(holder), .. }) => format!("busy {holder}"),
-                Err(StoreError::Exists { .. }) => "exists".to_owned(),
-                Err(other) => format!("failed: {other}"),
+                Err(error) => match error.downcast_ref::<StoreError>() {
+                    Some(StoreError::Busy { holder: Some(holder), .. }) => format!("busy {holder}"),
+                    Some(StoreError::Exists { .. }) => "exists".to_owned(),
+                    _ => format!("failed: {error}"),
+                },
             };
             std::fs::write(outcomes.join(std::process::id().to_string()), said).expect("written");
         }

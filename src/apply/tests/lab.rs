@@ -13,7 +13,7 @@ use crate::host::{DomainState, Host, HostSeen, Mark};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Accel, CpuModel, NodePlan, Plan, Resolved, plan, samples};
 use crate::spec::{NodeName, RawSpec, validate};
-use crate::store::{Class, SshKey, SshKeys, failpoint};
+use crate::store::{Class, SshKey, SshKeys, crash, failpoint};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use jiff::Timestamp;
@@ -137,7 +137,8 @@ const HOST: &str = "host.json";
 const INSIDE: &str = "inside.json";
 
 fn write(path: &Path, text: &str) {
-    crate::store::files::write_atomic(path, text.as_bytes(), 0o600).expect("written");
+    // The machines' disk is not the program's.
+    crate::store::failpoint::elsewhere(|| crate::store::files::write_atomic(path, text.as_bytes(), 0o600)).expect("written");
 }
 
 impl Lab {
@@ -149,18 +150,9 @@ impl Lab {
     /// One that lives in a directory, as machines do that outlive the program: every change is on the disk when it is over,
     /// and before and after it is a place to be killed at.
     pub fn kept(plan: &Arc<Plan>, dir: &Path) -> Arc<Lab> {
-        let (dir_of_host, turn) = (dir.to_owned(), Mutex::new(()));
-        let witness = move |call: &str, over: bool, host: &FakeHost| {
-            if over {
-                // An older state must not be written over a newer one.
-                let _turn = turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                write(&dir_of_host.join(HOST), &host.saved());
-            }
-            failpoint(Class::Effect, &format!("{} {call}", if over { "after" } else { "before" }));
-        };
-        let saved = std::fs::read_to_string(dir.join(HOST)).ok();
-        let host = FakeHost::restored(saved.as_deref(), Box::new(witness)).expect("as it was saved");
-        if saved.is_none() {
+        let file = dir.join(HOST);
+        let (saved, host) = (file.exists(), crash::kept_host(&file));
+        if !saved {
             return Lab::on(plan, host, Some(dir.to_owned()));
         }
         let inside = std::fs::read_to_string(dir.join(INSIDE)).expect("saved beside it");

@@ -149,7 +149,7 @@ async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(
     dir.save_labs(&opened.lock, book)?;
     let journal = &bench.log.journal;
     let step = format!("lab {}", lab.name);
-    journal.begin_with(&step, None, json!({ "hit": hit })).map_err(CliError::failed)?;
+    journal.begin_with(&step, None, json!({ "hit": hit }))?;
     let stage = Stage {
         scene: Scene { plan: &opened.session.plan, hit: &hit },
         guest,
@@ -160,11 +160,11 @@ async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(
         render::status(&format!("  · setting up, {} of {}", i + 1, lab.faults.len()));
         let failed = |why: String| CliError::failed(format!("lab {}: fault {} ({}): {why}", lab.name, i + 1, fault.does));
         if let Err(why) = make(&bench, &stage, fault, &view).await {
-            journal.failed(&step, None, &why).map_err(CliError::failed)?;
+            journal.failed(&step, None, &why)?;
             return Err(failed(why));
         }
     }
-    journal.done(&step, None).map_err(CliError::failed)?;
+    journal.done(&step, None)?;
     if let Some(open) = &mut book.open {
         open.phase = Phase::Open;
     }
