@@ -173,7 +173,7 @@ impl Book {
 impl Open {
     /// Counts a look.
     pub fn looked(&mut self, score: &Score, now: Timestamp) {
-        self.looks += 1;
+        self.looks = self.looks.saturating_add(1);
         self.best = self.best.max(score.got);
         if score.done {
             self.solved = self.solved.or(Some(now));

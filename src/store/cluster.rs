@@ -46,6 +46,34 @@ struct About {
     libvirt: Option<String>,
 }
 
+impl About {
+    /// It is of this cluster, and asks for what could be asked for: nothing behind this door checks a specification again.
+    fn check(&self, file: &Path, name: &ClusterName) -> Result<(), StoreError> {
+        let damaged = |what: String| StoreError::Damaged { path: file.to_owned(), what };
+        if self.name != *name || self.spec.name != *name {
+            return Err(damaged(format!("it describes cluster {}", self.name)));
+        }
+        validate_kept(&RawSpec::from(&self.spec), Some(&self.spec)).map(drop).map_err(|problems| {
+            let problems: Vec<String> =
+                problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
+            damaged(format!("spec: {}", problems.join("; ")))
+        })
+    }
+}
+
+/// The specification in a `cluster.json`, from its text.
+pub fn parse_spec(text: &str, name: &ClusterName) -> Result<ClusterSpec, StoreError> {
+    let file = Path::new(ABOUT);
+    let about = parse_json::<About>(file, text)?;
+    about.check(file, name)?;
+    Ok(about.spec)
+}
+
+/// The plan in a `plan.json`, from its text.
+pub fn parse_plan(text: &str) -> Result<Plan, StoreError> {
+    Ok(parse_json::<PlanFile<Plan>>(Path::new(PLAN), text)?.plan)
+}
+
 #[derive(Serialize, Deserialize)]
 struct PlanFile<P> {
     format: u32,
@@ -153,15 +181,7 @@ impl ClusterDir {
         let Some(about) = read_json::<About>(&file)? else {
             return Err(StoreError::NotOurs { path, why: format!("it has no {ABOUT}") });
         };
-        if about.name != *name || about.spec.name != *name {
-            return Err(StoreError::Damaged { path: file, what: format!("it describes cluster {}", about.name) });
-        }
-        // Nothing behind this door checks a specification again.
-        if let Err(problems) = validate_kept(&RawSpec::from(&about.spec), Some(&about.spec)) {
-            let problems: Vec<String> =
-                problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
-            return Err(StoreError::Damaged { path: file, what: format!("spec: {}", problems.join("; ")) });
-        }
+        about.check(&file, name)?;
         Ok(ClusterDir { path, about })
     }
 
@@ -501,23 +521,26 @@ fn sum(body: &str) -> String {
     Sha256::digest(body).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Looks at the format first, so that a newer file is called newer and not damaged.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    if_there(files::read_secret(path))?.map(|text| parse_json(path, text.expose())).transpose()
+}
+
+/// Looks at the format first, so that a newer file is called newer and not damaged. The path is for the message.
+pub(super) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, StoreError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let Some(text) = if_there(files::read_secret(path))? else { return Ok(None) };
     let damaged = |error: serde_json::Error| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
-    if !unbroken(text.expose()) {
+    if !unbroken(text) {
         let what = "its content is not that of its sum (if you changed it by hand, take out the line \"sum\")".to_owned();
         return Err(StoreError::Damaged { path: path.to_owned(), what });
     }
-    let Format { format } = serde_json::from_str(text.expose()).map_err(damaged)?;
+    let Format { format } = serde_json::from_str(text).map_err(damaged)?;
     if format > FORMAT {
         return Err(StoreError::Newer { path: path.to_owned(), found: format, known: FORMAT });
     }
-    serde_json::from_str(text.expose()).map(Some).map_err(damaged)
+    serde_json::from_str(text).map_err(damaged)
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 //! `cli lab` and `cli tour` keep their records through these methods of `ClusterDir`; what is in a record is its own.
 //! It knows nothing of phases or steps.
 
-use super::cluster::{ClusterDir, read_json, write_json};
+use super::cluster::{ClusterDir, parse_json, read_json, write_json};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Format of the files here that this program writes and the newest it reads.
 const FORMAT: u32 = 1;
@@ -14,6 +15,11 @@ const FORMAT: u32 = 1;
 struct KeptFile<T> {
     format: u32,
     kept: T,
+}
+
+/// What is kept in `labs.json` or `tour.json`, from its text.
+pub fn parse_kept<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    Ok(parse_json::<KeptFile<T>>(Path::new("labs.json"), text)?.kept)
 }
 
 impl ClusterDir {

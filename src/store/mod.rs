@@ -16,9 +16,11 @@ pub mod shared;
 mod snapshots;
 mod ssh;
 
-pub use cluster::{ClusterDir, Listed, default_parent, finish_removals, list};
+pub use cluster::{ClusterDir, Listed, default_parent, finish_removals, list, parse_plan, parse_spec};
 pub use failpoint::{Class, at as failpoint};
+pub use labs::parse_kept;
 pub use lock::{Holder, Lock};
+pub use snapshots::parse_snapshot;
 pub use ssh::{SshKey, SshKeys};
 
 use files::FileError;

@@ -2,7 +2,7 @@
 //! `snapshot` keeps its records through these methods of `ClusterDir`; what is in a record is its own.
 //! It knows nothing of machines: a record is as whole as its content says.
 
-use super::cluster::{ClusterDir, read_json, write_json};
+use super::cluster::{ClusterDir, parse_json, read_json, write_json};
 use super::files::{self, FileError, if_there};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
@@ -25,6 +25,11 @@ struct RecordFile<T> {
 struct CurrentFile {
     format: u32,
     current: Option<String>,
+}
+
+/// The record in a snapshot's file, from its text.
+pub fn parse_snapshot<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    Ok(parse_json::<RecordFile<T>>(Path::new("snapshot"), text)?.snapshot)
 }
 
 /// A record by its file's name, or why it cannot be read.

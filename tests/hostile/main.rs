@@ -101,6 +101,40 @@ fn the_corpus_and_the_fuzz_targets_are_those_of_the_parsers() {
     assert_eq!(manifest.matches("[[bin]]").count(), named.len());
 }
 
+/// What a cluster's directory keeps as JSON, without the sums: behind those nothing broken would be read.
+fn put_state(put: &dyn Fn(&str, &str, &[u8]), spec: &ktcw_vm::spec::ClusterSpec, plan: &ktcw_vm::plan::Plan) {
+    use ktcw_vm::host::{Host, fake::FakeHost};
+    use ktcw_vm::lab::{Book, Open, Phase, catalogue};
+    use ktcw_vm::snapshot::{Fits, Name, Record};
+    use ktcw_vm::spec::NodeName;
+    use ktcw_vm::verify::MemberSeen;
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let place = tempfile::tempdir().expect("a directory");
+    let dir = ktcw_vm::store::ClusterDir::create(&place.path().join("clusters"), spec, now).expect("made");
+    let lock = dir.lock("corpus").expect("free");
+    dir.save_plan(&lock, plan).expect("saved");
+    let member = MemberSeen { id: "a1".into(), leader: "a1".into(), term: 3, revision: 50, hashed: 50, hash: 7, compacted: 10 };
+    let fits = Fits::of(plan, &FakeHost::new().facts().expect("facts"));
+    let members = BTreeMap::from([(NodeName::controller(0), member)]);
+    let begun = Record::begun(Name::parse("one").expect("a name"), fits, members, now);
+    let record = Record { parent: Some(Name::parse("root").expect("a name")), note: Some("before".into()), ..begun };
+    dir.save_snapshot(&lock, "one", &record).expect("saved");
+    let lab = catalogue::labs(None).expect("built in").into_iter().next().expect("one");
+    let hit = vec![NodeName::controller(0)];
+    let open = Open { lab, phase: Phase::Open, seed: 7, hit, begun: now, hints: 1, looks: 2, best: 3, solved: None };
+    dir.save_labs(&lock, &Book { open: Some(open), done: BTreeMap::new() }).expect("saved");
+    for (target, name, file) in [
+        ("spec", "small", "cluster.json"),
+        ("plan", "small", "plan.json"),
+        ("snapshot", "one", "snapshots/one.json"),
+        ("book", "open", "labs.json"),
+    ] {
+        let text = std::fs::read_to_string(dir.path().join(file)).expect(file);
+        let (body, _) = text.split_once(",\n  \"sum\": \"").expect("sealed");
+        put(target, name, format!("{body}\n}}\n").as_bytes());
+    }
+}
+
 fn write_corpus() {
     use ktcw_vm::pki::{Keyring, Lifetimes};
     use ktcw_vm::plan::{Accel, Resolved, plan};
@@ -132,6 +166,7 @@ fn write_corpus() {
     for name in ["nospace", "wrong-peer-url"] {
         put("lab", name, &read(&format!("labs/{name}.toml")));
     }
+    put_state(&put, &spec, &plan);
     put("report", "empty", br#"{"form":"x","judgement":{},"record":{}}"#);
     let certs = Keyring::ensure(
         &dir.path().join("pki"),

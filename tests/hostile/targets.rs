@@ -26,6 +26,10 @@ pub const ALL: &[(&str, Parser)] = &[
     ("journal", journal),
     ("drill", drill),
     ("lab", lab),
+    ("spec", spec),
+    ("plan", kept_plan),
+    ("snapshot", snapshot),
+    ("book", book),
     ("report", report),
     ("libvirt_xml", libvirt_xml),
     ("kubeconfig", kubeconfig),
@@ -89,6 +93,63 @@ fn journal(bytes: &[u8]) {
         assert!(damage.iter().all(|one| one.line >= 1 && one.line <= lines));
         let _ = (history.pending(), history.failed(), history.undos());
     }
+}
+
+/// `cluster.json`: an error names the file, and what passes is a specification of that cluster that could have been asked for.
+fn spec(bytes: &[u8]) {
+    let name = ClusterName::parse("ktcw").expect("a name");
+    match ktcw_vm::store::parse_spec(&String::from_utf8_lossy(bytes), &name) {
+        Err(error) => assert!(error.to_string().starts_with("cluster.json "), "{error}"),
+        Ok(spec) => {
+            assert_eq!(spec.name, name);
+            // Big ones take long and go the same way.
+            if spec.etcd <= 1 && spec.workers <= 1 {
+                plan(&spec, &resolved());
+            }
+        }
+    }
+}
+
+/// `plan.json`: whatever it says goes into XML and YAML unharmed, or is refused with a reason.
+fn kept_plan(bytes: &[u8]) {
+    let kept = match ktcw_vm::store::parse_plan(&String::from_utf8_lossy(bytes)) {
+        Err(error) => return assert!(error.to_string().starts_with("plan.json "), "{error}"),
+        Ok(kept) => kept,
+    };
+    let mark = Mark { cluster: kept.cluster.clone(), instance: uuid::Uuid::nil(), state_dir: "/state".into() };
+    let layout = xml::Layout { pool_dir: "/pool".into(), image_dir: "/images".into(), direct_io: true, firmware: None };
+    for node in &kept.nodes {
+        if let Ok(text) = xml::domain_xml(&node.domain, &kept.storage, &layout, &node.name, &mark)
+            && let Ok(back) = xml::domain(&text)
+        {
+            assert_eq!((&back.name, back.uuid), (&node.domain.name, node.domain.uuid), "{text}");
+        }
+        let _ = user_data::preview(node, &kept.network, &kept.pod_routes());
+    }
+}
+
+/// A snapshot's record: its name is one that a file may have.
+fn snapshot(bytes: &[u8]) {
+    use ktcw_vm::snapshot::{Name, Record};
+    match ktcw_vm::store::parse_snapshot::<Record>(&String::from_utf8_lossy(bytes)) {
+        Err(error) => assert!(!error.to_string().is_empty()),
+        Ok(record) => {
+            assert_eq!(Name::parse(record.name.as_str()).as_ref(), Ok(&record.name));
+            let all = [record.clone(), record];
+            assert_eq!(ktcw_vm::snapshot::tree(&all).len(), 2, "each is shown once");
+        }
+    }
+}
+
+/// `labs.json`: whatever is open can be asked about, hinted at and closed.
+fn book(bytes: &[u8]) {
+    let Ok(mut book) = ktcw_vm::store::parse_kept::<ktcw_vm::lab::Book>(&String::from_utf8_lossy(bytes)) else { return };
+    let _ = (book.may_start("nospace"), book.may_reset(true, false), book.may_reset(false, true));
+    if let Ok(open) = book.running_mut() {
+        let _ = open.next_hint();
+    }
+    book.close(jiff::Timestamp::UNIX_EPOCH);
+    assert!(book.open.is_none());
 }
 
 fn drill(bytes: &[u8]) {
