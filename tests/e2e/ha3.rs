@@ -1,5 +1,6 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
+use crate::refused;
 use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, virsh};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
@@ -30,11 +31,13 @@ fn three_controllers_and_two_workers() {
     a_console_is_a_way_in(&rig);
     the_readme_tells_the_truth(&rig);
     secrets_are_where_they_belong(&rig);
+    refused::whoever_has_no_certificate(&rig);
     a_stopped_unit_is_named(&rig);
     a_wrong_host_key_is_named(&rig);
     a_dead_apiserver_gives_the_address_away(&rig, patience);
     any_controller_may_lose_power(&rig, patience);
     a_removed_member_is_named(&rig);
+    nothing_that_was_written_tells_a_secret(&rig);
 
     step("down leaves nothing");
     rig.run(&["down", "--yes"]).exits(0);
@@ -260,6 +263,60 @@ fn secrets_are_where_they_belong(rig: &Rig) {
         let text = std::fs::read_to_string(rig.dir().join(name)).expect(name);
         assert!(!text.contains("PRIVATE KEY"), "{name}");
         assert!(!authorities.iter().chain(&keys).any(|key| text.contains(key)), "{name} holds a key");
+    }
+}
+
+/// After all that was done to the cluster: what was written of it here and on its nodes, by us, libvirt, QEMU and the guests.
+fn nothing_that_was_written_tells_a_secret(rig: &Rig) {
+    step("no key in journal, reports, consoles, definitions and logs, here or on a node; every file here is the owner's alone");
+    let (authorities, others) = key_material(rig);
+    let keys: Vec<&String> = authorities.iter().chain(&others).collect();
+    assert!(keys.len() > 23, "{}", keys.len());
+    let (mut todo, mut read) = (vec![rig.dir()], 0);
+    while let Some(dir) = todo.pop() {
+        assert_eq!(std::fs::metadata(&dir).expect("there").permissions().mode() & 0o777, 0o700, "{}", dir.display());
+        for path in std::fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+            if path.is_dir() {
+                todo.push(path);
+                continue;
+            }
+            let text = String::from_utf8_lossy(&std::fs::read(&path).expect("read")).into_owned();
+            let secret =
+                text.contains("PRIVATE KEY") || text.contains("client-key-data") || keys.iter().any(|key| text.contains(*key));
+            let mode = std::fs::metadata(&path).expect("there").permissions().mode() & 0o777;
+            assert!(mode == 0o600 || (mode == 0o644 && !secret), "{}: mode {mode:o}", path.display());
+            let place = path.strip_prefix(rig.dir()).expect("inside");
+            assert!(!secret || place.starts_with("pki") || place.starts_with("ssh"), "{}: holds a key", path.display());
+            read += 1;
+        }
+    }
+    assert!(read > 60, "{read} files");
+
+    let wanted = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(wanted.path(), keys.iter().map(|key| format!("{key}\n")).collect::<String>()).expect("written");
+    // Logs of libvirt and QEMU, consoles, definitions, what systemd and this suite have kept; no disks: keys are on those.
+    let places = format!(
+        "/var/log/libvirt /etc/libvirt /run/libvirt /var/lib/libvirt/qemu /var/lib/libvirt/images {}",
+        artefacts().display()
+    );
+    let looked = format!(
+        "find {places} -type f \\( -size -64M -name '*.log' -o -name '*.xml' -o -name '*.status' -o -name '*.txt' -o -name '*.json' \\) 2>/dev/null"
+    );
+    let files = command("bash", &["-c", &looked]).out;
+    assert!(
+        files.lines().filter(|file| file.contains("ha3-controller-0")).count() >= 2,
+        "console and definition are among\n{files}"
+    );
+    let found = command("bash", &["-c", &format!("{looked} | xargs -r grep -lF -f {}", wanted.path().display())]).out;
+    assert_eq!(found, "", "a key is in");
+
+    // A word of each is enough to know it again, and short enough for a command line that is not kept.
+    let pattern = quote(&keys.iter().map(|key| &key[8..40]).collect::<Vec<_>>().join("\n"));
+    for node in NODES {
+        let logs = "{ journalctl -b -o cat; cat /var/log/*.log /run/cloud-init/*.log; } 2>/dev/null";
+        let told = rig.on(node, &format!("echo $({logs} | wc -l) $({logs} | grep -cF -e {pattern})"));
+        let numbers: Vec<u64> = told.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+        assert!(numbers.len() == 2 && numbers[0] > 300 && numbers[1] == 0, "{node}: {told}: lines, lines with a key");
     }
 }
 

@@ -24,6 +24,7 @@ mod ha3;
 mod lab;
 mod labs;
 mod labs_full;
+mod refused;
 mod rig;
 mod sizes;
 mod smoke;
