@@ -4,18 +4,18 @@
 
 #![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
 
-use ktcw_vm::guest::keys;
 use ktcw_vm::image::{FileRecord, Image, Inputs, Suite, Versions};
 use ktcw_vm::lab::{Book, Open, Phase};
-use ktcw_vm::pki::{Keyring, Lifetimes};
-use ktcw_vm::plan::{Accel, ImageRef, Resolved, plan};
 use ktcw_vm::snapshot::{Fits, Name, Record, State};
-use ktcw_vm::spec::{RawSpec, validate};
-use ktcw_vm::store::{ClusterDir, SshKey};
+use ktcw_vm::store::ClusterDir;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use trycmd::TestCases;
+
+#[path = "fixtures/kept_cluster.rs"]
+mod kept;
+use kept::kept_cluster;
 
 /// Transcripts that see nothing of this machine: neither its tools nor its images, clusters and libvirt.
 fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
@@ -104,41 +104,23 @@ fn with_a_broken_image() {
     cases("tests/cli/broken-image/*.trycmd", "test:///default", cache.path()).run();
 }
 
+/// What is in an image is told as its build wrote it down.
+#[test]
+fn with_a_whole_image() {
+    let cache = cache_with_image("base.qcow2");
+    let images = cache.path().join("images").read_dir().expect("a directory");
+    let image = images.map(|entry| entry.expect("an entry").path()).next().expect("an image");
+    let bill = r#"{"guest":{"libc6":"2.41-12"},"modules":{"etcd":{"go.etcd.io/bbolt":"v1.4.0"}}}"#;
+    std::fs::write(image.join("sbom.json"), bill).expect("written");
+    cases("tests/cli/whole-image/*.trycmd", "test:///default", cache.path()).run();
+}
+
 /// A libvirt where a stranger has a machine of our name, another state directory the network, and a range is taken.
 #[test]
 fn on_a_host_that_is_taken() {
     let cache = cache_with_image("base.qcow2");
     let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/taken-host/host.xml");
     cases("tests/cli/taken-host/*.trycmd", &format!("test://{}", host.display()), cache.path()).run();
-}
-
-/// A cluster's directory as `up` leaves it before it makes a machine.
-fn kept_cluster(parent: &Path) -> ClusterDir {
-    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
-    let digest = || "0".repeat(64);
-    let (text, now) = (|| "v1".to_owned(), jiff::Timestamp::now());
-    let versions = ktcw_vm::plan::Versions {
-        kubernetes: text(),
-        etcd: text(),
-        containerd: text(),
-        coredns: text(),
-        pause: text(),
-        debian: text(),
-    };
-    let image = ImageRef { key: digest(), disk_sha256: digest(), kernel_sha256: digest(), initrd_sha256: digest(), versions };
-    let subnet = "192.168.237.0/24".parse().expect("net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
-    let dir = ClusterDir::create(parent, &spec, now).expect("made");
-    let lock = dir.lock("up").expect("free");
-    dir.save_plan(&lock, &plan).expect("saved");
-    Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys");
-    let names: Vec<_> = plan.nodes.iter().map(|node| node.name.clone()).collect();
-    let pair = |comment: &str| {
-        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
-        Ok(SshKey { private, public })
-    };
-    dir.ensure_ssh(&lock, &names, pair).expect("keys");
-    dir
 }
 
 fn cases_with_cluster(glob: &str, parent: &Path) -> TestCases {

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "fixtures/kept_cluster.rs"]
+mod kept;
+
 const BUSY: i32 = 75;
 const HOST: i32 = 69;
 
@@ -37,10 +40,22 @@ impl Computer {
         self.dir.path().join("clusters")
     }
 
+    /// One with all that is written down of it.
+    fn with_a_planned_cluster() -> Computer {
+        let computer = Computer::with(&[]);
+        kept::kept_cluster(&computer.state());
+        computer
+    }
+
     fn down(&self, cluster: &str) -> Child {
+        self.start(&["down"], cluster)
+    }
+
+    fn start(&self, verb: &[&str], cluster: &str) -> Child {
         let connect = format!("qemu+unix:///system?socket={}", self.dir.path().join("sock").display());
         Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
-            .args(["down", "--yes", "-c", cluster, "--connect", &connect])
+            .args(verb)
+            .args(["--yes", "-c", cluster, "--connect", &connect])
             .env("KTCW_STATE_DIR", self.state())
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -93,11 +108,39 @@ fn told_of(text: &str) -> Option<u32> {
 #[test]
 fn of_fifty_at_once_one_works_and_the_others_name_it() {
     let computer = Computer::with(&["lab"]);
-    let before = files(&computer.state().join("lab"));
+    race(&computer, "lab", |_| &["down"]);
+}
+
+/// Whatever changes a cluster, against everything else that does: drills against removals, removals against snapshots.
+const VERBS: [&[&str]; 10] = [
+    &["down"],
+    &["drill", "run", "leader-kill"],
+    &["drill", "heal"],
+    &["snapshot", "save", "one"],
+    &["stop"],
+    &["start"],
+    &["pause"],
+    &["resume"],
+    &["node", "remove", "worker-0"],
+    &["lab", "start", "nospace"],
+];
+
+#[test]
+fn of_fifty_of_all_kinds_at_once_one_works_and_the_others_name_it() {
+    let computer = Computer::with_a_planned_cluster();
+    race(&computer, "ktcw", |i| VERBS[i % VERBS.len()]);
+}
+
+fn race(computer: &Computer, cluster: &str, verb: impl Fn(usize) -> &'static [&'static str]) {
+    // All but the file of the lock.
+    let kept = || -> Vec<PathBuf> {
+        files(&computer.state().join(cluster)).into_iter().filter(|path| !path.ends_with("lock")).collect()
+    };
+    let before = kept();
     let begin = Instant::now();
-    let children: Vec<Child> = (0..50).map(|_| computer.down("lab")).collect();
+    let children: Vec<Child> = (0..50).map(|i| computer.start(verb(i), cluster)).collect();
     let (mut worked, mut told) = (Vec::new(), Vec::new());
-    for child in children {
+    for (i, child) in children.into_iter().enumerate() {
         let pid = child.id();
         let Output { status, stderr, .. } = child.wait_with_output().expect("ended");
         let text = String::from_utf8_lossy(&stderr).into_owned();
@@ -107,15 +150,13 @@ fn of_fifty_at_once_one_works_and_the_others_name_it() {
                 assert!(text.contains("kill -INT "), "{text}");
                 told.push(told_of(&text).unwrap_or_else(|| panic!("it names nobody: {text}")));
             }
-            other => panic!("{other:?}: {text}"),
+            other => panic!("{:?}: {other:?}: {text}", verb(i)),
         }
     }
     println!("50 processes: {} worked, {} exit {BUSY} and name it, {} ms", worked.len(), told.len(), begin.elapsed().as_millis());
     assert!(told.iter().all(|pid| worked.contains(pid)), "{told:?} of {worked:?}");
     assert!(!worked.is_empty() && worked.len() as u64 <= 1 + begin.elapsed().as_secs() / 20, "never two at a time: {worked:?}");
-    // Nothing was changed by all these but the file of the lock.
-    let after: Vec<PathBuf> = files(&computer.state().join("lab")).into_iter().filter(|path| !path.ends_with("lock")).collect();
-    assert_eq!(after, before);
+    assert_eq!(kept(), before, "nothing was changed by all these");
 }
 
 #[test]

@@ -394,8 +394,20 @@ impl Run<'_> {
             for target in &module.targets {
                 let path = stages.modules[module.name].join(target.binary);
                 // What the linker recorded, not what go.mod allows.
-                let said = Tool::new("go").args(["version", "-m"]).arg(&path).answer().unwrap_or_default();
-                modules.insert(target.binary, linked_modules(&said));
+                let said = Tool::new("go").args(["version", "-m"]).arg(&path).answer();
+                let linked = said.map(|said| linked_modules(&said)).and_then(|linked| match linked.is_empty() {
+                    true => Err("it names no module".to_owned()),
+                    false => Ok(linked),
+                });
+                // A bill without its lines would pass for one of a program that is made of nothing.
+                let linked = linked.map_err(|how| ImageError::Tool {
+                    step: "bill of materials".to_owned(),
+                    command: format!("go version -m {}", path.display()),
+                    how,
+                    log: self.cache.log(module.name),
+                    last: vec![],
+                })?;
+                modules.insert(target.binary, linked);
             }
         }
         let bill = json!({

@@ -233,6 +233,11 @@ impl ImageError {
             Self::NoRoom { .. } => Some("free some, `ktcw-vm image prune`, or set KTCW_CACHE_DIR to a larger disk".to_owned()),
             Self::Damaged { .. } => Some("build it again: ktcw-vm image build --force".to_owned()),
             Self::Busy { .. } => Some("wait for it to end, or see which process holds the file `lock` in there".to_owned()),
+            Self::Tool { last, .. } if last.iter().any(|line| unreachable(line)) => Some(
+                "what is fetched cannot be reached: go asks `go env GOPROXY`, Debian's packages come from --mirror; what was \
+                 finished is kept, and `ktcw-vm image build` goes on from there"
+                    .to_owned(),
+            ),
             Self::Tool { .. } | Self::Io { .. } => None,
         }
     }
@@ -241,6 +246,22 @@ impl ImageError {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
     }
+}
+
+/// Whether a tool says in this line that it got no answer: Go's words, then apt's.
+fn unreachable(line: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "dial tcp",
+        "no such host",
+        "TLS handshake timeout",
+        "i/o timeout",
+        "Could not connect to",
+        "Could not resolve",
+        "Unable to connect to",
+        "Connection failed",
+        "Temporary failure resolving",
+    ];
+    WORDS.iter().any(|word| line.contains(word))
 }
 
 /// The first twelve digits of a key: enough to tell images apart by eye.
