@@ -1,5 +1,7 @@
 //! `Machines` over a fake host and fake guests: what is found is undone, in an order that works, and nothing is left.
 
+mod killed;
+
 use super::Machines;
 use crate::drill::act::Act;
 use crate::drill::act::Claim;
