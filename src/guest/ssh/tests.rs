@@ -1,5 +1,7 @@
 //! Our client against a server on loopback that misbehaves on request: the command line says how.
 
+mod many;
+
 use super::*;
 use crate::guest::{Exit, run_ok};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
