@@ -2,6 +2,9 @@
 //! `pki` makes it, `store` writes it 0600, `apply` hands it to user-data; all others pass it on unopened.
 //! It deliberately has no `Display` of its content, no `Serialize` and no comparison but with itself.
 
+#[cfg(test)]
+pub(crate) mod shapes;
+
 use std::fmt;
 
 /// A secret text. `Debug` and `Display` print `<redacted>`; the content is overwritten when it is dropped.

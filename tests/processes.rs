@@ -2,7 +2,12 @@
 //! what a killed holder leaves. A socket that takes connections and never greets stands for the libvirt, so that whoever holds a
 //! cluster's lock holds it until the test lets go; no machine is needed.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test fails where it finds a fault")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails where it finds a fault, and says its figures"
+)]
 #![expect(clippy::disallowed_methods, reason = "it starts processes and waits in its own thread")]
 
 use ktcw_vm::spec::{ClusterName, RawSpec, validate};

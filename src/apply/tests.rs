@@ -6,6 +6,7 @@ mod full;
 mod grown;
 mod killed;
 mod lab;
+mod secrets;
 mod strangers;
 
 use super::{Applied, ApplyError, observe, remove, run, settle, steps};

@@ -32,8 +32,11 @@ pub(crate) fn aborts(test: &str, env: &[(&str, &dyn AsRef<OsStr>)]) -> bool {
 }
 
 /// Runs it to its end, which must be a good one; returns the lines that it printed, without the harness's own.
-pub(crate) fn passes(test: &str) -> String {
+pub(crate) fn passes(test: &str, env: &[(&str, &dyn AsRef<OsStr>)]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this test binary"));
+    for (name, value) in env {
+        command.env(name, value);
+    }
     let ran = command.args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"]).output().expect("a second copy");
     let (out, error) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success() && out.contains("1 passed"), "the child's test failed:\n{out}\n{error}");
