@@ -137,8 +137,9 @@ fn names(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>) -> Vec<Refusal> {
                     theirs.cluster, theirs.state_dir
                 ),
                 format!(
-                    "use that one (--state-dir), or another name: -c {0}-2; if that directory is gone: ktcw-vm down -c {0}",
-                    plan.cluster
+                    "use that one (--state-dir {1}), or another name: -c {0}-2; if that directory is gone: ktcw-vm down -c {0} --state-dir {1}",
+                    plan.cluster,
+                    std::path::Path::new(&theirs.state_dir).parent().unwrap_or(std::path::Path::new("/")).display()
                 ),
             ),
             None => (

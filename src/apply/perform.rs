@@ -19,7 +19,7 @@ use crate::wait::{Seen, TimedOut, until};
 use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The edges a run works with.
@@ -171,14 +171,16 @@ async fn on_node(
         }
         Action::AwaitSsh => {
             let deadline = seconds(timers.boot_deadline_s);
-            wait(step, events, format!("{} answering SSH", node.name), deadline, || async {
+            let stranger = Stranger::default();
+            let answered = wait(step, events, format!("{} answering SSH", node.name), deadline, || async {
                 match world.guest.run(&node.name, Cmd::new("true", seconds(timers.probe_deadline_s))).await {
                     Ok(output) if output.ok() => Seen::Ready(()),
                     Ok(output) => Seen::NotYet(output.stderr_text()),
-                    Err(error) => Seen::NotYet(short(&error)),
+                    Err(error) => stranger.meets(error),
                 }
             })
-            .await
+            .await?;
+            stranger.nobody().map(|()| answered)
         }
         Action::SetClock => set_clock(plan, node, world).await,
         Action::AwaitBoot => boot(plan, node, step, world, events).await,
@@ -284,7 +286,10 @@ async fn disks(plan: &Arc<Plan>, node: &NodePlan, world: &Arc<World>) -> Result<
     let node = node.clone();
     on_host(world, plan, move |world, plan| {
         let mut done = Done::Unchanged;
-        for disk in &node.domain.disks {
+        // Whether the step is done is told by names, and of all disks the seed alone has content that a crash can cut short: it is
+        // the first, so that where all are there it is whole.
+        let (seeds, others): (Vec<_>, Vec<_>) = node.domain.disks.iter().partition(|disk| disk.kind == DiskKind::Seed);
+        for disk in seeds.into_iter().chain(others) {
             let (storage, volume) = (&plan.storage, &disk.volume);
             let one = match &disk.kind {
                 DiskKind::Root { size_gib } => {
@@ -302,6 +307,35 @@ async fn disks(plan: &Arc<Plan>, node: &NodePlan, world: &Arc<World>) -> Result<
         Ok(done)
     })
     .await
+}
+
+/// Whoever answers at a machine's address with another key than ours. A machine that is still being told its keys may do so for a
+/// moment; one that goes on is another machine, and no waiting helps.
+#[derive(Default)]
+struct Stranger(Mutex<Option<(tokio::time::Instant, Option<GuestError>)>>);
+
+/// A machine's first keys last no longer.
+const STRANGE: Duration = Duration::from_secs(30);
+
+impl Stranger {
+    fn meets(&self, error: GuestError) -> Seen<()> {
+        let mut since = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !matches!(error, GuestError::HostKey { .. }) {
+            *since = None;
+            return Seen::NotYet(short(&error));
+        }
+        let begun = since.get_or_insert_with(|| (tokio::time::Instant::now(), None));
+        if begun.0.elapsed() < STRANGE {
+            return Seen::NotYet(short(&error));
+        }
+        begun.1 = Some(error);
+        Seen::Ready(())
+    }
+
+    fn nobody(self) -> Result<(), StepError> {
+        let met = self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        met.and_then(|(_, error)| error).map_or(Ok(()), |error| Err(error.into()))
+    }
 }
 
 /// Moved only when it is off by more than can be told from the length of the way.

@@ -102,7 +102,12 @@ pub async fn run(
             }
         };
         let Some(ended) = ended else { break };
-        let Ok((step, took, result)) = ended else { continue };
+        let (step, took, result) = match ended {
+            Ok(ended) => ended,
+            // A step that panics is a mistake of this program, not one that can be passed over.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => continue,
+        };
         match result {
             Ok(changed) => {
                 note_done(&journal, &step)?;

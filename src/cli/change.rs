@@ -6,6 +6,8 @@ use super::error::CliError;
 use crate::plan::Plan;
 use crate::spec::{ClusterSpec, KernelSpec, NodeName};
 
+const FILES: &str = "its files would change";
+
 /// Accepts a new plan for an existing cluster, or says what cannot change in place.
 ///
 /// `kept` is the specification as last written down: whom it does not count any more is on the way out already.
@@ -26,7 +28,7 @@ pub fn allowed(old: &Plan, kept: &ClusterSpec, new: &Plan) -> Result<(), CliErro
                 problems.push(format!("{}: what it runs would change", node.name));
             }
             Some(_) if moved => {}
-            Some(_) => problems.push(format!("{}: its files would change", node.name)),
+            Some(_) => problems.push(format!("{}: {FILES}", node.name)),
         }
     }
     problems.extend(removed.iter().map(|node| format!("{node} would be removed")));
@@ -36,6 +38,11 @@ pub fn allowed(old: &Plan, kept: &ClusterSpec, new: &Plan) -> Result<(), CliErro
     let name = &old.cluster;
     let text = format!("cluster {name} exists and cannot be changed in place:\n  {}", problems.join("\n  "));
     let hint = match removed.as_slice() {
+        [] if problems.iter().all(|problem| problem.ends_with(FILES)) => {
+            format!(
+                "they are those of another ktcw-vm than the one that made it: ktcw-vm start -c {name} keeps it as it was made"
+            )
+        }
         [] => "the same flags as before keep it".to_owned(),
         gone => {
             let each: Vec<String> = gone.iter().rev().map(|node| format!("ktcw-vm node remove {node} -c {name}")).collect();

@@ -5,13 +5,15 @@
 use super::args::{Down, Global};
 use super::error::CliError;
 use super::opened::Opened;
-use super::{exit, fork, golden, render, session};
+use super::{exit, fork, golden, render, session, tools};
 use crate::apply;
 use crate::host::{Host, Mark, blocking};
+use crate::pki::{Keyring, kubeconfig};
+use crate::plan::Ca;
 use crate::snapshot;
 use crate::spec::ClusterName;
 use crate::store::journal::Journal;
-use crate::store::{ClusterDir, Lock, StoreError};
+use crate::store::{ClusterDir, Lock, StoreError, shared};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,9 +34,23 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
     let host = session::connect_to(global, &dir)?;
+    let ca = std::fs::read_to_string(Keyring::ca_cert(&dir.pki(), Ca::Kubernetes)).ok();
     let removed = remove(dir, lock, host, render::status).await?;
     said(&name, &removed);
+    if let (Some(ca), Ok(path)) = (ca, tools::users_kubeconfig()) {
+        match forgotten_by_kubectl(&path, &name, &ca) {
+            Ok(true) => render::print_line(&format!("context ktcw-{name} taken out of {}", path.display())),
+            Err(error) => render::status(&format!("context ktcw-{name} may still be in {}: {error}", path.display())),
+            Ok(false) => {}
+        }
+    }
     Ok(exit::OK)
+}
+
+/// What `kubeconfig --merge` put into the user's own file leads nowhere now. Returns whether it was in there.
+fn forgotten_by_kubectl(path: &Path, name: &ClusterName, ca: &str) -> Result<bool, StoreError> {
+    let without = |there: &str| kubeconfig::remove(there, name, ca).map_err(|error| error.to_string());
+    if path.exists() { shared::edit(path, without) } else { Ok(false) }
 }
 
 /// All of a cluster, under its lock.
@@ -150,4 +166,32 @@ async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u
         said(name, &removed);
     }
     Ok(exit::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Accel, Resolved, plan};
+    use crate::secret::Secret;
+
+    #[test]
+    fn the_users_kubeconfig_loses_what_was_merged_into_it_and_nothing_of_a_namesake() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("config");
+        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let image = crate::plan::samples::image();
+        let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
+        let admin = plan.kubeconfigs.iter().find(|one| one.id == "admin").expect("planned");
+        let (name, key) = (&plan.cluster, Secret::new("KEY"));
+        assert!(!forgotten_by_kubectl(&path, name, "CA").expect("nothing there") && !path.exists());
+        let credentials = kubeconfig::Credentials { ca: "CA", cert: "CERT", key: &key };
+        let merged = kubeconfig::merge("", admin, credentials, true).expect("merged");
+        std::fs::write(&path, merged.expose()).expect("written");
+        assert!(!forgotten_by_kubectl(&path, name, "another CA").expect("read"), "a namesake's");
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), merged.expose());
+        assert!(forgotten_by_kubectl(&path, name, "CA").expect("written"));
+        let left = std::fs::read_to_string(&path).expect("there");
+        assert!(!left.contains(&format!("ktcw-{name}")), "{left}");
+    }
 }

@@ -70,7 +70,7 @@ pub enum Keeping {
     /// All machines stood still for it, and run again.
     Stood {
         /// `None`: it was not finished, which was said; nothing is left of it.
-        kept: Option<Record>,
+        kept: Option<Box<Record>>,
         /// Clocks are set and members are as they were.
         well: bool,
     },
@@ -107,7 +107,7 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
     let begun = Record::begun(name, fits, then.clone(), Timestamp::now());
     let record = Record { note: Some("as up left it".to_owned()), ..begun };
     let kept = match snapshot::save(desk, record).await {
-        Ok(record) => Some(record),
+        Ok(record) => Some(Box::new(record)),
         Err(error) if desk.machines.power().await?.whole() == Whole::Running => {
             note(format!("no golden snapshot is kept: {error}"));
             None

@@ -153,28 +153,29 @@ async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str) -> Resu
     let mut stop = signals::interrupted();
     let mut held: Vec<Line> = Vec::new();
     let mut turn = tokio::time::interval(WINDOW);
-    loop {
+    let mut read = true;
+    while read {
         tokio::select! {
             line = receiver.recv() => match line {
                 Some(line) => held.push(line),
                 None => break,
             },
-            _ = turn.tick(), if !held.is_empty() => flush(&mut held),
+            _ = turn.tick(), if !held.is_empty() => read = flush(&mut held),
             _ = stop.changed() => return Ok(exit::INTERRUPTED),
         }
         if held.len() >= 2000 {
-            flush(&mut held);
+            read = flush(&mut held);
         }
     }
-    flush(&mut held);
+    // Whoever has seen enough, as `grep -m1` has, closes the pipe: nothing went wrong.
+    let _ = flush(&mut held);
     Ok(exit::OK)
 }
 
-fn flush(held: &mut Vec<Line>) {
+/// Whether anybody still reads them.
+fn flush(held: &mut Vec<Line>) -> bool {
     held.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
-    for line in held.drain(..) {
-        render::print_line(&show(&line));
-    }
+    held.drain(..).all(|line| render::printed(&format!("{}\n", show(&line))))
 }
 
 fn parse(node: &NodeName, text: &str) -> Option<Line> {

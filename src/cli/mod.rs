@@ -126,7 +126,9 @@ async fn dispatch(cli: &Cli) -> Result<u8, CliError> {
         Verb::Lab(args) => lab::run(global, args).await,
         Verb::Image(args) => image::run(global, &args.what),
         Verb::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "ktcw-vm", &mut script);
+            render::print(&String::from_utf8_lossy(&script));
             Ok(exit::OK)
         }
         Verb::Status(output) => status::status(global, output).await,

@@ -6,9 +6,13 @@ use super::error::CliError;
 use std::io::{IsTerminal, Write};
 
 pub fn print(text: &str) {
+    let _ = printed(text);
+}
+
+/// For what goes on for ever: whether anybody still reads it.
+pub fn printed(text: &str) -> bool {
     let mut out = anstream::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 pub fn print_line(text: &str) {

@@ -39,7 +39,8 @@ pub fn ensure_image(events: &Events) -> Result<Image, CliError> {
 /// The image that an existing cluster was made with. `None`: it is not on this computer, and libvirt has all of it that is needed.
 pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option<Image>, CliError> {
     let (cache, key) = (image::cache_dir(), &old.resolved.image.key);
-    if let Some(image) = image::find_key(&cache, key)? {
+    let kept = image::find_key(&cache, key);
+    if let Ok(Some(image)) = kept {
         return Ok(Some(image));
     }
     let storage = &old.storage;
@@ -51,6 +52,8 @@ pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option
     if needed.into_iter().flatten().all(|volume| there(volume)) {
         return Ok(None);
     }
+    // One that is broken matters only where it is needed.
+    kept?;
     let image = ensure_image(events)?;
     if image.key == *key {
         return Ok(Some(image));

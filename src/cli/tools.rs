@@ -111,7 +111,7 @@ fn kept(session: &Session, item: &PkiItem) -> Result<PathBuf, CliError> {
 }
 
 /// The first file of $KUBECONFIG, as kubectl writes, else ~/.kube/config.
-fn users_kubeconfig() -> Result<PathBuf, CliError> {
+pub(super) fn users_kubeconfig() -> Result<PathBuf, CliError> {
     if let Some(list) = std::env::var_os("KUBECONFIG").filter(|list| !list.is_empty())
         && let Some(first) = std::env::split_paths(&list).next()
     {
@@ -124,10 +124,11 @@ fn users_kubeconfig() -> Result<PathBuf, CliError> {
 /// A program of the cluster's own image, runnable here; one of this program's image where that is gone.
 fn program(session: &Session, name: &str) -> Result<PathBuf, CliError> {
     let cache = image::cache_dir();
-    let own = image::find_key(&cache, &session.plan.resolved.image.key)?;
-    let found = match own {
-        Some(image) => Some(image),
-        None => image::find(&cache)?,
+    // Its own is the best; where that is gone or broken, this program's speaks to the same API.
+    let found = match image::find_key(&cache, &session.plan.resolved.image.key) {
+        Ok(Some(image)) => Some(image),
+        Ok(None) => image::find(&cache)?,
+        Err(broken) => Some(image::find(&cache).ok().flatten().ok_or(broken)?),
     };
     found.map(|image| image.bin.join(name)).filter(|path| path.exists()).ok_or_else(|| {
         CliError::failed(format!("{name} is not there: the guest image has not been built here")).hint("ktcw-vm image build")

@@ -34,11 +34,16 @@ pub struct LibvirtHost {
     pool_root: Option<PathBuf>,
 }
 
+/// The libvirt of the whole computer.
+const SYSTEM: &str = "qemu:///system";
+
 impl LibvirtHost {
-    /// Connects, with libvirt's own rules for the URI when none is given (`LIBVIRT_DEFAULT_URI`, then the local system's
-    /// or the user's session). `Unreachable` says why not, its hint what to do.
+    /// Connects to `uri`, else to `LIBVIRT_DEFAULT_URI`, else to the local system's: libvirt itself would take an ordinary user's
+    /// session, where there are no networks. `Unreachable` says why not, its hint what to do.
     pub fn connect(uri: Option<&str>) -> Result<LibvirtHost, HostError> {
         let pool_root = std::env::var_os("KTCW_POOL_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let named = std::env::var_os("LIBVIRT_DEFAULT_URI").is_some_and(|uri| !uri.is_empty());
+        let uri = uri.or((!named).then_some(SYSTEM));
         Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root })
     }
 

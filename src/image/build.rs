@@ -35,6 +35,8 @@ const APPLETS: [&str; 16] = [
 /// Before anything is made: what is missing on this machine, all of it. Later: the
 /// step that failed, with its log and last lines. What was finished stays in the cache.
 pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Image, ImageError> {
+    // What is wrong in the question is said also when there is nothing to do.
+    opts.mirror.as_deref().map_or(Ok(()), mirror::check)?;
     if !opts.force
         && let Some(image) = present(opts)?
     {

@@ -60,6 +60,11 @@ impl Paths<'_> {
 }
 
 impl Keyring {
+    /// Where an authority's certificate is kept below `dir`, whether or not the rest of the keys can be read.
+    pub fn ca_cert(dir: &Path, ca: Ca) -> PathBuf {
+        Paths(dir).ca_cert(ca)
+    }
+
     /// Makes what is missing of the plan in `dir` and loads the rest. What is there is judged first: when anything does not
     /// match its plan nothing is made or changed, and all that is wrong is in the error.
     /// Of every pair the key is written before the certificate, so a cut-off run is completed by the next.

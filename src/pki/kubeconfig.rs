@@ -62,10 +62,14 @@ pub fn merge(
     put(existing, &Names::merged(&plan.cluster), &plan.server, credentials, make_current)
 }
 
-/// Takes `ktcw-<cluster>` out. `None`: there is nothing of ours in it, so it need not be written.
-pub fn remove(existing: &str, cluster: &ClusterName) -> Result<Option<Secret>, KubeconfigError> {
+/// Takes `ktcw-<cluster>` out, where it is the one whose authority has this certificate: another directory may have a cluster of the
+/// same name. `None`: there is nothing of ours in it, so it need not be written.
+pub fn remove(existing: &str, cluster: &ClusterName, ca: &str) -> Result<Option<Secret>, KubeconfigError> {
     let names = Names::merged(cluster.as_str());
     let mut config = Config::read(existing)?;
+    if !existing.contains(&STANDARD.encode(ca)) {
+        return Ok(None);
+    }
     let mut found = config.take("clusters", &names.cluster)?;
     found |= config.take("users", &names.user)?;
     found |= config.take("contexts", &names.context)?;
@@ -204,7 +208,7 @@ mod tests {
         }
     }
     fn with<T>(cert: &str, then: impl FnOnce(Credentials<'_>) -> T) -> T {
-        then(Credentials { ca: "CA\n", cert, key: &Secret::new("KEY\n") })
+        then(Credentials { ca: CA, cert, key: &Secret::new("KEY\n") })
     }
     fn merged(existing: &str, cert: &str, make_current: bool) -> Result<String, KubeconfigError> {
         with(cert, |credentials| merge(existing, &plan(), credentials, make_current)).map(|secret| secret.expose().to_owned())
@@ -213,6 +217,7 @@ mod tests {
         ClusterName::parse("lab").expect("valid")
     }
 
+    const CA: &str = "CA\n";
     const OTHERS: &str = "\
 # mine
 apiVersion: v1
@@ -285,15 +290,15 @@ current-context: lab
             text.contains("namespace: \"on\"") || text.contains("namespace: 'on'"),
             "a YAML 1.1 reader must not see true: {text}"
         );
-        let removed = remove(&text, &lab()).expect("removed").expect("it was there");
+        let removed = remove(&text, &lab(), CA).expect("removed").expect("it was there");
         let mut expected = before.clone();
         if let Tree::Map(entries) = &mut expected {
             entries.iter_mut().filter(|(key, _)| key == "current-context").for_each(|(_, value)| *value = Tree::text(""));
         }
         assert_eq!(tree::read(removed.expose()).expect("YAML"), expected);
-        assert_eq!(remove(removed.expose(), &lab()).expect("fine"), None, "nothing of ours any more");
-        assert_eq!(remove(OTHERS, &lab()).expect("fine"), None);
-        assert_eq!(remove("", &lab()).expect("fine"), None);
+        assert_eq!(remove(removed.expose(), &lab(), CA).expect("fine"), None, "nothing of ours any more");
+        assert_eq!(remove(OTHERS, &lab(), CA).expect("fine"), None);
+        assert_eq!(remove("", &lab(), CA).expect("fine"), None);
     }
 
     #[test]
@@ -327,7 +332,7 @@ current-context: lab
         ] {
             let error = merged(text, "CERT", true).expect_err(text);
             assert!(error.to_string().contains(says), "{text:?}: {error}");
-            assert!(remove(text, &lab()).is_err());
+            assert!(remove(text, &lab(), CA).is_err());
             assert!(!error.to_string().contains("hunter2"));
         }
         for empty in ["", "\n\n", "apiVersion: v1\nkind: Config\nclusters: null\n"] {

@@ -97,8 +97,9 @@ impl StoreError {
             StoreError::Newer { .. } => Some("use the newer ktcw-vm for this cluster".to_owned()),
             // Who the cluster is stands there alone: `down` cannot say any more what carries its mark.
             StoreError::Damaged { path, .. } if path.ends_with(cluster::ABOUT) => Some(format!(
-                "restore {} from a backup; without one remove its machines, network and pool in libvirt, then that directory",
-                path.display()
+                "restore {} from a backup; without one move {} away: ktcw-vm down then finds what is in libvirt by its mark",
+                path.display(),
+                path.parent().unwrap_or(path).display()
             )),
             StoreError::Damaged { path, .. } => {
                 Some(format!("restore {} from a backup, or take the cluster down", path.display()))

@@ -193,8 +193,8 @@ fn kubeconfig(bytes: &[u8]) {
     let credentials = kubeconfig::Credentials { ca: "CA", cert: "CERT", key: &key };
     let name = ClusterName::parse(&plan.cluster).expect("a name");
     if let Ok(merged) = kubeconfig::merge(&text, plan, credentials, true) {
-        let without = kubeconfig::remove(merged.expose(), &name).expect("reads its own").expect("ours is in it");
-        assert_eq!(kubeconfig::remove(without.expose(), &name), Ok(None), "once is enough");
+        let without = kubeconfig::remove(merged.expose(), &name, "CA").expect("reads its own").expect("ours is in it");
+        assert_eq!(kubeconfig::remove(without.expose(), &name, "CA"), Ok(None), "once is enough");
     }
 }
 
