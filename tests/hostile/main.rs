@@ -101,6 +101,35 @@ fn the_corpus_and_the_fuzz_targets_are_those_of_the_parsers() {
     assert_eq!(manifest.matches("[[bin]]").count(), named.len());
 }
 
+/// `make fuzz` builds with --locked: what the program depends on is in the targets' lock file too, in the same versions.
+#[test]
+fn the_lock_file_of_the_fuzz_targets_is_that_of_the_program() {
+    let packages = |path: &str| -> BTreeMap<String, Vec<(String, toml::Value)>> {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("read");
+        let lock: toml::Table = toml::from_str(&text).expect("TOML");
+        let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for package in lock["package"].as_array().expect("packages") {
+            let word = |key: &str| package[key].as_str().expect("text").to_owned();
+            all.entry(word("name")).or_default().push((word("version"), package.clone()));
+        }
+        all
+    };
+    let (program, fuzz) = (packages("Cargo.lock"), packages("fuzz/Cargo.lock"));
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).expect("read");
+    let manifest: toml::Table = toml::from_str(&manifest).expect("TOML");
+    let (_, own) = &fuzz["ktcw-vm"][0];
+    let locked = own["dependencies"].as_array().expect("dependencies");
+    for name in manifest["dependencies"].as_table().expect("dependencies").keys() {
+        let known = locked.iter().filter_map(|entry| entry.as_str()).any(|entry| entry.split(' ').next() == Some(name));
+        assert!(known, "{name} is not in fuzz/Cargo.lock: (cp Cargo.lock fuzz/ && cd fuzz && cargo metadata >/dev/null)");
+        let versions = |of: &BTreeMap<String, Vec<(String, toml::Value)>>| -> Vec<String> {
+            of[name].iter().map(|(version, _)| version.clone()).collect()
+        };
+        // Versions that only the program's tests want are in its own lock file alone.
+        assert!(versions(&fuzz).iter().all(|version| versions(&program).contains(version)), "{name}: another version is fuzzed");
+    }
+}
+
 /// What a cluster's directory keeps as JSON, without the sums: behind those nothing broken would be read.
 fn put_state(put: &dyn Fn(&str, &str, &[u8]), spec: &ktcw_vm::spec::ClusterSpec, plan: &ktcw_vm::plan::Plan) {
     use ktcw_vm::host::{Host, fake::FakeHost};
