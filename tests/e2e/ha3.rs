@@ -31,13 +31,19 @@ fn three_controllers_and_two_workers() {
     a_console_is_a_way_in(&rig);
     the_readme_tells_the_truth(&rig);
     secrets_are_where_they_belong(&rig);
-    refused::whoever_has_no_certificate(&rig);
+    // Both are of `make e2e-full`.
+    let complete = std::env::var("KTCW_E2E").is_ok_and(|suite| suite == "full");
+    if complete {
+        refused::whoever_has_no_certificate(&rig);
+    }
     a_stopped_unit_is_named(&rig);
     a_wrong_host_key_is_named(&rig);
     a_dead_apiserver_gives_the_address_away(&rig, patience);
     any_controller_may_lose_power(&rig, patience);
     a_removed_member_is_named(&rig);
-    nothing_that_was_written_tells_a_secret(&rig);
+    if complete {
+        nothing_that_was_written_tells_a_secret(&rig);
+    }
 
     step("down leaves nothing");
     rig.run(&["down", "--yes"]).exits(0);
