@@ -151,8 +151,6 @@ fn race(computer: &Computer, cluster: &str, verb: impl Fn(usize) -> &'static [&'
         let text = String::from_utf8_lossy(&stderr).into_owned();
         match status.code() {
             Some(HOST) => worked.push(pid),
-            // In the moment between taking the lock and writing down who did, nobody can be named.
-            Some(BUSY) if text.contains("in use by another process") => {}
             Some(BUSY) => {
                 assert!(text.contains("kill -INT "), "{text}");
                 told.push(told_of(&text).unwrap_or_else(|| panic!("it names nobody: {text}")));

@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const NAME: &str = "lock";
 /// Most characters of a command kept for the message.
@@ -73,7 +74,7 @@ pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, St
             })?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { dir: dir.to_owned(), holder: holder(&mut file) }),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { dir: dir.to_owned(), holder: named(&mut file) }),
             Err(TryLockError::Error(error)) => return Err(io("lock", error)),
         }
         let locked = file.metadata().map_err(|error| io("look at", error))?;
@@ -98,6 +99,21 @@ fn sign(file: &mut File, holder: &Holder) -> std::io::Result<()> {
     file.rewind()?;
     room()?;
     file.write_all(&text)
+}
+
+/// How long, and how often, a holder is waited for who has the lock and has not written who it is.
+const UNNAMED: (u32, Duration) = (50, Duration::from_millis(20));
+
+/// Who holds it; `None`: it did not say so in a second, as on a full disk.
+#[expect(clippy::disallowed_methods, reason = "a moment between two writes of another process; there may be no runtime here")]
+fn named(file: &mut File) -> Option<Holder> {
+    let (times, pause) = UNNAMED;
+    holder(file).or_else(|| {
+        (0..times).find_map(|_| {
+            std::thread::sleep(pause);
+            holder(file)
+        })
+    })
 }
 
 fn holder(file: &mut File) -> Option<Holder> {
