@@ -1,7 +1,7 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
 use crate::refused;
-use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, virsh};
+use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, suite_is, virsh};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ fn three_controllers_and_two_workers() {
     the_readme_tells_the_truth(&rig);
     secrets_are_where_they_belong(&rig);
     // Both are of `make e2e-full`.
-    let complete = std::env::var("KTCW_E2E").is_ok_and(|suite| suite == "full");
+    let complete = suite_is("full");
     if complete {
         refused::whoever_has_no_certificate(&rig);
     }

@@ -43,6 +43,11 @@ pub fn mode() -> String {
     std::env::var("KTCW_E2E_MODE").expect("started by setup/e2e.sh")
 }
 
+/// Whether it runs this suite: `e2e`, `full`, `bench` …
+pub fn suite_is(name: &str) -> bool {
+    std::env::var("KTCW_E2E").is_ok_and(|suite| suite == name)
+}
+
 /// Where reports of a run go that are worth keeping.
 pub fn artefacts() -> PathBuf {
     PathBuf::from(std::env::var_os("KTCW_E2E_ARTEFACTS").expect("started by setup/e2e.sh"))
@@ -59,8 +64,7 @@ pub fn keep(name: &str, text: &str) {
 /// virtual machine itself. Told by what `up` took against what it takes where they run natively. Then `make e2e` leaves to
 /// `make e2e-full` what would not end in time, and says so; `make e2e-full` leaves nothing out.
 pub fn slow(up: &Ran, natively: Duration) -> bool {
-    let complete = std::env::var("KTCW_E2E").is_ok_and(|suite| suite == "full");
-    let slow = mode() == "tcg" || (!complete && up.took > natively * 2);
+    let slow = mode() == "tcg" || (!suite_is("full") && up.took > natively * 2);
     if slow {
         step(&format!("machines are slow here: up took {:.0} s, natively about {}", up.took.as_secs_f64(), natively.as_secs()));
     }
