@@ -15,6 +15,10 @@
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start processes, sleep and read the clock"))]
 
+// Fixtures that the tests of the program share with unit tests name the library from outside.
+#[cfg(test)]
+extern crate self as ktcw_vm;
+
 pub mod spec;
 
 pub mod plan;

@@ -40,6 +40,9 @@ mod way;
 mod words;
 
 #[cfg(test)]
+#[path = "../../tests/fixtures/kept.rs"]
+mod kept;
+#[cfg(test)]
 pub(crate) use down::remove as remove_cluster;
 
 use crate::spec::{ClusterName, ClusterSpec, RawSpec};

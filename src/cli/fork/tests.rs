@@ -1,12 +1,9 @@
 //! Forks: what differs from the first cluster and what does not, and the making of one killed at any place.
 
 use super::*;
-use crate::guest::keys;
-use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Accel, samples};
 use crate::snapshot::Name;
-use crate::spec::{NodeName, RawSpec, validate};
-use crate::store::SshKey;
+use crate::spec::{RawSpec, validate};
 use crate::store::crash::{self, copy, each, place, told};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -77,17 +74,8 @@ impl Computer {
     fn new(at: &Path) -> Computer {
         std::fs::create_dir_all(at).expect("a directory");
         let computer = Computer(at.to_owned());
-        let (plan, host, now) = (lab(), computer.host(), Timestamp::now());
-        let dir = ClusterDir::create(&computer.clusters(), &plan.spec, now).expect("made");
-        let lock = dir.lock("up").expect("free");
-        dir.save_plan(&lock, &plan).expect("saved");
-        Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys");
-        let names: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
-        let pair = |comment: &str| {
-            let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
-            Ok(SshKey { private, public })
-        };
-        dir.ensure_ssh(&lock, &names, pair).expect("keys");
+        let (plan, host) = (lab(), computer.host());
+        let dir = crate::cli::kept::kept(&computer.clusters(), &plan);
         let (mark, storage) = (session::mark(&dir), &plan.storage);
         host.ensure_network(&plan.network, &mark).expect("made");
         host.ensure_pools(storage, &mark).expect("made");

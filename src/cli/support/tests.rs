@@ -3,14 +3,11 @@
 
 use super::*;
 use crate::guest::fake::FakeGuests;
-use crate::guest::keys;
 use crate::host::fake::FakeHost;
-use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Accel, Resolved, plan, samples};
 use crate::secret::Secret;
 use crate::secret::shapes::{cores, shapes};
 use crate::spec::{RawSpec, validate};
-use crate::store::SshKey;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use std::io::Read as _;
@@ -19,17 +16,8 @@ fn kept(parent: &Path) -> (ClusterDir, Plan) {
     let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
     let subnet = "192.168.77.0/24".parse().expect("a net");
     let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
-    let now = jiff::Timestamp::now();
-    let dir = ClusterDir::create(parent, &spec, now).expect("made");
+    let dir = crate::cli::kept::kept(parent, &plan);
     let lock = dir.lock("up").expect("free");
-    dir.save_plan(&lock, &plan).expect("saved");
-    Keyring::ensure(&dir.pki(), &plan.certs, &plan.kubeconfigs, now, Lifetimes::default()).expect("keys");
-    let names: Vec<_> = plan.nodes.iter().map(|node| node.name.clone()).collect();
-    let pair = |comment: &str| {
-        let (private, public) = keys::generate(comment).map_err(|error| error.to_string())?;
-        Ok(SshKey { private, public })
-    };
-    dir.ensure_ssh(&lock, &names, pair).expect("keys");
     let (journal, _) = dir.journal(&lock, uuid::Uuid::nil(), "up").expect("opened");
     journal.begin("define controller-0", None).expect("written");
     (dir, plan)
