@@ -347,9 +347,26 @@ impl<'a> Phases<'a> {
         (0..self.site.members.len()).find(|member| !hit.contains(member)).unwrap_or(0)
     }
 
+    /// The cluster under load before the fault, at a pace that it bears.
     async fn baseline(&mut self) -> Result<(), String> {
-        // The first moments pay for connections.
-        pass(self.record.baseline.interval * 4).await;
+        let election = self.site.environment.timing.election();
+        loop {
+            // The first moments pay for connections, or for what the pace before has left in queues.
+            pass((self.record.baseline.interval * 4).max(self.record.baseline.p99 * 2)).await;
+            self.take_baseline().await?;
+            let baseline = self.record.baseline;
+            let Some(slower) = load::eased(baseline.interval, baseline.p99, election) else { return Ok(()) };
+            self.say(&format!(
+                "the load is more than it bears: a write every {} instead of {}",
+                human(slower),
+                human(baseline.interval)
+            ));
+            self.running.as_ref().ok_or("there is no load")?.load.ease(slower);
+            self.record.baseline.interval = slower;
+        }
+    }
+
+    async fn take_baseline(&mut self) -> Result<(), String> {
         self.record.marks.baseline = self.clock.now();
         let wished = self.record.drill.load.baseline.of(&self.site.environment.timing);
         pass(wished.max(self.record.baseline.interval * 20)).await;

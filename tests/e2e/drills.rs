@@ -76,8 +76,8 @@ fn a_small_round(rig: &Rig) {
     step("three controllers and two drills; the others are left to make e2e-full");
     // What is lost or wrong is judged all the same; bounds of time hold on hosts that start a process in less than seconds.
     let rows = [
-        drilled(rig, "leader-kill", &["full_membership=90 s", "write_gap=20 s", "new_leader=20 s"]),
-        drilled(rig, "quorum-loss", &["full_membership=90 s", "first_write=60 s"]),
+        tried(rig, "leader-kill", &["full_membership=90 s", "write_gap=20 s", "new_leader=20 s"]),
+        tried(rig, "quorum-loss", &["full_membership=90 s", "first_write=60 s"]),
     ];
     rows.iter().for_each(|row| step(row));
     keep("drills.txt", &rows.join("\n"));
@@ -90,6 +90,33 @@ const BUSY: usize = 2;
 
 /// One drill that must pass; its line in the table.
 pub fn drilled(rig: &Rig, name: &str, gates: &[&str]) -> String {
+    let report = repeated(rig, name, gates).exits(0).json();
+    row_of(rig, name, &report)
+}
+
+/// One drill on a host that may be too slow to prove anything: then the run says so itself, and has kept every promise.
+fn tried(rig: &Rig, name: &str, gates: &[&str]) -> String {
+    let ran = repeated(rig, name, gates);
+    if ran.code == 0 {
+        return row_of(rig, name, &ran.json());
+    }
+    let report = ran.exits(4).json();
+    let judgement = &report["judgement"];
+    let reasons: Vec<&str> = judgement["reasons"].as_array().expect("reasons").iter().filter_map(Value::as_str).collect();
+    assert!(of_the_host(&reasons), "{reasons:?}");
+    assert_eq!(judgement["figures"]["checker"], "pass", "{judgement}");
+    format!("{} (proves nothing on this host: {})", row_of(rig, name, &report), reasons.join("; "))
+}
+
+fn row_of(rig: &Rig, name: &str, report: &Value) -> String {
+    let figures = &report["judgement"]["figures"];
+    assert_eq!(figures["lost_acknowledged_writes"], 0, "{name}");
+    assert_eq!(report["record"]["environment"]["cluster"], rig.cluster);
+    in_figures(name, figures)
+}
+
+/// One drill, and again where its run proved nothing by the host's fault.
+fn repeated(rig: &Rig, name: &str, gates: &[&str]) -> Ran {
     let consoles = Consoles::of(rig);
     let mut crashes = consoles.crashes();
     let mut ran = drill(rig, name, gates);
@@ -105,11 +132,7 @@ pub fn drilled(rig: &Rig, name: &str, gates: &[&str]) -> String {
         crashes = now;
         ran = drill(rig, name, gates);
     }
-    let report = ran.exits(0).json();
-    let figures = &report["judgement"]["figures"];
-    assert_eq!(figures["lost_acknowledged_writes"], 0, "{name}");
-    assert_eq!(report["record"]["environment"]["cluster"], rig.cluster);
-    in_figures(name, figures)
+    ran
 }
 
 /// A run's line in a table.
