@@ -339,6 +339,12 @@ pub enum Claim {
         #[schemars(with = "String")]
         node: NodeName,
     },
+    /// The process is up: what is seen of the fault is not that it ended.
+    Running {
+        #[schemars(with = "String")]
+        node: NodeName,
+        process: Process,
+    },
     Wiped {
         #[schemars(with = "String")]
         node: NodeName,
@@ -399,6 +405,7 @@ impl fmt::Display for Claim {
             Claim::PoweredOff { node } => write!(f, "{node} is off"),
             Claim::ClockOff { node, seconds } => write!(f, "the clock of {node} is {seconds:+} s off"),
             Claim::CertExpired { node } => write!(f, "the etcd certificate of {node} has run out"),
+            Claim::Running { node, process } => write!(f, "{process} on {node} runs"),
             Claim::Wiped { node } => write!(f, "{node} has no etcd data"),
             Claim::Silent { node } => write!(f, "{node} answers nothing"),
             Claim::LeaderMoved { from } => write!(f, "{from} is no longer the leader"),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 /// Prefix of the keys that fill the store.
-const FILL: &str = "/ktcw/fill/";
+pub const FILL: &str = "/ktcw/fill/";
 /// Bytes of one filling value; etcd refuses requests above 1.5 MiB.
 const FILL_BYTES: usize = 1 << 20;
 /// No quota in use is larger than this many fills (8 GiB).

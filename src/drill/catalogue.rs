@@ -32,6 +32,9 @@ pub struct Drill {
     /// Fewest etcd members with which it makes sense.
     #[serde(default = "one")]
     pub min_members: u8,
+    /// Fewest controllers with an API server: with one alone nobody takes over.
+    #[serde(default)]
+    pub min_control_planes: u8,
     #[serde(default)]
     pub min_workers: u8,
 }
@@ -100,6 +103,14 @@ impl Fault {
         }
     }
 
+    /// The process that is hit, where a single one is.
+    pub fn process(&self) -> Option<Process> {
+        match self {
+            Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => Some(*process),
+            _ => None,
+        }
+    }
+
     /// Fewest etcd members among which it can happen, whatever the drill says.
     pub fn min_members(&self) -> u8 {
         match self {
@@ -122,6 +133,11 @@ pub enum Process {
 }
 
 impl Process {
+    /// Whether it runs on control planes, which not every etcd member has to be.
+    pub fn of_control_plane(self) -> bool {
+        matches!(self, Process::KubeApiserver | Process::KubeControllerManager | Process::KubeScheduler)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Process::Etcd => "etcd",
@@ -410,6 +426,23 @@ mod tests {
         for name in promised.split_whitespace() {
             assert!(names.contains(name), "{name} is missing");
         }
+    }
+
+    /// A gap that ends when the fault is taken away is as long as the fault was, and would pass whatever the cluster does.
+    #[test]
+    fn who_takes_the_api_away_keeps_it_away_for_longer_than_it_may_be_missing() {
+        use super::super::bound::Timing;
+        let emulated = Timing { vip_ms: 5000, election_ms: 5000, latency_ms: 500, ..Timing::native() };
+        let mut seen = 0;
+        for drill in built_in().expect("parses") {
+            // Where every machine is off the API comes back with the heal alone, and is measured from there on.
+            let Some(gap) = drill.expect.api_gap.as_ref().filter(|_| drill.target != Target::Everything) else { continue };
+            seen += 1;
+            for timing in [Timing { latency_ms: 100, ..Timing::native() }, emulated.clone()] {
+                assert!(drill.hold.of(&timing) >= gap.of(&timing), "{}: held for less than {gap}", drill.name);
+            }
+        }
+        assert!(seen >= 3, "{seen}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! It needs no memory of the run that broke things: it is idempotent, and says what it undid.
 
 use super::act::Act;
-use super::admin::{await_healthy, patience, perform};
+use super::admin::{FILL, await_healthy, patience, perform};
 use super::clock::pass;
 use super::etcd::Site;
 use super::injector::{FaultLog, InjectError, Injector, Leftover, Pending};
@@ -60,7 +60,7 @@ pub async fn heal(site: &Site, injector: &dyn Injector, log: &dyn FaultLog) -> R
 
 /// Removes what runs that ended early have written, where the cluster answers; it is no fault, and keeps nothing from being healed.
 async fn forget(site: &Site, done: &mut Vec<String>) {
-    let prefixes = [PROBE_KEYS.to_owned(), WARM_KEYS.to_owned()];
+    let prefixes = [PROBE_KEYS.to_owned(), WARM_KEYS.to_owned(), FILL.to_owned()];
     let mut keys = forget_keys(site, &prefixes).await;
     let mut quiet = 0;
     for _ in 0..LOOKS_MOST {

@@ -11,11 +11,13 @@ use super::clock::{At, human};
 use super::history::{Member, Session};
 use super::invariants::{self, Check, examples};
 use super::record::{LogSource, Looked, Record};
+use super::target::Id;
 use super::windows::{Gap, Lane, count_longer, full_membership, lanes, leaderships, lives, longest, new_leader, percentile};
 use crate::event::Verdict;
 use crate::spec::NodeName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How a drill came out.
@@ -42,6 +44,9 @@ pub struct Figures {
     pub time_to_full_membership_us: Option<u64>,
     /// `None`: there is no final log to tell.
     pub lost_acknowledged_writes: Option<usize>,
+    /// Acknowledged after the snapshot that a drill restores, and lost with all data: counted, and no breach.
+    #[serde(default)]
+    pub lost_after_snapshot: usize,
     pub checker: Verdict,
     pub acked_writes: usize,
     pub failed_writes: usize,
@@ -70,7 +75,14 @@ pub struct Judgement {
 /// Judges a run.
 pub fn judge(record: &Record) -> Judgement {
     let silence = silence(record);
-    let lives = lives(&record.samples, record.members.len(), silence);
+    let mut lives = lives(&record.samples, record.members.len(), silence);
+    for (member, starts) in &mut lives.0 {
+        // One that was silent and is the same process, paused or cut off, has forgotten nothing.
+        let is = |all: &[Option<String>]| all.get(*member).cloned().flatten();
+        if is(&record.incarnations).is_some_and(|before| is(&record.after.incarnations) == Some(before)) {
+            starts.clear();
+        }
+    }
     let mut checked = check(&record.ops, &record.after.log, record.restored, &lives);
     if matches!(record.after.log_source, LogSource::Missing(_)) {
         // Without a log only answers can contradict each other.
@@ -92,6 +104,8 @@ pub fn judge(record: &Record) -> Judgement {
     checks.push(invariants::i10_watches(record));
     checks.extend(invariants::i11_bystanders(record));
     checks.push(healed(record));
+    checks.extend(kube_back(record));
+    checks.extend(restored(record));
     checks.extend(gates(record, &figures, silence));
     for check in &mut checks {
         check.waived = record.drill.expect.waive.contains(&check.id);
@@ -109,14 +123,16 @@ pub fn judge(record: &Record) -> Judgement {
     }
 }
 
+/// What is wrong whether or not the fault or the load was shown. I9 is not among them: it presupposes that the fault was there; I8
+/// and I11 are about a run that went its way.
+const SAFETY: [&str; 8] = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10"];
+
 /// Broken promises are a failure whatever else happened; without proof nothing else counts; then the rest.
 fn verdict(record: &Record, proofs: &[Check], checks: &[Check]) -> (Result, Vec<String>) {
     let told = |check: &Check| format!("{} {}: {}", check.id, check.title, check.seen);
     let counted = || checks.iter().filter(|check| !check.waived);
-    // I9 is not among them: it presupposes that the fault was there.
-    let safety = ["I1", "I2", "I3", "I4", "I10"];
     let broken: Vec<String> =
-        counted().filter(|c| c.verdict == Verdict::Fail && safety.contains(&c.id.as_str())).map(told).collect();
+        counted().filter(|c| c.verdict == Verdict::Fail && SAFETY.contains(&c.id.as_str())).map(told).collect();
     if !broken.is_empty() {
         return (Result::Fail, broken);
     }
@@ -143,7 +159,7 @@ pub fn silence(record: &Record) -> Duration {
 
 fn version(record: &Record) -> String {
     let versions = record.samples.iter().filter_map(|sample| sample.status.as_ref()).map(|status| status.version.clone());
-    let all: std::collections::BTreeSet<String> = versions.collect();
+    let all: BTreeSet<String> = versions.collect();
     if all.is_empty() { "unknown".to_owned() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
 }
 
@@ -181,6 +197,7 @@ fn figures(record: &Record, checked: &Checked) -> Figures {
         time_to_new_leader_us: leader.map(|(at, _)| us(at.since(marks.inject))),
         time_to_full_membership_us: back(record).map(|at| us(at.since(marks.heal))),
         lost_acknowledged_writes: known.then(|| checked.lost()),
+        lost_after_snapshot: checked.beyond_snapshot,
         checker: match (sound, known) {
             (false, _) => Verdict::Fail,
             (true, true) => Verdict::Pass,
@@ -295,7 +312,7 @@ fn observed(record: &Record, claim: &Claim) -> (bool, String) {
         }
         Claim::Elections { times } => {
             let led = leaderships(&record.samples, silence(record));
-            let terms: std::collections::BTreeSet<u64> = led.iter().filter(|l| l.from > marks.inject).map(|l| l.term).collect();
+            let terms: BTreeSet<u64> = led.iter().filter(|l| l.from > marks.inject).map(|l| l.term).collect();
             (terms.len() >= usize::from(*times), format!("{} terms with a leader", terms.len()))
         }
         _ => (false, "this claim is the injector's to prove".to_owned()),
@@ -358,6 +375,45 @@ fn healed(record: &Record) -> Check {
         Ok(all) => Check::new("healed", title, Verdict::Fail, examples(all)),
         Err(error) => Check::new("healed", title, Verdict::Unknown, error),
     }
+}
+
+/// A restored cluster is another one, whose revisions go on above all that the old one had shown: clients that cache by revision
+/// would otherwise take old for new.
+fn restored(record: &Record) -> Option<Check> {
+    let at = record.restored?.at;
+    let title = "the restored cluster is a new one, and its revisions go on above the old";
+    let answers = |after: bool| {
+        record.ops.iter().filter(move |op| op.acked() && (op.inv >= at) == after).filter_map(|op| op.answer).map(|a| a.revision)
+    };
+    let clusters = |after: bool| -> BTreeSet<Id> {
+        let own = record.samples.iter().filter(|sample| if after { sample.sent >= record.marks.settled } else { sample.at < at });
+        own.filter_map(|sample| sample.status.as_ref()).map(|status| status.cluster).collect()
+    };
+    let shown = |all: &BTreeSet<Id>| all.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+    let (old, new) = (clusters(false), clusters(true));
+    let (Some(highest), Some(lowest)) = (answers(false).max(), answers(true).min()) else {
+        return Some(Check::new("restored", title, Verdict::Unknown, "no answer before or none after"));
+    };
+    if old.is_empty() || new.is_empty() || record.marks.settled == At::ZERO {
+        return Some(Check::new("restored", title, Verdict::Unknown, "no sample before or none after"));
+    }
+    let right = lowest > highest && old.is_disjoint(&new);
+    let seen = format!("revision {highest} and then {lowest}, cluster {} and then {}", shown(&old), shown(&new));
+    Some(Check::new("restored", title, if right { Verdict::Pass } else { Verdict::Fail }, seen))
+}
+
+/// Kubernetes is as it was: nodes Ready, every server answering, dead pods started again. That the unit of a kubelet or an API
+/// server runs, which is what the heal looks at, is not that.
+fn kube_back(record: &Record) -> Option<Check> {
+    if !record.drill.load.api {
+        return None;
+    }
+    let title = "Kubernetes is as it was after the heal";
+    Some(match &record.kube_back {
+        Some(Ok(())) => Check::new("kubernetes", title, Verdict::Pass, "every server answers, every node is Ready"),
+        Some(Err(why)) => Check::new("kubernetes", title, Verdict::Fail, why),
+        None => Check::new("kubernetes", title, Verdict::Unknown, "it was not awaited"),
+    })
 }
 
 /// The drill's own expectations.
@@ -432,8 +488,12 @@ fn leader_fate(record: &Record, fate: LeaderFate, silence: Duration) -> Check {
         }
         LeaderFate::Stays => {
             let found = another(marks.end);
-            let verdict = if found.is_none() && old.is_some() { Verdict::Pass } else { Verdict::Fail };
-            ("the leader stays", "same leader, same term", verdict, shown(found))
+            let (verdict, seen) = match (old, found) {
+                (None, _) => (Verdict::Unknown, "who led before the fault was not seen".to_owned()),
+                (Some(_), None) => (Verdict::Pass, shown(found)),
+                (Some(_), Some(_)) => (Verdict::Fail, shown(found)),
+            };
+            ("the leader stays", "same leader, same term", verdict, seen)
         }
         LeaderFate::Lost => {
             // What each member said last before the heal; those that said nothing lately cannot lead.
@@ -442,9 +502,12 @@ fn leader_fate(record: &Record, fate: LeaderFate, silence: Duration) -> Check {
                 sample.at > late && sample.at <= marks.heal && sample.status.as_ref().is_some_and(|s| s.leader.0 != 0)
             };
             let found = record.samples.iter().find(leads);
-            let verdict = if found.is_none() { Verdict::Pass } else { Verdict::Fail };
-            let seen = found
-                .map_or("nobody leads".to_owned(), |s| format!("{} followed a leader at {}", record.member_name(s.member), s.at));
+            let asked = record.samples.iter().filter(|sample| sample.at > late && sample.at <= marks.heal).count();
+            let (verdict, seen) = match found {
+                Some(s) => (Verdict::Fail, format!("{} followed a leader at {}", record.member_name(s.member), s.at)),
+                None if asked == 0 => (Verdict::Unknown, "nobody was asked".to_owned()),
+                None => (Verdict::Pass, "nobody leads".to_owned()),
+            };
             ("nobody leads before the heal", "no leader", verdict, seen)
         }
     };

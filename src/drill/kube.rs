@@ -68,6 +68,8 @@ pub struct PodSeen {
 /// What drills see of Kubernetes before the fault.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct KubeView {
+    /// Controllers with an API server, a controller-manager and a scheduler of their own.
+    pub control_planes: Vec<NodeName>,
     pub workers: Vec<WorkerView>,
     pub lease_holders: BTreeMap<String, NodeName>,
     pub vip_holder: Option<NodeName>,

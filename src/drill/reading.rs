@@ -17,18 +17,26 @@ use std::time::Duration;
 /// Rounds of hashes, a second apart, before a difference counts.
 const HASH_ROUNDS: u32 = 7;
 
-/// The final log: a linearizable reading says how far it must reach, then history is replayed up to there.
-pub async fn log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> (Vec<Change>, LogSource) {
+/// The final log, or, where history is gone and watches have it, what the store holds of it now.
+pub struct Reading {
+    pub log: Vec<Change>,
+    pub source: LogSource,
+    /// Of the store, when it was read.
+    pub revision: i64,
+}
+
+/// A linearizable reading says how far the log must reach, then history is replayed up to there.
+pub async fn log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> Reading {
     match try_log(site, prefix, record, telemetry).await {
-        Ok((log, source)) => (log, source),
-        Err(why) => (vec![], LogSource::Missing(why)),
+        Ok(reading) => reading,
+        Err(why) => Reading { log: vec![], source: LogSource::Missing(why), revision: 0 },
     }
 }
 
-async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> Result<(Vec<Change>, LogSource), String> {
+async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> Result<Reading, String> {
     let deadline = site.ask_timeout() * 5;
     let link = site.link(0).ok_or("there is no member")?;
-    let (_, held) = read_prefix(&link, prefix, deadline).await.map_err(|error| error.to_string())?;
+    let (revision, held) = read_prefix(&link, prefix, deadline).await.map_err(|error| error.to_string())?;
     let last = held.iter().map(|change| change.revision).max().unwrap_or(0);
     // Watches may be a moment behind; what they miss after this counts against them.
     let caught_up = || async {
@@ -39,13 +47,18 @@ async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
         let _ = wait::until("watches", site.ask_timeout() * 2, Duration::from_millis(50), |_| (), caught_up).await;
     }
     if record.drill.load.keys == Keys::Append {
-        return Ok((held, LogSource::Keys));
+        return Ok(Reading { log: held, source: LogSource::Keys, revision });
     }
     let first = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min();
     match etcd::replay(&link, prefix, first.unwrap_or(1).max(1), last, deadline).await.map_err(|error| error.to_string())? {
-        Replay::Whole(log) => Ok((log.into_iter().filter(|change| change.revision <= last).collect(), LogSource::Replay)),
+        Replay::Whole(log) => {
+            let log = log.into_iter().filter(|change| change.revision <= last).collect();
+            Ok(Reading { log, source: LogSource::Replay, revision })
+        }
         // A watch that was there from the first to the last change has seen them all.
-        Replay::Compacted if telemetry.watched_to().into_iter().any(|to| to >= last) => Ok((vec![], LogSource::Watches)),
+        Replay::Compacted if telemetry.watched_to().into_iter().any(|to| to >= last) => {
+            Ok(Reading { log: held, source: LogSource::Watches, revision })
+        }
         Replay::Compacted => Err("history was compacted, and no watch saw the end".to_owned()),
     }
 }
@@ -56,6 +69,13 @@ pub fn union(watches: &[WatchLog]) -> Vec<Change> {
     all.sort();
     all.dedup();
     all
+}
+
+/// What is left of the changes that watches delivered in a store that holds these keys, as read at a revision: one that is newer
+/// than what its key holds was delivered and is gone. Older values of a key tell nothing, and neither does what came later.
+pub fn kept(delivered: Vec<Change>, held: &[Change], revision: i64) -> Vec<Change> {
+    let newest = |key: &str| held.iter().find(|change| change.key == key).map_or(0, |change| change.revision);
+    delivered.into_iter().filter(|change| change.revision > revision || change.revision <= newest(&change.key)).collect()
 }
 
 /// Hashes, ids, lists, alarms, logs and processes of all members.
@@ -126,4 +146,20 @@ pub async fn forget_keys(site: &Site, prefixes: &[String]) -> i64 {
         }
     }
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_delivered_and_is_not_held_is_not_kept() {
+        let change = |revision, key: &str, value| Change { revision, key: key.to_owned(), value };
+        let delivered = vec![change(10, "a", 1), change(11, "b", 2), change(12, "a", 3), change(13, "c", 4), change(21, "a", 5)];
+        let held = [change(12, "a", 3), change(11, "b", 2), change(13, "c", 4)];
+        assert_eq!(kept(delivered.clone(), &held, 20), delivered);
+        // The last write of a key has gone back to an earlier one, and a key is gone.
+        let back = [change(10, "a", 1), change(11, "b", 2)];
+        assert_eq!(kept(delivered.clone(), &back, 20), [change(10, "a", 1), change(11, "b", 2), change(21, "a", 5)]);
+    }
 }

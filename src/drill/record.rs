@@ -195,6 +195,9 @@ pub struct Record {
     pub watches: Vec<WatchLog>,
     pub restored: Option<Restored>,
     pub kube: Option<KubeRecord>,
+    /// Whether Kubernetes was as before within its time after the heal; `None`: the load leaves the API alone, or it was not awaited.
+    #[serde(default)]
+    pub kube_back: Option<Result<(), String>>,
     pub after: After,
     /// When the observer itself did not run: a busy or suspended host. A gap that touches one is not the cluster's.
     pub stalls: Vec<Gap>,

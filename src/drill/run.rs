@@ -53,7 +53,7 @@ pub enum RunError {
     Unfit(String),
     #[error("nothing was injected: {drill} (run {run}) is still in force or was not healed\nhint: ktcw-vm drill heal")]
     Active { drill: String, run: String },
-    #[error("nothing was injected: an earlier fault has left {0}\nhint: ktcw-vm drill heal")]
+    #[error("nothing was injected: a drill, or somebody else, has left {0}\nhint: ktcw-vm drill heal")]
     Leftovers(String),
     #[error("nothing was injected: {0}")]
     Blind(#[from] InjectError),
@@ -162,6 +162,7 @@ async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
     }
     if let Some(kube) = &options.kube {
         let seen = fit(kube.as_ref()).await.map_err(RunError::Unfit)?;
+        view.control_planes = seen.control_planes;
         view.workers = seen.workers;
         view.lease_holders = seen.lease_holders;
         view.vip_holder = seen.vip_holder;
@@ -236,6 +237,7 @@ impl<'a> Phases<'a> {
             watches: vec![],
             restored: None,
             kube: None,
+            kube_back: None,
             after: After::default(),
             stalls: vec![],
             aborted: None,
@@ -457,8 +459,11 @@ impl<'a> Phases<'a> {
                 }
                 self.record.marks.settled = self.clock.now();
                 self.say("settled");
-                if !brief && let Err(why) = self.await_kube(deadline.max(KUBE_PATIENCE)).await {
-                    self.say(&why);
+                if !brief && let Some(back) = self.await_kube(deadline.max(KUBE_PATIENCE)).await {
+                    if let Err(why) = &back {
+                        self.say(why);
+                    }
+                    self.record.kube_back = Some(back);
                 }
                 if !brief {
                     pass(AFTERWARDS.max(self.record.baseline.interval * 12)).await;
@@ -489,10 +494,10 @@ impl<'a> Phases<'a> {
     }
 
     /// Waits, where the drill's load asks the API, until it answers by every door, its nodes are Ready, and pods that are to be
-    /// started again have been: a run that ended before would have seen too little to tell.
-    async fn await_kube(&self, deadline: Duration) -> Result<(), String> {
+    /// started again have been: a run that ended before would have seen too little to tell. `None`: nobody asks it.
+    async fn await_kube(&self, deadline: Duration) -> Option<Result<(), String>> {
         let probing = self.running.as_ref().and_then(|running| running.kube.as_ref()).filter(|_| self.record.drill.load.api);
-        let (Some(load), Some(kube)) = (probing, &self.options.kube) else { return Ok(()) };
+        let (Some(load), Some(kube)) = (probing, &self.options.kube) else { return None };
         let heal = self.record.marks.heal;
         let hit: Vec<String> = self.record.chosen.nodes.iter().map(|node| node.to_string()).collect();
         let dead: Vec<_> = match self.record.drill.expect.pods {
@@ -517,22 +522,23 @@ impl<'a> Phases<'a> {
             }
         };
         let ended = wait::until("Kubernetes as it was", deadline, Duration::from_millis(500), |_| (), probe).await;
-        ended.map_err(|error| error.to_string())
+        Some(ended.map_err(|error| error.to_string()))
     }
 
     /// Ends the load, reads what is to be read, tidies up. The second says why that could not be done.
     async fn finish(mut self) -> (Record, Result<(), String>) {
         if let Some(running) = self.running.take() {
             self.record.ops = running.load.finish(self.clock, Duration::from_secs(2)).await;
-            let log = reading::log(&self.site, &self.prefix, &self.record, &running.telemetry).await;
-            (self.record.after.log, self.record.after.log_source) = log;
+            let read = reading::log(&self.site, &self.prefix, &self.record, &running.telemetry).await;
             let (samples, watches, stalls) = running.telemetry.finish().await;
             self.record.samples = samples;
             self.record.stalls = stalls;
             self.record.watches = watches;
-            if self.record.after.log_source == LogSource::Watches {
-                self.record.after.log = reading::union(&self.record.watches);
-            }
+            self.record.after.log = match read.source {
+                LogSource::Watches => reading::kept(reading::union(&self.record.watches), &read.log, read.revision),
+                _ => read.log,
+            };
+            self.record.after.log_source = read.source;
             if let (Some(load), Some(kube)) = (running.kube, &self.options.kube) {
                 self.record.kube = Some(load.finish(kube.as_ref()).await);
             }

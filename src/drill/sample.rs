@@ -94,6 +94,7 @@ pub fn leader_kill() -> Record {
         stalls: vec![],
         restored: None,
         kube: None,
+        kube_back: None,
         after: After {
             hash_revision: 99,
             hashes: (0..3).map(|member| Hashed { member, hash: Ok((0xfeed, 1)) }).collect(),

@@ -183,7 +183,12 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
             let seconds = *seconds;
             Script {
                 inject: each(&|node| Act::ExpireCert { node, seconds }),
-                claims: claim(&|node| Claim::CertExpired { node }),
+                claims: [
+                    claim(&|node| Claim::CertExpired { node }),
+                    claim(&|node| Claim::Running { node, process: Process::Etcd }),
+                    claim(&|node| Claim::Silent { node }),
+                ]
+                .concat(),
                 heal: each(&|node| Act::RenewCert { node }),
                 ..Script::default()
             }

@@ -2,7 +2,7 @@
 //! `run` calls it after observing the cluster; the refusals here are what a user sees when a drill cannot be run.
 //! It looks at nothing itself and knows no fault.
 
-use super::catalogue::{Drill, Target};
+use super::catalogue::{Drill, Process, Target};
 use crate::spec::NodeName;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -41,6 +41,10 @@ impl TryFrom<String> for Id {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterView {
     pub members: Vec<MemberView>,
+    /// Controllers with an API server; empty where there is no Kubernetes.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub control_planes: Vec<NodeName>,
     pub workers: Vec<WorkerView>,
     /// Holder of each leader-election lease, by the lease's name.
     #[schemars(with = "BTreeMap<String, String>")]
@@ -82,10 +86,14 @@ pub struct Chosen {
 pub enum NoTarget {
     #[error("{drill} needs {needs} etcd members, the cluster has {has}")]
     Members { drill: String, needs: u8, has: usize },
-    #[error("{drill} needs {needs} workers, the cluster has {has}")]
+    #[error("{drill} needs {needs} control planes, the cluster has {has}: nobody would take over")]
+    ControlPlanes { drill: String, needs: u8, has: usize },
+    #[error("{drill} needs {needs} worker{}, the cluster has {has}", if *needs == 1 { "" } else { "s" })]
     Workers { drill: String, needs: u8, has: usize },
     #[error("{drill} hits {wanted}, and {seen}")]
     Nobody { drill: String, wanted: &'static str, seen: String },
+    #[error("{drill} hits {process} on {node}, where none runs; it runs on {there}")]
+    NotThere { drill: String, process: Process, node: NodeName, there: String },
 }
 
 /// Chooses. The same view and seed give the same choice.
@@ -98,11 +106,19 @@ pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, No
     if workers < usize::from(drill.min_workers) {
         return Err(NoTarget::Workers { drill: drill.name.clone(), needs: drill.min_workers, has: workers });
     }
+    if view.control_planes.len() < usize::from(drill.min_control_planes) {
+        let (needs, has) = (drill.min_control_planes, view.control_planes.len());
+        return Err(NoTarget::ControlPlanes { drill: drill.name.clone(), needs, has });
+    }
     let nobody = |wanted, seen: &str| NoTarget::Nobody { drill: drill.name.clone(), wanted, seen: seen.to_owned() };
     let mut rng = StdRng::seed_from_u64(seed);
     let leader = view.members.iter().find(|m| m.leader).map(|m| m.node.clone());
     let leader = || leader.clone().ok_or_else(|| nobody("the etcd leader", "no member leads"));
-    let mut followers: Vec<NodeName> = view.members.iter().filter(|m| !m.leader).map(|m| m.node.clone()).collect();
+    // A process that only control planes run is looked for among those that do.
+    let process = drill.fault.process().filter(|process| process.of_control_plane());
+    let runs_there = |node: &NodeName| process.is_none() || view.control_planes.contains(node);
+    let followers = view.members.iter().filter(|m| !m.leader).map(|m| m.node.clone());
+    let mut followers: Vec<NodeName> = followers.filter(runs_there).collect();
     let holder = |lease: &str, wanted| {
         view.lease_holders.get(lease).cloned().ok_or_else(|| nobody(wanted, "no holder of the lease is known"))
     };
@@ -168,6 +184,14 @@ pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, No
             (members.chain(view.workers.iter().map(|w| w.node.clone())).collect(), "every machine".to_owned())
         }
     };
+    // It would be refused by systemd in the middle, and the heal, which starts it, by the same word for ever.
+    if let (Some(process), Some(node)) = (process, nodes.iter().find(|node| !runs_there(node))) {
+        let there = match view.control_planes.as_slice() {
+            [] => "no node of this cluster".to_owned(),
+            all => all.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", "),
+        };
+        return Err(NoTarget::NotThere { drill: drill.name.clone(), process, node: node.clone(), there });
+    }
     Ok(Chosen { nodes, why })
 }
 
@@ -201,6 +225,7 @@ mod tests {
         let worker = |i, pods| WorkerView { node: NodeName::worker(i), ready: true, pods };
         ClusterView {
             members: (0..members).map(member).collect(),
+            control_planes: (0..members.min(3)).map(NodeName::controller).collect(),
             workers: vec![worker(0, 3), worker(1, 9)],
             vip_holder: Some(NodeName::controller(2)),
             ..ClusterView::default()
@@ -264,9 +289,33 @@ mod tests {
         let error = chosen("leader-kill", &view(1), 1).expect_err("one member");
         assert_eq!(error, "leader-kill needs 3 etcd members, the cluster has 1");
         let none = ClusterView { workers: vec![], ..view(3) };
-        assert_eq!(chosen("kubelet-stop", &none, 1).expect_err("none"), "kubelet-stop needs 1 workers, the cluster has 0");
+        assert_eq!(chosen("kubelet-stop", &none, 1).expect_err("none"), "kubelet-stop needs 1 worker, the cluster has 0");
         let headless = ClusterView { vip_holder: None, ..view(3) };
         assert!(chosen("apiserver-kill", &headless, 1).expect_err("no holder").contains("virtual address"));
+    }
+
+    /// With three members and one API server, two of three controllers have none to kill.
+    #[test]
+    fn a_process_is_hit_where_it_runs_or_the_drill_is_refused() {
+        let one = ClusterView { control_planes: vec![NodeName::controller(0)], ..view(3) };
+        for drill in ["apiserver-kill", "lease-holder-kill", "control-plane-power-off"] {
+            let error = chosen(drill, &one, 1).expect_err("one control plane");
+            assert!(error.contains("needs 2 control planes, the cluster has 1"), "{error}");
+        }
+        let mut kill = find("apiserver-kill").expect("there");
+        (kill.min_control_planes, kill.target) = (1, Target::Follower);
+        for seed in 0..10 {
+            let chosen = choose(&kill, &one, seed).expect("the follower that has one");
+            assert_eq!(chosen.nodes, [NodeName::controller(0)]);
+        }
+        kill.target = Target::Leader;
+        let error = choose(&kill, &one, 1).expect_err("the leader has none").to_string();
+        assert_eq!(error, "apiserver-kill hits kube-apiserver on controller-1, where none runs; it runs on controller-0");
+        kill.target = Target::AllMembers;
+        assert!(matches!(choose(&kill, &one, 1), Err(NoTarget::NotThere { .. })));
+        let bare = ClusterView { control_planes: vec![], ..view(3) };
+        kill.min_control_planes = 0;
+        assert!(choose(&kill, &bare, 1).expect_err("no Kubernetes").to_string().contains("no node of this cluster"));
     }
 
     /// A user's drill that says nothing of members is still not run where its fault cannot be.

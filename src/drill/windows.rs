@@ -66,38 +66,50 @@ pub struct Leadership {
     pub term: u64,
     pub from: At,
     pub to: At,
-    /// The member had followed another in this term, so the term it showed must be behind the one it leads in: etcd reports
-    /// the term of the last entry applied, and a new leader has applied none of its own yet.
+    /// The member had followed another in this term and has committed nothing since, or just now, so the term it showed must be
+    /// behind the one it leads in: etcd reports the term of the last entry applied, and a new leader has applied none of its own
+    /// yet. One that commits, and goes on to say that it leads in a term in which it followed, does lead in it.
     pub term_behind: bool,
 }
 
 /// Who led when, by the members' own accounts, in order of time.
 pub fn leaderships(samples: &[Sample], silence: Duration) -> Vec<Leadership> {
-    let mut all = Vec::new();
-    let mut open: BTreeMap<Member, Leadership> = BTreeMap::new();
+    /// A leadership that may go on; the index that the member showed first, and when it had gone beyond.
+    struct Open {
+        led: Leadership,
+        index: u64,
+        committed: Option<At>,
+    }
+    let mut all: Vec<Open> = Vec::new();
+    let mut open: BTreeMap<Member, Open> = BTreeMap::new();
     let mut followed: BTreeMap<(Member, u64), At> = BTreeMap::new();
     for sample in samples {
         let Some(status) = &sample.status else { continue };
-        if let Some(leadership) = open.get_mut(&sample.member) {
-            if status.leads() && sample.at.since(leadership.to) <= silence {
-                leadership.to = sample.at;
-                leadership.term = leadership.term.max(status.term);
+        if let Some(Open { led, index, committed }) = open.get_mut(&sample.member) {
+            if status.leads() && sample.at.since(led.to) <= silence {
+                led.to = sample.at;
+                led.term = led.term.max(status.term);
+                if status.index > *index {
+                    committed.get_or_insert(sample.at);
+                }
                 continue;
             }
             all.extend(open.remove(&sample.member));
         }
         if status.leads() {
-            let new = Leadership { member: sample.member, term: status.term, from: sample.at, to: sample.at, term_behind: false };
-            open.insert(sample.member, new);
+            let led = Leadership { member: sample.member, term: status.term, from: sample.at, to: sample.at, term_behind: false };
+            open.insert(sample.member, Open { led, index: status.index, committed: None });
         } else if status.leader != Id(0) {
             followed.entry((sample.member, status.term)).or_insert(sample.at);
         }
     }
     all.extend(open.into_values());
-    for leadership in &mut all {
-        let before = followed.get(&(leadership.member, leadership.term));
-        leadership.term_behind = before.is_some_and(|at| *at < leadership.from);
-    }
+    let judged = |Open { led, committed, .. }: Open| {
+        let before = followed.get(&(led.member, led.term)).is_some_and(|at| *at < led.from);
+        let lags = committed.is_none_or(|at| led.to.since(at) <= silence);
+        Leadership { term_behind: before && lags, ..led }
+    };
+    let mut all: Vec<Leadership> = all.into_iter().map(judged).collect();
     all.sort_by_key(|leadership| leadership.from);
     all
 }

@@ -104,6 +104,7 @@ impl Kube for ApiProbes {
             let unready = unready(&servers, &workers, &nodes, &leases);
             let holder = |(name, lease): (String, Lease)| Some((name, NodeName::parse(lease_holder(&lease.holder)).ok()?));
             Ok(KubeView {
+                control_planes: self.plan.control_planes().map(|node| node.name.clone()).collect(),
                 workers: self.plan.workers().map(worker).collect(),
                 lease_holders: leases.into_iter().filter_map(holder).collect(),
                 vip_holder: self.vip_holder().await,

@@ -161,13 +161,16 @@ impl Machines {
             Ok::<String, String>(output.stdout_text())
         };
         Ok(match claim {
-            Claim::Down { node, process } => {
+            Claim::Down { node, process } | Claim::Running { node, process } => {
                 let seen =
                     text(node, format!("{}systemctl show -P ActiveState {process}\nprocesses {process}\n", shell::PROCESSES))
                         .await?;
                 let (unit, running) = seen.split_once('\n').unwrap_or((&seen, ""));
                 let count = running.lines().count();
-                let held = ["inactive", "failed"].contains(&unit) && count == 0;
+                let held = match claim {
+                    Claim::Running { .. } => unit == "active" && count > 0,
+                    _ => ["inactive", "failed"].contains(&unit) && count == 0,
+                };
                 Proof { held, evidence: format!("unit {unit}, {count} processes") }
             }
             Claim::Paused { node, process } => {

@@ -216,7 +216,7 @@ pub fn log_cursor() -> String {
 /// when the journal cannot be read.
 pub fn alarming_logs(cursor: &str) -> String {
     // One line in, one look: a journal that ends in the middle is not taken for a quiet one.
-    let sift = r#"/"level":"(panic|fatal)"|^panic: / { if (n++ < 20) print substr($0, 1, 400) } END { print "read " NR }"#;
+    let sift = r#"/"level":"(panic|fatal)"|^panic: |^fatal error: / { if (n++ < 20) print substr($0, 1, 400) } END { print "read " NR }"#;
     format!(
         "set -o pipefail\njournalctl --quiet --no-pager --output=cat --unit=etcd.service --after-cursor={} | awk {}\n",
         quote(cursor),
@@ -359,8 +359,9 @@ mod tests {
             let out = std::process::Command::new("bash").env("PATH", path).args(["-c", &script]).output().expect("bash");
             (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
         };
-        let lines = r#"echo '{"level":"info","msg":"fine"}'; echo '{"level":"fatal","msg":"gone"}'; echo 'panic: tocommit'"#;
-        assert_eq!(run(lines), (true, "{\"level\":\"fatal\",\"msg\":\"gone\"}\npanic: tocommit\nread 3\n".to_owned()));
+        let lines = r#"echo '{"level":"info","msg":"fine"}'; echo '{"level":"fatal","msg":"gone"}'; echo 'panic: tocommit'; echo 'fatal error: concurrent map writes'"#;
+        let found = "{\"level\":\"fatal\",\"msg\":\"gone\"}\npanic: tocommit\nfatal error: concurrent map writes\nread 4\n";
+        assert_eq!(run(lines), (true, found.to_owned()));
         assert_eq!(run("true"), (true, "read 0\n".to_owned()));
         assert!(!run("exit 1").0, "a journal that cannot be read");
     }

@@ -316,6 +316,7 @@ pub fn as_drill(lab: &Lab, fault: Fault) -> Drill {
         hold: Bound::seconds(1.0),
         expect: Expect::default(),
         min_members: lab.needs.members,
+        min_control_planes: 0,
         min_workers: lab.needs.workers,
     }
 }

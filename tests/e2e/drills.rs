@@ -5,7 +5,7 @@
 use crate::crashes::{Next, SOME, killed_and_healed};
 use crate::dying::{Dying, residue};
 use crate::excuses::{Consoles, excuse, of_the_host};
-use crate::rig::{Ran, Remove, Rig, eventually, keep, slow, step};
+use crate::rig::{Ran, Remove, Rig, eventually, keep, mode, slow, step};
 use ktcw_vm::drill::catalogue::Drill;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -97,8 +97,9 @@ pub fn drilled(rig: &Rig, name: &str, gates: &[&str]) -> String {
 /// One drill on a host that may be too slow to prove anything: then the run says so itself, and has kept every promise.
 fn tried(rig: &Rig, name: &str, gates: &[&str]) -> String {
     let ran = repeated(rig, name, gates);
-    if ran.code == 0 {
-        return row_of(rig, name, &ran.json());
+    // Kernels that users have are not slow without a reason that should be found.
+    if ran.code == 0 || mode() == "kvm" {
+        return row_of(rig, name, &ran.exits(0).json());
     }
     let report = ran.exits(4).json();
     let judgement = &report["judgement"];

@@ -10,9 +10,9 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Nothing that a host or a guest may suffer breaks these: writes kept, one leader a term, nothing going back, one order, no
-/// acknowledgement without a majority, whole watches.
-const PROMISES: [&str; 6] = ["I1", "I2", "I3", "I4", "I9", "I10"];
+/// Nothing that a host or a guest may suffer breaks these: writes kept, one leader a term, nothing going back, one order, equal
+/// stores, equal lists, no panic, no acknowledgement without a majority, whole watches.
+const PROMISES: [&str; 9] = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10"];
 /// A crash may be seen so much later than it was.
 const LATE: Duration = Duration::from_secs(2);
 

@@ -28,7 +28,9 @@ pub fn adjusted(mut drill: Drill, gates: &[String], target: Option<&str>) -> Res
     }
     if let Some(rule) = target {
         drill.target =
-            serde_json::from_value::<Target>(rule.into()).map_err(|error| CliError::usage(format!("--target: {error}")))?;
+            serde_json::from_value::<Target>(rule.into()).map_err(|error| {
+                CliError::usage(format!("--target: {error}")).hint(format!("ktcw-vm drill list {}", drill.name))
+            })?;
     }
     let wrong = problems(&drill);
     if wrong.is_empty() {
@@ -45,13 +47,18 @@ fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
     let (key, text) = gate.split_once('=').ok_or_else(|| wrong("accepted: KEY=VALUE".to_owned()))?;
     let mut expect = serde_json::to_value(&drill.expect).map_err(CliError::failed)?;
     let keys = expect.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    let Some(place) = expect.get_mut(key.trim()) else {
+    // Reports call a gate by the id of its check.
+    let key = match key.trim().replace('-', "_") {
+        key if key == "membership" => "full_membership".to_owned(),
+        key => key,
+    };
+    let Some(place) = expect.get_mut(&key) else {
         return Err(wrong(format!("no such gate; there are {}", keys.join(", "))));
     };
     let text = text.trim().trim_matches('"');
     // A number or a list is what JSON says it is; everything else is a word or a bound. `none` takes a gate away.
     *place = match serde_json::from_str::<Value>(text) {
-        _ if text == "none" && key.trim() != "waive" => Value::Null,
+        _ if text == "none" && key != "waive" => Value::Null,
         Ok(value @ (Value::Number(_) | Value::Array(_))) => value,
         _ => Value::from(text),
     };
@@ -73,6 +80,8 @@ mod tests {
         assert_eq!(gated_kill("write_gap=2 s").expect("fits").expect.write_gap.expect("there").to_string(), "2 s");
         assert_eq!(gated_kill("write_gap=\"200ms\"").expect("fits").expect.write_gap.expect("there").to_string(), "200 ms");
         assert_eq!(gated_kill("write_gap=none").expect("fits").expect.write_gap, None);
+        assert_eq!(gated_kill("write-gap=none").expect("as reports call it").expect.write_gap, None);
+        assert_eq!(gated_kill("membership=none").expect("as reports call it").expect.full_membership, None);
         assert_eq!(gated_kill("leader=stays").expect("fits").expect.leader, Some(LeaderFate::Stays));
         assert_eq!(gated_kill("no_acks=targets").expect("fits").expect.no_acks, Some(NoAcks::Targets));
         assert_eq!(gated_kill("failed_writes=7").expect("fits").expect.failed_writes, Some(7));

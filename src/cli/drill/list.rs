@@ -28,11 +28,11 @@ pub fn list(global: &Global, args: &DrillList) -> Result<u8, CliError> {
 fn text(drill: &Drill) -> String {
     let id = if drill.id.is_empty() { String::new() } else { format!(" ({})", drill.id) };
     let story: Vec<&str> = drill.story.split_whitespace().collect();
-    let needs = match (drill.min_members, drill.min_workers) {
-        (0 | 1, 0) => String::new(),
-        (members, 0) => format!("; needs {members} members"),
-        (_, workers) => format!("; needs {workers} workers"),
-    };
+    let needs = [(drill.min_members, "member"), (drill.min_control_planes, "control plane"), (drill.min_workers, "worker")];
+    // One member and one control plane are there always, and a worker is not.
+    let needs = needs.iter().filter(|(count, what)| *count > u8::from(*what != "worker"));
+    let needs: Vec<String> = needs.map(|(n, what)| format!("{n} {what}{}", if *n == 1 { "" } else { "s" })).collect();
+    let needs = if needs.is_empty() { String::new() } else { format!("; needs {}", needs.join(" and ")) };
     let mut out = format!("{}{id}: {}\n", drill.name, drill.title);
     for line in wrapped(&story, 110) {
         out.push_str(&format!("    {line}\n"));
@@ -90,6 +90,10 @@ mod tests {
             assert!(text.contains(&format!("for {}", drill.hold)), "{text}");
         }
         let kill = text(&drills("leader-kill").expect("there")[0]);
+        assert!(kill.contains("; needs 3 members\n"), "{kill}");
+        let one = |name: &str| text(&drills(name).expect("there")[0]);
+        assert!(one("kubelet-stop").contains("; needs 1 worker\n") && !one("blackout").contains("needs"));
+        assert!(one("control-plane-power-off").contains("; needs 3 members and 2 control planes\n"));
         assert!(kill.contains("write_gap ≤ 3 election + 10 latency") && kill.contains("leader changes"), "{kill}");
     }
 }

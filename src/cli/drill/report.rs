@@ -24,6 +24,10 @@ pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
         Report::from_json(&what, &text).map_err(CliError::failed)
     };
     match (args.compare, args.runs.as_slice()) {
+        (true, _) if global.format == Format::Json => {
+            let message = "a comparison is text; --format json shows one run";
+            return Err(CliError::usage(message).hint("ktcw-vm drill report RUN --format json, for each"));
+        }
         (true, [a, b]) => render::print(&compare(&load(a)?, &load(b)?)),
         (true, _) => return Err(CliError::usage("--compare takes two runs").hint(listed(&dir()?.reports()))),
         (false, []) => show(global, args, &load("last")?, &dir)?,

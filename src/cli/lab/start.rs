@@ -177,7 +177,13 @@ async fn view(bench: &Bench) -> Result<ClusterView, CliError> {
         CliError::failed(format!("the API does not say who holds what: {why}"))
             .hint(format!("ktcw-vm verify -c {}", bench.plan.cluster))
     })?;
-    Ok(ClusterView { members, workers: seen.workers, lease_holders: seen.lease_holders, vip_holder: seen.vip_holder })
+    Ok(ClusterView {
+        members,
+        control_planes: seen.control_planes,
+        workers: seen.workers,
+        lease_holders: seen.lease_holders,
+        vip_holder: seen.vip_holder,
+    })
 }
 
 async fn make(bench: &Bench, stage: &Stage<'_>, fault: &Step, view: &ClusterView) -> Result<(), String> {

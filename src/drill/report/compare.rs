@@ -41,6 +41,13 @@ pub fn compare(a: &Report, b: &Report) -> String {
             }
         }
     }
+    for check in b.judgement.checks.iter().filter(|check| !a.judgement.checks.iter().any(|other| other.id == check.id)) {
+        let _ = writeln!(
+            out,
+            "\n  {} {}\n    A was not judged by it\n    B {}: {}",
+            check.id, check.title, check.verdict, check.seen
+        );
+    }
     out
 }
 

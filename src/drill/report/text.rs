@@ -81,6 +81,11 @@ pub fn five(report: &Report) -> [(&'static str, String, String); 5] {
     };
     let us = |us: Option<u64>| us.map_or_else(|| "–".to_owned(), |us| human(Duration::from_micros(us)));
     let lost = figures.lost_acknowledged_writes.map_or_else(|| "unknown".to_owned(), |lost| lost.to_string());
+    // A store that is restored is as old as its snapshot: nobody promised more, and nobody should overlook it.
+    let lost = match figures.lost_after_snapshot {
+        0 => lost,
+        since => format!("{lost} (+{since} since the snapshot)"),
+    };
     [
         ("longest write gap", human(figures.longest_write_gap.length()), gate("write-gap")),
         ("time to new leader", us(figures.time_to_new_leader_us), gate("new-leader")),
