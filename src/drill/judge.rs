@@ -363,8 +363,16 @@ fn v2_load_ran(record: &Record) -> Check {
         );
         return Check::new("V2", title, Verdict::Unknown, seen);
     }
-    let ok = baseline.acked >= 10 && baseline.acked * 10 >= baseline.writes * 9 && during as f64 >= enough && after > 0;
-    Check::new("V2", title, if ok { Verdict::Pass } else { Verdict::Unknown }, seen)
+    let lacking = if baseline.acked < 10 || baseline.acked * 10 < baseline.writes * 9 {
+        "too few were acknowledged before"
+    } else if (during as f64) < enough {
+        "too few were tried during: this computer did not keep half the pace"
+    } else if after == 0 {
+        "none was tried after"
+    } else {
+        return Check::new("V2", title, Verdict::Pass, seen);
+    };
+    Check::new("V2", title, Verdict::Unknown, format!("{lacking}: {seen}"))
 }
 
 /// The heal left nothing behind.

@@ -42,16 +42,42 @@ pub fn adjusted(mut drill: Drill, gates: &[String], target: Option<&str>) -> Res
         .hint(format!("ktcw-vm drill list {}", drill.name)))
 }
 
+/// The same for several: a gate is for those that have it, and somebody must.
+pub fn each_adjusted(drills: Vec<Drill>, gates: &[String], target: Option<&str>) -> Result<Vec<Drill>, CliError> {
+    let [_, _, ..] = drills.as_slice() else {
+        return drills.into_iter().map(|drill| adjusted(drill, gates, target)).collect();
+    };
+    for gate in gates {
+        if !drills.iter().any(|drill| has(drill, gate)) {
+            return Err(CliError::usage(format!("--gate {gate}: no drill has such a gate")).hint("ktcw-vm drill list"));
+        }
+    }
+    let own = |drill: Drill| {
+        let gates: Vec<String> = gates.iter().filter(|gate| has(&drill, gate)).cloned().collect();
+        adjusted(drill, &gates, target)
+    };
+    drills.into_iter().map(own).collect()
+}
+
+fn has(drill: &Drill, gate: &str) -> bool {
+    let key = key_of(gate.split_once('=').map_or(gate, |(key, _)| key));
+    serde_json::to_value(&drill.expect).is_ok_and(|expect| expect.get(&key).is_some_and(|value| !value.is_null()))
+}
+
+/// Reports call a gate by the id of its check.
+fn key_of(word: &str) -> String {
+    match word.trim().replace('-', "_") {
+        key if key == "membership" => "full_membership".to_owned(),
+        key => key,
+    }
+}
+
 fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
     let wrong = |why: String| CliError::usage(format!("--gate {gate}: {why}")).hint(format!("ktcw-vm drill list {}", drill.name));
     let (key, text) = gate.split_once('=').ok_or_else(|| wrong("accepted: KEY=VALUE".to_owned()))?;
     let mut expect = serde_json::to_value(&drill.expect).map_err(CliError::failed)?;
     let keys = expect.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    // Reports call a gate by the id of its check.
-    let key = match key.trim().replace('-', "_") {
-        key if key == "membership" => "full_membership".to_owned(),
-        key => key,
-    };
+    let key = key_of(key);
     let Some(place) = expect.get_mut(&key) else {
         return Err(wrong(format!("no such gate; there are {}", keys.join(", "))));
     };
@@ -110,6 +136,22 @@ mod tests {
                 .contains("follower")
         );
         assert_eq!(adjusted(find("leader-kill").expect("there"), &[], Some("follower")).expect("fits").target, Target::Follower);
+    }
+
+    /// One gate for the whole catalogue: an API that nobody asks, or writes that are not expected, get none of it.
+    #[test]
+    fn a_gate_for_all_is_for_those_that_have_it() {
+        let all = || drills("all").expect("the catalogue");
+        let before = all();
+        let after = each_adjusted(all(), &["api_gap=10 s".to_owned()], None).expect("fits");
+        for (drill, was) in after.iter().zip(&before) {
+            let gap = drill.expect.api_gap.as_ref().map(ToString::to_string);
+            assert_eq!(gap.as_deref(), was.expect.api_gap.as_ref().map(|_| "10 s"), "{}", drill.name);
+        }
+        let error = each_adjusted(all(), &["gap=10 s".to_owned()], None).expect_err("nobody has it");
+        assert!(error.message.contains("no drill has such a gate"), "{}", error.message);
+        let one = each_adjusted(vec![find("leader-kill").expect("there")], &["first_write=1 s".to_owned()], None).expect("added");
+        assert!(one[0].expect.first_write.is_some(), "to a drill by name a gate is added");
     }
 
     #[test]

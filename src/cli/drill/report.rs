@@ -1,5 +1,5 @@
 //! `ktcw-vm drill report`: a run again as text, JSON or a page, and two beside each other.
-//! Reports lie in the cluster's directory under `reports/`; a path to a file works as well.
+//! Reports lie in the cluster's directory under `reports/`; a path to a file works as well, also when the cluster is gone.
 //! It reads and shows; it judges nothing anew.
 
 use crate::cli::args::{DrillReport, Format, Global};
@@ -7,7 +7,7 @@ use crate::cli::error::CliError;
 use crate::cli::session::{cluster_name, parent};
 use crate::cli::{exit, render};
 use crate::drill::report::{Report, compare, html, schema, series_schema, text};
-use crate::store::ClusterDir;
+use crate::store::{ClusterDir, files};
 use std::path::{Path, PathBuf};
 
 pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
@@ -17,8 +17,9 @@ pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
         return Ok(exit::OK);
     }
     let dir = || -> Result<ClusterDir, CliError> { Ok(ClusterDir::open(&parent(global)?, &cluster_name(global)?)?) };
+    let is_file = |run: &str| Path::new(run).is_file();
     let load = |run: &str| -> Result<Report, CliError> {
-        let path = if Path::new(run).is_file() { PathBuf::from(run) } else { saved(&dir()?.reports(), run)? };
+        let path = if is_file(run) { PathBuf::from(run) } else { saved(&dir()?.reports(), run)? };
         let what = path.display().to_string();
         let text = std::fs::read_to_string(&path).map_err(|error| CliError::failed(format!("{what}: {error}")))?;
         Report::from_json(&what, &text).map_err(CliError::failed)
@@ -31,6 +32,13 @@ pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
         (true, [a, b]) => render::print(&compare(&load(a)?, &load(b)?)),
         (true, _) => return Err(CliError::usage("--compare takes two runs").hint(listed(&dir()?.reports()))),
         (false, []) => show(global, args, &load("last")?, &dir)?,
+        (false, [run]) if args.html && is_file(run) => {
+            let page = html(&load(run)?).map_err(CliError::failed)?;
+            let file = std::fs::canonicalize(run).map_err(|error| CliError::failed(format!("{run}: {error}")))?;
+            let path = file.with_extension("html");
+            files::write_atomic(&path, page.as_bytes(), files::SECRET).map_err(CliError::failed)?;
+            render::print_line(&path.display().to_string());
+        }
         (false, [run]) => show(global, args, &load(run)?, &dir)?,
         (false, _) => return Err(CliError::usage("one run is shown; two are compared").hint("--compare A B")),
     }

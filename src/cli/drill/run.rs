@@ -3,7 +3,7 @@
 //! It decides only what to say, and the order: a failed drill does not end the others, a cluster that is not well does.
 
 use super::bench::{Bench, explain};
-use super::choose::{adjusted, drills};
+use super::choose::{drills, each_adjusted};
 use super::watch::Watched;
 use crate::cli::args::{DrillRun, Format, Global};
 use crate::cli::error::CliError;
@@ -19,9 +19,7 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
 pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
-    let chosen: Result<Vec<Drill>, CliError> =
-        drills(&args.drill)?.into_iter().map(|drill| adjusted(drill, &args.gates, args.target.as_deref())).collect();
-    let chosen = chosen?;
+    let chosen = each_adjusted(drills(&args.drill)?, &args.gates, args.target.as_deref())?;
     let session = Session::open(global)?;
     // Two who break things would be taken for each other, and what heals a drill would solve the lab.
     lab::none_open(&session.dir)?;
