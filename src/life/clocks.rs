@@ -24,19 +24,26 @@ pub struct Shift {
 /// This computer's clock, as `guest::clock` takes it.
 pub type Now = fn() -> jiff::Timestamp;
 
+/// Waits until each of `nodes` answers, be it that it boots, and sets its clock.
+pub async fn awaited(plan: &Plan, guest: &dyn Guest, now: Now, nodes: &[NodeName]) -> Vec<(NodeName, Result<Shift, String>)> {
+    let deadline = Duration::from_secs(u64::from(plan.timers.probe_deadline_s));
+    let patience = Duration::from_secs(u64::from(plan.timers.boot_deadline_s));
+    join_all(nodes.iter().map(|node| async move { (node.clone(), one(guest, now, node, deadline, patience).await) })).await
+}
+
 /// Sets the clocks of `nodes`, all at the same time. A node that does not answer in time, or cannot be set, is told by name
 /// and does not keep the others from being set.
 pub async fn repair(plan: &Plan, guest: &dyn Guest, now: Now, nodes: &[NodeName]) -> Vec<(NodeName, Result<Shift, String>)> {
     let deadline = Duration::from_secs(u64::from(plan.timers.probe_deadline_s));
-    join_all(nodes.iter().map(|node| async move { (node.clone(), one(guest, now, node, deadline).await) })).await
+    join_all(nodes.iter().map(|node| async move { (node.clone(), one(guest, now, node, deadline, deadline * 2).await) })).await
 }
 
-async fn one(guest: &dyn Guest, now: Now, node: &NodeName, deadline: Duration) -> Result<Shift, String> {
+async fn one(guest: &dyn Guest, now: Now, node: &NodeName, deadline: Duration, patience: Duration) -> Result<Shift, String> {
     // What was connected before it slept is dead on one side or on both.
     guest.forget(node).await;
     let answers = until(
         format!("{node} answering SSH"),
-        deadline * 2,
+        patience,
         Duration::from_millis(250),
         |_| (),
         || async {

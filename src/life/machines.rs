@@ -86,6 +86,19 @@ impl Machines {
         Ok(window(done.values().map(|(_, span)| span)))
     }
 
+    /// All machines running, on a network and pools that are active: who is off is switched on, who is paused goes on. Returns who
+    /// did not run.
+    pub async fn ensure_running(&self) -> Result<Vec<NodeName>, LifeError> {
+        let (host, mark, plan) = (self.host.clone(), self.mark.clone(), self.plan.clone());
+        blocking(move || {
+            host.ensure_pools(&plan.storage, &mark)?;
+            host.ensure_network(&plan.network, &mark)
+        })
+        .await?;
+        let done = self.each(self.nodes(None), |host, domain, mark| host.ensure_running(domain, mark)).await?;
+        Ok(done.into_iter().filter(|(_, (done, _))| *done == Done::Changed).map(|(node, _)| node).collect())
+    }
+
     /// Lets paused machines go on, together; those that are off stay off. Returns the nodes that were woken.
     pub async fn resume(&self, nodes: Vec<NodePlan>) -> Result<(Vec<NodeName>, Duration), LifeError> {
         let done = self.each(nodes, |host, domain, mark| host.resume(domain, mark)).await?;

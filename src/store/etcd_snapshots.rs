@@ -43,6 +43,35 @@ impl ClusterDir {
         write_json(&self.etcd_snapshots().join(format!("{name}.json")), &RecordFile { format: FORMAT, etcd_snapshot: record })
     }
 
+    /// Removes files, whole or in part, that no record speaks of: a save was cut off, and they hold all of the cluster's secrets.
+    /// Returns their names.
+    pub fn tidy_etcd_snapshots(&self, lock: &Lock) -> Result<Vec<String>, StoreError> {
+        self.guarded(lock)?;
+        let dir = self.etcd_snapshots();
+        let failed = |action, path: &PathBuf| {
+            let path = path.clone();
+            move |source| FileError::Io { action, path, source }
+        };
+        let Some(entries) = if_there(fs::read_dir(&dir).map_err(failed("list", &dir)))? else { return Ok(Vec::new()) };
+        let mut gone = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(failed("list", &dir))?.file_name().to_string_lossy().into_owned();
+            let Some(name) = file.strip_suffix(".db").or_else(|| file.strip_suffix(".db.partial")) else { continue };
+            // A record that cannot be read may be one of a whole file.
+            let spoken_of = dir.join(format!("{name}.json")).symlink_metadata().is_ok() && file.ends_with(".db");
+            if !spoken_of {
+                let path = dir.join(&file);
+                if_there(fs::remove_file(&path).map_err(failed("remove", &path)))?;
+                gone.push(file);
+            }
+        }
+        if !gone.is_empty() {
+            files::sync_dir(&dir)?;
+        }
+        gone.sort();
+        Ok(gone)
+    }
+
     /// The record first. Returns whether anything was there; twice is once.
     pub fn remove_etcd_snapshot(&self, lock: &Lock, name: &str) -> Result<bool, StoreError> {
         self.guarded(lock)?;
