@@ -8,7 +8,7 @@ use ktcw_vm::image::{FileRecord, Image, Inputs, Suite, Versions};
 use ktcw_vm::lab::{Book, Open, Phase};
 use ktcw_vm::snapshot::{Fits, Name, Record, State};
 use ktcw_vm::store::ClusterDir;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use trycmd::TestCases;
@@ -192,7 +192,13 @@ fn with_a_lab_that_is_open() {
     let dir = kept_cluster(parent.path());
     let lock = dir.lock("lab start").expect("free");
     let text = |text: &str| text.to_owned();
-    let fits = Fits { plan_sha256: text("1"), image_key: text("2"), kernel_sha256: text("3"), qemu_version: text("10.0.0") };
+    let fits = Fits {
+        plan_sha256: text("1"),
+        image_key: text("2"),
+        kernel_sha256: text("3"),
+        qemu_version: text("10.0.0"),
+        nodes: BTreeSet::new(),
+    };
     for name in ["lab-full-disk", "other"] {
         let name = Name::parse(name).expect("a name");
         let begun = Record::begun(name.clone(), fits.clone(), BTreeMap::new(), jiff::Timestamp::now());

@@ -263,9 +263,8 @@ fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String
         return Ok(None);
     }
     let dir = ClusterDir::open(&parent, name)?;
-    if let Some(snapshot) = snapshot::open_restore(&dir.history()?) {
-        let said = format!("the restore of snapshot {snapshot} was cut off: machines may be of different moments");
-        return Ok(Some((said, format!("ktcw-vm snapshot restore {snapshot} -c {name}"))));
+    if let Some(open) = snapshot::open_restore(&dir.history()?) {
+        return Ok(Some((open.to_string(), format!("ktcw-vm snapshot restore {} -c {name}", open.snapshot))));
     }
     let records = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok());
     let halves: Vec<String> =

@@ -105,6 +105,7 @@ async fn keep_golden(global: &Global) -> Result<u8, CliError> {
             .left("everything as it was")
             .hint(format!("ktcw-vm down -c {name} removes the cluster; an up without --no-golden keeps a golden snapshot")));
     };
+    golden::will_come_back(&opened.machines, &opened.host, &record).await?;
     let question = format!("switch cluster {name} off and give up what it wrote since {}?", golden::taken(&record));
     if !global.yes && !render::confirm(&question)? {
         return Err(CliError::failed("not switched off").hint(format!("ktcw-vm down -c {name} --keep-golden --yes")));

@@ -5,17 +5,19 @@
 use super::args::{Format, Global};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::no_open_fault;
+use super::opened::{all_are, no_open_fault, no_open_restore};
 use super::snapshot::{members, shown_time};
-use super::{exit, render, session};
+use super::{exit, golden, render, session};
 use crate::drill::act::Act;
 use crate::drill::admin;
 use crate::drill::catalogue::Process;
 use crate::drill::injector::Injector as _;
 use crate::event::{Events, Verdict};
-use crate::plan::Plan;
-use crate::snapshot::{Name, RESTORE, Record};
+use crate::life::power::Whole;
+use crate::life::{self, Machines};
+use crate::snapshot::{Name, RESTORE, Record, open_restore};
 use crate::spec::NodeName;
+use crate::store::journal::History;
 use crate::store::{ClusterDir, Lock, StoreError};
 use crate::verify;
 use jiff::Timestamp;
@@ -65,12 +67,21 @@ fn hex(bytes: &[u8]) -> String {
 
 fn bench(global: &Global, verb: &str) -> Result<(Bench, Lock), CliError> {
     let session = session::Session::open(global)?;
-    super::golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str())?;
+    golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str())?;
     let lock = session.dir.lock(verb)?;
+    tidy(&session.dir, &lock)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, verb)?;
     no_open_fault(&bench.dir.history()?, bench.plan.cluster.as_str())?;
     Ok((bench, lock))
+}
+
+/// What saves that were cut off have left.
+fn tidy(dir: &ClusterDir, lock: &Lock) -> Result<(), CliError> {
+    for file in dir.tidy_etcd_snapshots(lock)? {
+        render::status(&format!("{file}, of a save that was cut off, is removed"));
+    }
+    Ok(())
 }
 
 pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result<u8, CliError> {
@@ -123,19 +134,27 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
     let name = &snapshot.name;
     let session = session::Session::open(global)?;
     let lock = session.dir.lock(&format!("snapshot restore {name}"))?;
-    let path = session.dir.etcd_snapshot_file(&lock, name.as_str())?;
     let cluster = session.plan.cluster.clone();
+    let begun = begun_before(&session.dir.history()?, cluster.as_str())?;
+    tidy(&session.dir, &lock)?;
+    let path = session.dir.etcd_snapshot_file(&lock, name.as_str())?;
     let bytes = tokio::fs::read(&path).await.map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
     if hex(&bytes) != snapshot.sha256 || !is_whole(&bytes) {
         return Err(CliError::failed(format!("{} is not what was saved: its sum differs", path.display()))
             .left("everything as it was")
-            .hint(format!("ktcw-vm snapshot delete {name} -c {cluster}")));
+            .hint(format!("ktcw-vm snapshot list -c {cluster}: another one will do")));
     }
     drop(bytes);
     let host = session::connect_to(global, &session.dir)?;
+    let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
     // Not through the door that others take: a restore that was cut off is what this one finishes.
     let bench = Bench::for_restore(session, &lock, host)?;
     let plan = bench.plan.clone();
+    match begun {
+        false => all_are(&machines.power().await?, &Whole::Running, cluster.as_str())
+            .map_err(|error| error.left("everything as it was"))?,
+        true => awake(&bench, &machines, name).await?,
+    }
     let (members, planes) = (names(plan.controllers()), names(plan.control_planes()));
     let stage = |text: &str| render::status(text);
     let failed = |said: String| {
@@ -208,16 +227,80 @@ fn names<'a>(nodes: impl Iterator<Item = &'a crate::plan::NodePlan>) -> Vec<Node
     nodes.map(|node| node.name.clone()).collect()
 }
 
+/// Whether a restore of etcd's data is to be finished, or else what stands in the way of one.
+fn begun_before(history: &History, cluster: &str) -> Result<bool, CliError> {
+    golden::refuse_down(history, cluster)?;
+    no_open_fault(history, cluster).map_err(|error| error.left("everything as it was"))?;
+    match open_restore(history) {
+        Some(open) if open.etcd_only => Ok(true),
+        // Machines of two moments are not mended by giving their members the same data.
+        _ => no_open_restore(history, cluster).map(|()| false),
+    }
+}
+
+/// After a restore that was cut off every other verb refuses: whatever is off or paused since, this one brings back.
+async fn awake(bench: &Bench, machines: &Machines, name: &Name) -> Result<(), CliError> {
+    let cluster = &bench.plan.cluster;
+    let failed = |error: CliError| {
+        error
+            .left("what the restore that was cut off has left: API servers stopped, and members that may have no data")
+            .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again; ktcw-vm down -c {cluster} removes everything"))
+    };
+    let woken = machines.ensure_running().await.map_err(|error| failed(error.into()))?;
+    if woken.is_empty() {
+        return Ok(());
+    }
+    render::status(&format!("{} were off or paused; waiting until they answer", crate::snapshot::listed(&woken)));
+    let clocks = life::awaited(&bench.plan, &*bench.machines.guest, Timestamp::now, &woken).await;
+    match clocks.into_iter().find_map(|(node, shift)| shift.err().map(|why| (node, why))) {
+        None => Ok(()),
+        Some((node, why)) => Err(failed(CliError::failed(format!("{node}: {why}")))),
+    }
+}
+
 /// `snapshot delete` of one.
-pub fn delete(dir: &ClusterDir, lock: &Lock, plan: &Plan, name: &Name) -> Result<u8, CliError> {
-    dir.remove_etcd_snapshot(lock, name.as_str())?;
-    render::print_line(&format!("snapshot {name} of cluster {}'s etcd removed", plan.cluster));
+pub fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
+    let session = session::Session::open(global)?;
+    let cluster = session.plan.cluster.as_str();
+    let history = session.dir.history()?;
+    if open_restore(&history).is_some_and(|open| open.snapshot == name.as_str()) {
+        // It is what the restore needs that was cut off.
+        no_open_restore(&history, cluster)?;
+    }
+    let lock = session.dir.lock(&format!("snapshot delete {name}"))?;
+    tidy(&session.dir, &lock)?;
+    session.dir.remove_etcd_snapshot(&lock, name.as_str())?;
+    render::print_line(&format!("snapshot {name} of cluster {cluster}'s etcd removed"));
     Ok(exit::OK)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn history(steps: impl FnOnce(&crate::store::journal::Journal)) -> History {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("journal.jsonl");
+        let (journal, _) = crate::store::journal::Journal::open(&path, crate::store::draw_id(), "test").expect("opens");
+        steps(&journal);
+        drop(journal);
+        crate::store::journal::read(&path).expect("readable")
+    }
+
+    #[test]
+    fn a_restore_finishes_its_own_kind_and_nothing_else() {
+        let begun = |etcd_only: bool| {
+            history(|journal| {
+                journal.begin_with(RESTORE, None, json!({ "snapshot": "one", "etcd_only": etcd_only })).expect("written");
+            })
+        };
+        assert!(!begun_before(&History::default(), "lab").expect("nothing stands in the way"));
+        assert!(begun_before(&begun(true), "lab").expect("it is finished"));
+        let said = begun_before(&begun(false), "lab").expect_err("machines of two moments").text();
+        assert!(said.contains("machines may be of different moments") && said.contains("snapshot restore one -c lab"), "{said}");
+        let down = history(|journal| journal.begin("down to golden", None).expect("written"));
+        assert!(begun_before(&down, "lab").is_err());
+    }
 
     #[test]
     fn a_snapshot_is_whole_by_etcds_own_sum() {

@@ -10,7 +10,7 @@ use crate::host::{Host, Mark, blocking};
 use crate::netns::{self, Namespace};
 use crate::plan::{DiskKind, Plan, Resolved, plan};
 use crate::preflight;
-use crate::snapshot::{Fits, Record};
+use crate::snapshot::{self, Fits, Record};
 use crate::spec::{ClusterName, ClusterSpec};
 use crate::store::ClusterDir;
 use crate::store::journal::{Entry, History};
@@ -135,6 +135,7 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &Path) ->
             CliError::host(format!("snapshot {} does not fit any more: {}", record.name, differs.join("; "))).left("nothing")
         );
     }
+    snapshot::complete(&opened.machines, &record.name).await.map_err(|error| CliError::from(error).left("nothing"))?;
     let all = preflight::judge(plan, &facts, &seen, None, 0, opened.host.free_disk_mib());
     up::refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
     let pool = seen.pools.iter().find(|pool| pool.name == old.storage.pool);

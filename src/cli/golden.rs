@@ -14,7 +14,7 @@ use crate::host::{Host, HostFacts, blocking};
 use crate::life::Machines;
 use crate::life::power::Whole;
 use crate::plan::Plan;
-use crate::snapshot::{self, Desk, Fits, Name, Record, State};
+use crate::snapshot::{self, Desk, Fits, Name, Parts, Record, SnapshotError, State};
 use crate::spec::NodeName;
 use crate::store::journal::{Entry, History, Phase};
 use crate::store::{ClusterDir, Lock};
@@ -88,7 +88,9 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
     let facts = blocking(move || asked.facts()).await?;
     let fits = Fits::of(plan, &facts);
     let there = record(desk.dir)?;
-    if there.as_ref().is_some_and(|record| record.fits == fits) {
+    if let Some(record) = &there
+        && against(record, &fits, &snapshot::parts(desk.machines).await?).is_none()
+    {
         return Ok(Keeping::Untouched);
     }
     if let Err(error) = has_room(desk.machines, host).await {
@@ -154,13 +156,34 @@ pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
 }
 
 /// Why the golden snapshot cannot stand for an `up` of `wanted`; `None`: it can.
-pub fn misfit(record: Option<&Record>, old: &Plan, wanted: &Plan, facts: &HostFacts) -> Option<String> {
+pub fn misfit(record: Option<&Record>, old: &Plan, wanted: &Plan, facts: &HostFacts, parts: &Parts) -> Option<String> {
     if old != wanted {
         return Some("another cluster is asked for than the one it was kept of".to_owned());
     }
     let Some(record) = record else { return Some("it is gone".to_owned()) };
-    let differs = record.fits.differs(&Fits::of(wanted, facts));
-    (!differs.is_empty()).then(|| differs.join("; "))
+    against(record, &Fits::of(wanted, facts), parts)
+}
+
+/// Why a cluster that is so now cannot go back to it.
+fn against(record: &Record, now: &Fits, parts: &Parts) -> Option<String> {
+    let mut all = record.fits.differs(now);
+    let lacking = parts.lacking(&record.name);
+    if all.is_empty() && !lacking.is_empty() {
+        all.push(format!("{} has no part in it, as its machine was made anew since or is gone", snapshot::listed(&lacking)));
+    }
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
+/// Refuses to leave a golden snapshot behind that `up` could not come back from: all that is given up for it would be lost.
+pub async fn will_come_back(machines: &Machines, host: &Arc<LibvirtHost>, record: &Record) -> Result<(), CliError> {
+    let asked = host.clone();
+    let facts = blocking(move || asked.facts()).await?;
+    let (plan, parts) = (&machines.plan, snapshot::parts(machines).await?);
+    let Some(why) = misfit(Some(record), plan, plan, &facts, &parts) else { return Ok(()) };
+    let cluster = &plan.cluster;
+    Err(CliError::host(format!("cluster {cluster} could not come back from its golden snapshot: {why}"))
+        .left("everything as it was")
+        .hint(format!("ktcw-vm stop -c {cluster} switches it off and keeps all of it; ktcw-vm down -c {cluster} removes it")))
 }
 
 /// What coming back works with.
@@ -195,10 +218,11 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
     let began = stage(Stage::Machines);
     let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
     let desk = Desk { machines: &machines, dir, lock, journal: &journal, told: &told };
-    snapshot::restore(&desk, record).await.map_err(|error| {
-        CliError::from(error)
+    snapshot::restore(&desk, record).await.map_err(|error| match error {
+        SnapshotError::Lacking { .. } => error.into(),
+        error => CliError::from(error)
             .left("machines of different moments, all of them paused or off")
-            .hint(format!("ktcw-vm up -c {cluster} again; ktcw-vm down -c {cluster} removes everything"))
+            .hint(format!("ktcw-vm up -c {cluster} again; ktcw-vm down -c {cluster} removes everything")),
     })?;
     over(Stage::Machines, "golden restore", began);
     let began = stage(Stage::Etcd);

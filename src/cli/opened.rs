@@ -52,17 +52,21 @@ impl Opened {
 
     /// Refuses unless the machines are as `wanted`, naming those that are not and what to type.
     pub fn all(&self, power: &Power, wanted: &Whole) -> Result<(), CliError> {
-        let whole = power.whole();
-        if whole == *wanted {
-            return Ok(());
-        }
-        let name = &self.session.plan.cluster;
-        let said = CliError::failed(format!("the machines of cluster {name} are {whole}, and all have to be {wanted}"));
-        Err(match whole.way_back() {
-            Some(verb) => said.hint(format!("ktcw-vm {verb} -c {name}")),
-            None => said,
-        })
+        all_are(power, wanted, self.session.plan.cluster.as_str())
     }
+}
+
+/// Refuses unless all machines are as `wanted`, saying how they are and what to type.
+pub fn all_are(power: &Power, wanted: &Whole, cluster: &str) -> Result<(), CliError> {
+    let whole = power.whole();
+    if whole == *wanted {
+        return Ok(());
+    }
+    let said = CliError::failed(format!("the machines of cluster {cluster} are {whole}, and all have to be {wanted}"));
+    Err(match whole.way_back() {
+        Some(verb) => said.hint(format!("ktcw-vm {verb} -c {cluster}")),
+        None => said,
+    })
 }
 
 /// No fault of a drill is in force, as far as the journal says.
@@ -93,11 +97,9 @@ pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError>
     fork::refuse_cut_off(history, cluster)?;
     match snapshot::open_restore(history) {
         None => Ok(()),
-        Some(name) => {
-            Err(CliError::failed(format!("the restore of snapshot {name} was cut off: machines may be of different moments"))
-                .left("everything as it was")
-                .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} finishes it")))
-        }
+        Some(open) => Err(CliError::failed(&open)
+            .left("everything as it was")
+            .hint(format!("ktcw-vm snapshot restore {} -c {cluster} finishes it", open.snapshot))),
     }
 }
 

@@ -2,11 +2,13 @@
 //! After a save and after a restore clocks are set, members are compared with the record, and a restore ends with `verify`.
 //! It decides what is refused; how a cluster is saved whole, `snapshot` knows.
 
-use super::args::{Format, Global, Output, SnapshotSave, SnapshotWhat};
+mod list;
+
+use super::args::{Format, Global, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::{clocks_lines, micros};
 use super::opened::{Opened, or_interrupted, whole_moment};
-use super::{etcd_only, exit, lab, render, session, status, up};
+use super::{etcd_only, exit, lab, render, session, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
@@ -16,8 +18,8 @@ use crate::life::{self, Machines, Shift};
 use crate::plan::Plan;
 use crate::preflight;
 use crate::snapshot::compare::{Compared, compare};
-use crate::snapshot::{self, Desk, Fits, Name, Record, SnapshotError, State, chosen, tree};
-use crate::spec::NodeName;
+use crate::snapshot::{self, Desk, Fits, Name, Record, SnapshotError, chosen, stop_fitting};
+use crate::spec::{NodeName, Role};
 use crate::store::ClusterDir;
 use crate::verify::{self, MemberSeen};
 use jiff::Timestamp;
@@ -30,7 +32,7 @@ pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
     match what {
         SnapshotWhat::Save(args) if args.etcd_only => etcd_only::save(global, &args.name, args.note.as_ref()).await,
         SnapshotWhat::Save(args) => save(global, args).await,
-        SnapshotWhat::List(output) => list(global, output),
+        SnapshotWhat::List(output) => list::list(global, output).await,
         SnapshotWhat::Restore { name, no_verify } => match of_etcd(global, name)? {
             Some(snapshot) => etcd_only::restore(global, &snapshot, !no_verify).await,
             None => restore(global, name, *no_verify).await,
@@ -254,26 +256,58 @@ pub struct Restored {
 
 /// Takes an opened cluster back, once nothing stands in the way.
 pub async fn restore_opened(opened: &Opened, name: &Name, no_verify: bool) -> Result<Restored, CliError> {
-    let begin = Instant::now();
+    let record = may_restore(opened, name).await?;
+    go_back(opened, record, no_verify).await
+}
+
+/// The record, or what stands in the way of going back to it. Nothing is touched.
+pub async fn may_restore(opened: &Opened, name: &Name) -> Result<Record, CliError> {
     let plan = opened.session.plan.clone();
-    let cluster = &plan.cluster;
     opened.without_fault()?;
     let record = named(&opened.session.dir, name)?;
     let host = opened.host.clone();
     let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
-    let differs = record.fits.differs(&Fits::of(&plan, &facts));
-    if !differs.is_empty() {
-        return Err(CliError::host(format!("snapshot {name} does not fit any more: {}", differs.join("; ")))
-            .left("everything as it was")
-            .hint("a machine's memory goes on only under the kernel, image and QEMU that it was saved under"));
-    }
+    fits(&record, &Fits::of(&plan, &facts), plan.cluster.as_str())?;
+    snapshot::complete(&opened.machines, name).await?;
     let refusals = preflight::judge(&plan, &facts, &seen, Some(&opened.session.mark()), 0, opened.host.free_disk_mib());
     up::refuse(&refusals.into_iter().filter(|refusal| refusal.about == "memory").collect::<Vec<_>>())?;
+    Ok(record)
+}
+
+/// Refuses a record of another cluster than there is now, with the reason and the way back where there is one.
+fn fits(record: &Record, now: &Fits, cluster: &str) -> Result<(), CliError> {
+    let (name, differs) = (&record.name, record.fits.differs(now));
+    if differs.is_empty() {
+        return Ok(());
+    }
+    let (came, went) = record.fits.moved(now);
+    let delete = format!("ktcw-vm snapshot delete {name} -c {cluster} removes it");
+    let hint = match (came.as_slice(), went.as_slice()) {
+        ([], []) => {
+            format!("a machine's memory goes on only under the plan, kernel, image and QEMU that it was saved under; {delete}")
+        }
+        // A worker that goes leaves no trace in the plan, an etcd member may.
+        ([one], []) if one.role() == Role::Worker => {
+            format!("ktcw-vm node remove {one} -c {cluster} makes it fit again; {delete}")
+        }
+        _ => format!("a snapshot is one of all machines, and a machine that is made again has no part in it; {delete}"),
+    };
+    Err(CliError::host(format!("snapshot {name} does not fit any more: {}", differs.join("; ")))
+        .left("everything as it was")
+        .hint(hint))
+}
+
+/// Back to a record that nothing stands against.
+pub async fn go_back(opened: &Opened, record: Record, no_verify: bool) -> Result<Restored, CliError> {
+    let begin = Instant::now();
+    let plan = opened.session.plan.clone();
+    let (cluster, name) = (&plan.cluster, &record.name);
     let (journal, _) = opened.journal("snapshot")?;
-    let window = snapshot::restore(&desk(opened, &journal), &record).await.map_err(|error| {
-        CliError::from(error)
+    let window = snapshot::restore(&desk(opened, &journal), &record).await.map_err(|error| match error {
+        SnapshotError::Lacking { .. } => error.into(),
+        error => CliError::from(error)
             .left("machines of different moments, all of them paused")
-            .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again; ktcw-vm down -c {cluster} removes everything"))
+            .hint(format!("ktcw-vm snapshot restore {name} -c {cluster} again; ktcw-vm down -c {cluster} removes everything")),
     })?;
     let back = begin.elapsed();
     let guests = opened.session.guests()?;
@@ -347,9 +381,7 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     let dir = ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?;
     let broken = etcd_only::unreadable(&dir)?.iter().any(|(known, _)| known == name.as_str());
     if broken || etcd_only::named(&dir, name)?.is_some() {
-        let session = session::Session::open(global)?;
-        let lock = session.dir.lock(&format!("snapshot delete {name}"))?;
-        return etcd_only::delete(&session.dir, &lock, &session.plan, name);
+        return etcd_only::delete(global, name);
     }
     let wrong = |session: &session::Session| match whole_moment(session).and_then(|()| there(&session.dir))? {
         true if lab::needs(&session.dir, name)? => lab::none_open(&session.dir),
@@ -370,63 +402,15 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
-    let dir = ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?;
-    let current = dir.current_snapshot()?;
-    let is_current = |record: &Record| current.as_deref() == Some(record.name.as_str());
-    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
-    for (name, record) in dir.load_snapshots::<Record>()? {
-        match record {
-            Ok(record) => records.push(record),
-            Err(error) => unreadable.push((name, error.to_string())),
-        }
-    }
-    unreadable.extend(etcd_only::unreadable(&dir)?);
-    let now = Timestamp::now();
-    let age = |record: &Record| seconds_since(now, record.taken);
-    let stores = etcd_only::all(&dir)?;
-    if output.output.unwrap_or(global.format) == Format::Json {
-        let rows: Vec<_> = tree(&records)
-            .iter()
-            .map(|(depth, record)| {
-                json!({ "snapshot": record, "depth": depth, "current": is_current(record), "age_s": age(record) })
-            })
-            .chain(stores.iter().map(|one| json!({ "etcd_snapshot": one, "age_s": seconds_since(now, one.taken) })))
-            .chain(unreadable.iter().map(|(name, problem)| json!({ "name": name, "problem": problem })))
-            .collect();
-        render::print_line(&serde_json::to_string_pretty(&rows).map_err(CliError::failed)?);
-        return Ok(exit::OK);
-    }
-    if records.is_empty() && unreadable.is_empty() && stores.is_empty() {
-        render::print_line(&format!("no snapshots of cluster {}", dir.name()));
-        return Ok(exit::OK);
-    }
-    let mut table = status::table(["snapshot", "age", "MiB", "note"]);
-    for (depth, record) in tree(&records) {
-        let branch = if depth == 0 { String::new() } else { format!("{}└ ", "  ".repeat(depth - 1)) };
-        let mark = if is_current(record) { " (current)" } else { "" };
-        let note = match record.state {
-            State::Whole => record.note.clone().unwrap_or_default(),
-            _ => "never finished; the next save or delete removes it".to_owned(),
-        };
-        table.add_row([format!("{branch}{}{mark}", record.name), shown_age(age(record)), (record.bytes >> 20).to_string(), note]);
-    }
-    for one in &stores {
-        let note = format!("etcd only, revision {}; {}", one.revision, one.note.as_deref().unwrap_or_default());
-        let note = note.trim_end_matches("; ").to_owned();
-        let age = shown_age(seconds_since(now, one.taken));
-        table.add_row([one.name.to_string(), age, (one.bytes >> 20).to_string(), note]);
-    }
-    for (name, problem) in unreadable {
-        table.add_row([name, "?".to_owned(), "?".to_owned(), problem]);
-    }
-    render::print_line(&table.to_string());
-    Ok(exit::OK)
-}
-
 pub fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> Desk<'a> {
     let told: &(dyn Fn(&str) + Sync) = &|text| render::status(text);
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
+}
+
+/// What adding or removing a node costs; the golden snapshot is made anew by `up`.
+pub(super) fn cost_of_other_nodes(dir: &ClusterDir) -> Result<Option<String>, CliError> {
+    let records: Vec<Record> = dir.load_snapshots()?.into_iter().filter_map(|(_, record)| record.ok()).collect();
+    Ok(stop_fitting(&records, super::golden::NAME))
 }
 
 /// The whole snapshot of that name, or an error that lists those there are; one that cannot be read says why.
@@ -453,26 +437,19 @@ impl From<SnapshotError> for CliError {
             SnapshotError::Host(error) => error.into(),
             SnapshotError::Store(error) => error.into(),
             SnapshotError::Journal(error) => error.into(),
+            SnapshotError::Lacking { .. } => {
+                let said = CliError::host(&error).left("everything as it was");
+                match error.hint() {
+                    Some(hint) => said.hint(hint),
+                    None => said,
+                }
+            }
         }
     }
 }
 
-fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
-    now.as_second().saturating_sub(then.as_second()).max(0)
-}
-
 pub(super) fn shown_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-/// `40 s`, `12 min`, `5 h`, `3 days`
-fn shown_age(seconds: i64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
 }
 
 fn seconds(millis: u64) -> f64 {
@@ -481,15 +458,4 @@ fn seconds(millis: u64) -> f64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_said_in_the_unit_that_people_would_use() {
-        let shown = [0, 119, 120, 7199, 7200, 172_799, 172_800].map(shown_age);
-        assert_eq!(shown, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
-    }
 }

@@ -13,9 +13,11 @@ use crate::apply::{self, ApplyError};
 use crate::event::{Event, Events, Stage, Verdict};
 use crate::host::{Host, blocking};
 use crate::image;
+use crate::life::Machines;
 use crate::plan::{Plan, plan};
 use crate::preflight;
 use crate::progress;
+use crate::snapshot;
 use crate::spec::{ClusterName, ClusterSpec};
 use crate::store::{ClusterDir, StoreError};
 use crate::verify;
@@ -137,7 +139,9 @@ pub(super) async fn raise(
     {
         let record = golden::record(dir)?;
         let kernel = resolve::same_kernel(old, spec).err().map(|error| error.message);
-        return match (kernel.or_else(|| golden::misfit(record.as_ref(), old, &draft, &facts)), record) {
+        let machines = Machines { plan: Arc::new(old.clone()), host: host.clone(), mark: session::mark(dir) };
+        let parts = snapshot::parts(&machines).await?;
+        return match (kernel.or_else(|| golden::misfit(record.as_ref(), old, &draft, &facts, &parts)), record) {
             (None, Some(record)) => {
                 let all = preflight::judge(&draft, &facts, &seen, mark.as_ref(), 0, host.free_disk_mib());
                 // The disks are there.
@@ -167,6 +171,12 @@ pub(super) async fn raise(
         super::change::allowed(old, dir.spec(), &draft)?;
         if asked.kernel_given {
             resolve::same_kernel(old, spec)?;
+        }
+        if *old != draft {
+            super::lab::none_open_of_these_nodes(dir)?;
+            if let Some(text) = super::snapshot::cost_of_other_nodes(dir)? {
+                events.send(Event::Note { text });
+            }
         }
     }
     refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()));

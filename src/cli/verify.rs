@@ -95,14 +95,14 @@ fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) -> Vec<Check>
 
 /// A failed check while a restore is cut off in the middle.
 fn half_restored(session: &Session) -> Result<Option<Check>, CliError> {
-    Ok(snapshot::open_restore(&session.dir.history()?).map(|name| Check {
+    Ok(snapshot::open_restore(&session.dir.history()?).map(|open| Check {
         id: "snapshot.restore".to_owned(),
         group: Group::Machines,
         node: None,
         verdict: Verdict::Fail,
-        summary: format!("the restore of snapshot {name} was cut off: machines may be of different moments"),
+        summary: open.to_string(),
         evidence: String::new(),
-        hint: Some(format!("ktcw-vm snapshot restore {name} -c {}", session.plan.cluster)),
+        hint: Some(format!("ktcw-vm snapshot restore {} -c {}", open.snapshot, session.plan.cluster)),
     }))
 }
 

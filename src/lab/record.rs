@@ -89,7 +89,7 @@ pub enum Refused {
     None,
     #[error("lab {0} is open")]
     Open(String),
-    #[error("lab {0} was being closed, and that was cut off")]
+    #[error("lab {0} was being closed, and that was cut off or did not end well")]
     Closing(String),
     #[error("the start of lab {0} was cut off")]
     NotBegun(String),
@@ -143,17 +143,16 @@ impl Book {
         self.open.as_mut().ok_or(Refused::None)
     }
 
-    /// How the open lab ends. `whole`: its snapshot is there.
-    pub fn may_reset(&self, whole: bool, keep: bool) -> Result<Rewind, Refused> {
+    /// How the open lab ends. `whole`: its snapshot is there. `mixed`: a restore of it was cut off, and machines may be of two
+    /// moments.
+    pub fn may_reset(&self, whole: bool, keep: bool, mixed: bool) -> Result<Rewind, Refused> {
         let open = self.open.as_ref().ok_or(Refused::None)?;
         match open.phase {
             Phase::Saving => Ok(Rewind::Nothing { may_be_paused: true }),
             Phase::Closing => Ok(Rewind::Nothing { may_be_paused: false }),
-            // Machines of two moments cannot be kept: such a rewind is finished.
-            Phase::Rewinding if whole => Ok(Rewind::Restore),
-            Phase::Breaking | Phase::Open if keep => Ok(Rewind::Keep),
-            Phase::Breaking | Phase::Open if whole => Ok(Rewind::Restore),
-            Phase::Rewinding if keep => Ok(Rewind::Keep),
+            // Machines of two moments cannot be kept: such a rewind is finished, as long as there is something to go back to.
+            Phase::Breaking | Phase::Open | Phase::Rewinding if whole && (mixed || !keep) => Ok(Rewind::Restore),
+            Phase::Breaking | Phase::Open | Phase::Rewinding if keep => Ok(Rewind::Keep),
             _ => Err(Refused::Gone(open.lab.name.clone())),
         }
     }
@@ -171,6 +170,11 @@ impl Book {
 }
 
 impl Open {
+    /// After the machines went back. Where not all is well with them the snapshot is still needed, and the next reset goes back again.
+    pub fn rewound(&mut self, well: bool) {
+        self.phase = if well { Phase::Closing } else { Phase::Rewinding };
+    }
+
     /// Counts a look.
     pub fn looked(&mut self, score: &Score, now: Timestamp) {
         self.looks = self.looks.saturating_add(1);

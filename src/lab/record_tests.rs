@@ -46,16 +46,34 @@ fn a_reset_does_what_the_phase_wants_and_never_goes_back_to_what_is_not_there() 
         (Phase::Open, true, false, Ok(Rewind::Restore)),
         (Phase::Open, false, false, Err(Refused::Gone(name()))),
         (Phase::Open, false, true, Ok(Rewind::Keep)),
-        // Machines of two moments are never kept so.
-        (Phase::Rewinding, true, true, Ok(Rewind::Restore)),
+        (Phase::Rewinding, true, true, Ok(Rewind::Keep)),
+        (Phase::Rewinding, false, true, Ok(Rewind::Keep)),
         (Phase::Rewinding, true, false, Ok(Rewind::Restore)),
         (Phase::Rewinding, false, false, Err(Refused::Gone(name()))),
         (Phase::Closing, false, false, nothing(false)),
         (Phase::Closing, true, true, nothing(false)),
     ] {
-        assert_eq!(book(phase).may_reset(whole, keep), wanted, "{phase:?} {whole} {keep}");
+        assert_eq!(book(phase).may_reset(whole, keep, false), wanted, "{phase:?} {whole} {keep}");
     }
-    assert_eq!(Book::default().may_reset(true, false), Err(Refused::None));
+    assert_eq!(Book::default().may_reset(true, false, false), Err(Refused::None));
+    // Machines of two moments are never kept so, unless there is nothing left that they could go back to.
+    for phase in [Phase::Breaking, Phase::Open, Phase::Rewinding] {
+        for keep in [false, true] {
+            assert_eq!(book(phase).may_reset(true, keep, true), Ok(Rewind::Restore), "{phase:?} {keep}");
+        }
+        assert_eq!(book(phase).may_reset(false, true, true), Ok(Rewind::Keep), "{phase:?}");
+    }
+}
+
+/// After a rewind with which not all is well the snapshot is there, and so is each way out.
+#[test]
+fn a_rewind_after_which_not_all_is_well_is_done_again_or_given_up() {
+    for (well, next) in [(true, Ok(Rewind::Nothing { may_be_paused: false })), (false, Ok(Rewind::Restore))] {
+        let mut book = book(Phase::Rewinding);
+        book.open.as_mut().expect("open").rewound(well);
+        assert_eq!(book.may_reset(true, false, false), next, "{well}");
+    }
+    assert_eq!(book(Phase::Rewinding).may_reset(true, true, false), Ok(Rewind::Keep));
 }
 
 #[test]

@@ -3,16 +3,19 @@
 //! It works on machines through `life`, and leaves how the members are to `verify` and what is printed to `cli`.
 
 pub mod compare;
+mod parts;
 mod record;
 mod room;
 mod work;
 
-pub use record::{Fits, Name, Record, State, chosen, tree};
+pub use parts::{Parts, complete, listed, parts};
+pub use record::{Fits, Name, Record, State, chosen, stop_fitting, tree};
 pub use room::{Room, at_most, room};
-pub use work::{Desk, RESTORE, open_restore, remove, restore, save, tidy};
+pub use work::{Desk, OpenRestore, RESTORE, open_restore, remove, restore, save, tidy};
 
 use crate::host::HostError;
 use crate::life::LifeError;
+use crate::spec::{ClusterName, NodeName};
 use crate::store::StoreError;
 use crate::store::journal::JournalError;
 
@@ -26,6 +29,11 @@ pub enum SnapshotError {
     Store(#[from] StoreError),
     #[error("the journal could not be written: {0}")]
     Journal(#[from] JournalError),
+    #[error(
+        "snapshot {name} cannot be gone back to: {} has no part in it, as its machine was made anew since or is gone",
+        listed(nodes)
+    )]
+    Lacking { cluster: ClusterName, name: Name, nodes: Vec<NodeName> },
 }
 
 impl SnapshotError {
@@ -36,6 +44,10 @@ impl SnapshotError {
             SnapshotError::Host(error) => error.hint(),
             SnapshotError::Store(error) => error.hint(),
             SnapshotError::Journal(error) => error.hint(),
+            SnapshotError::Lacking { cluster, name, .. } => Some(format!(
+                "ktcw-vm snapshot list -c {cluster} says which can be gone back to; ktcw-vm snapshot delete {name} -c {cluster} removes \
+                 what is left of it"
+            )),
         }
     }
 }

@@ -70,6 +70,9 @@ pub struct Fits {
     pub image_key: String,
     pub kernel_sha256: String,
     pub qemu_version: String,
+    /// Whose machines it is made of; empty in records of before this was written down.
+    #[serde(default)]
+    pub nodes: BTreeSet<NodeName>,
 }
 
 impl Fits {
@@ -83,6 +86,7 @@ impl Fits {
             image_key: image.key.clone(),
             kernel_sha256: kernel.clone(),
             qemu_version: facts.qemu_version.clone(),
+            nodes: plan.nodes.iter().map(|node| node.name.clone()).collect(),
         }
     }
 
@@ -98,11 +102,23 @@ impl Fits {
             compare("QEMU", &self.qemu_version, &now.qemu_version),
         ];
         let mut all: Vec<String> = parts.into_iter().flatten().collect();
-        // The plan holds image and kernel: said once is enough.
-        if all.is_empty() {
-            all.extend(compare("the plan", &self.plan_sha256, &now.plan_sha256));
+        let (came, went) = self.moved(now);
+        all.extend(went.iter().map(|node| format!("{node} is not in the cluster any more")));
+        all.extend(came.iter().map(|node| format!("{node} has come since")));
+        // The plan holds image, kernel and nodes: said once is enough.
+        if all.is_empty() && self.plan_sha256 != now.plan_sha256 {
+            all.push("the plan is another: a node was added, removed or replaced since, or its files have changed".to_owned());
         }
         all
+    }
+
+    /// Nodes that came since, and those that went.
+    pub fn moved(&self, now: &Fits) -> (Vec<NodeName>, Vec<NodeName>) {
+        if self.nodes.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let only = |there: &BTreeSet<NodeName>, here: &BTreeSet<NodeName>| there.difference(here).cloned().collect();
+        (only(&now.nodes, &self.nodes), only(&self.nodes, &now.nodes))
     }
 }
 
@@ -143,6 +159,17 @@ impl Record {
             stood_ms: 0,
             bytes: 0,
         }
+    }
+}
+
+/// What another set of nodes costs, for who is about to add or remove one; `None`: nothing. `but`: one that is made anew by itself.
+pub fn stop_fitting(records: &[Record], but: &str) -> Option<String> {
+    let whole = records.iter().filter(|record| record.state == State::Whole && record.name.as_str() != but);
+    let names: Vec<&str> = whole.map(|record| record.name.as_str()).collect();
+    match names.as_slice() {
+        [] => None,
+        [one] => Some(format!("1 snapshot stops fitting, being of the nodes that there are now: {one}")),
+        all => Some(format!("{} snapshots stop fitting, being of the nodes that there are now: {}", all.len(), all.join(", "))),
     }
 }
 

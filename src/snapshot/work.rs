@@ -1,8 +1,9 @@
 //! Saving, restoring and removing, each step written down before it is done, so that after a crash either state is whole.
 //! A save counts from its record's last word; a restore is open from its first record in the journal until its last.
-//! It takes what it is given: whether the cluster is fit to be saved, or a record fits the host, its callers have asked.
+//! Whether the cluster is fit to be saved, or a record fits the host, its callers have asked; that every machine has its part, it asks.
 
 use super::SnapshotError;
+use super::parts::{complete, parts};
 use super::record::{Name, Record, State};
 use crate::host::{DomainState, Host, Mark, blocking};
 use crate::life::{LifeError, Machines};
@@ -10,6 +11,7 @@ use crate::store::journal::{Entry, History, Journal, Phase};
 use crate::store::{ClusterDir, Lock};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Journal step of a whole restore.
@@ -75,21 +77,18 @@ impl Desk<'_> {
 /// Suspends all, saves all, lets all go on. All machines must run. `record` comes with all that is known before; it is
 /// returned, and kept, with the rest. A save that fails leaves nothing but running machines.
 pub async fn save(desk: &Desk<'_>, record: Record) -> Result<Record, SnapshotError> {
-    let step = format!("save {}", record.name);
-    desk.journal.begin_with(&step, None, json!({ "snapshot": record.name }))?;
+    let step = save_step(&record.name);
+    let before = desk.pool_bytes().await?;
+    desk.journal.begin_with(&step, None, json!({ "snapshot": record.name, "pool_bytes": before }))?;
     let mut record = Record { state: State::Making, ..record };
     desk.save_record(&record)?;
-    let before = desk.pool_bytes().await?;
     let captured = capture(desk, &mut record).await;
     // Whatever happened: nobody is left frozen.
     (desk.told)("letting the machines go on");
     let woken = desk.wake().await;
     match captured.and(woken) {
         Ok(_) => {
-            record.bytes = desk.pool_bytes().await?.saturating_sub(before);
-            desk.save_record(&record)?;
-            desk.dir.set_current_snapshot(desk.lock, Some(record.name.as_str()))?;
-            desk.journal.done(&step, None)?;
+            ended(desk, &mut record, Some(before)).await?;
             Ok(record)
         }
         Err(error) => {
@@ -103,6 +102,21 @@ pub async fn save(desk: &Desk<'_>, record: Record) -> Result<Record, SnapshotErr
             Err(error)
         }
     }
+}
+
+/// The last words of a save whose record says whole: what it takes, and that the cluster goes on from it.
+async fn ended(desk: &Desk<'_>, record: &mut Record, before: Option<u64>) -> Result<(), SnapshotError> {
+    if let Some(before) = before {
+        record.bytes = desk.pool_bytes().await?.saturating_sub(before);
+        desk.save_record(record)?;
+    }
+    desk.dir.set_current_snapshot(desk.lock, Some(record.name.as_str()))?;
+    Ok(desk.journal.done(&save_step(&record.name), None)?)
+}
+
+/// Journal step of a save.
+fn save_step(name: &Name) -> String {
+    format!("save {name}")
 }
 
 /// From the first suspend to the record that says whole.
@@ -133,6 +147,8 @@ async fn wake(machines: &Machines) -> Result<Duration, LifeError> {
 /// moments ever speak to each other. Returns within which time all were let go on.
 pub async fn restore(desk: &Desk<'_>, record: &Record) -> Result<Duration, SnapshotError> {
     let machines = desk.machines;
+    // Before the first word: a restore that cannot come to its end would hold up every other verb.
+    complete(machines, &record.name).await?;
     desk.journal.begin_with(RESTORE, None, json!({ "snapshot": record.name }))?;
     let done = async {
         let (storage, network) = (machines.plan.storage.clone(), machines.plan.network.clone());
@@ -209,10 +225,7 @@ pub async fn tidy(desk: &Desk<'_>) -> Result<Vec<Name>, SnapshotError> {
             halves.insert(record.name.clone());
         }
     }
-    let there = desk.machines.power().await?;
-    let defined = desk.machines.nodes(None).into_iter().filter(|node| there.get(&node.name).is_some()).collect();
-    let kept = desk.machines.each(defined, |host, domain, mark| host.snapshots(domain, mark)).await?;
-    for name in kept.values().flat_map(|(names, _)| names) {
+    for name in parts(desk.machines).await?.names() {
         // A record that cannot be read may be a whole one: its machines' part stays.
         if !listed.iter().any(|(file, _)| file == name)
             && let Ok(name) = Name::parse(name)
@@ -223,18 +236,75 @@ pub async fn tidy(desk: &Desk<'_>) -> Result<Vec<Name>, SnapshotError> {
     for name in &halves {
         (desk.told)(&format!("removing snapshot {name}, which was never finished"));
         remove(desk, name).await?;
-        desk.journal.done(&format!("save {name}"), None)?;
+        desk.journal.done(&save_step(name), None)?;
+    }
+    for unended in unended_saves(&desk.dir.history()?) {
+        match desk.records()?.into_iter().find(|record| record.name.as_str() == unended.name) {
+            Some(mut record) if unended.last => ended(desk, &mut record, unended.before).await?,
+            Some(record) => desk.journal.done(&save_step(&record.name), None)?,
+            // Its record was never written, or cannot be read.
+            None => desk.journal.done(&format!("save {}", unended.name), None)?,
+        }
     }
     Ok(halves.into_iter().collect())
 }
 
-/// The snapshot of a restore that was begun and did not come to its end: machines of different moments may be waiting.
-pub fn open_restore(history: &History) -> Option<String> {
+/// A save that was not told to its end.
+#[derive(Debug, PartialEq, Eq)]
+struct Unended {
+    name: String,
+    /// Nothing was saved or gone back to since: the cluster goes on from it.
+    last: bool,
+    /// What the pool held before it.
+    before: Option<u64>,
+}
+
+fn unended_saves(history: &History) -> Vec<Unended> {
+    let mut open: Vec<Unended> = Vec::new();
+    for record in &history.records {
+        let Entry::Step { step, phase, detail, .. } = &record.entry else { continue };
+        let save = step.strip_prefix("save ");
+        let (begins, ends) = (*phase == Phase::Begin, *phase == Phase::Done);
+        open.retain(|unended| save != Some(&unended.name) || !(begins || ends));
+        if (begins && save.is_some()) || (ends && (save.is_some() || step == RESTORE)) {
+            open.iter_mut().for_each(|unended| unended.last = false);
+        }
+        if let (true, Some(name)) = (begins, save) {
+            let before = detail.get("pool_bytes").and_then(|bytes| bytes.as_u64());
+            open.push(Unended { name: name.to_owned(), last: true, before });
+        }
+    }
+    open
+}
+
+/// A restore that was begun and did not come to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenRestore {
+    pub snapshot: String,
+    /// Of etcd's data alone: the machines are of one moment.
+    pub etcd_only: bool,
+}
+
+impl fmt::Display for OpenRestore {
+    /// What it may have left.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let left = match self.etcd_only {
+            true => "API servers may be stopped, and members without data",
+            false => "machines may be of different moments",
+        };
+        write!(f, "the restore of snapshot {} was cut off: {left}", self.snapshot)
+    }
+}
+
+/// The restore that was begun last and did not come to its end.
+pub fn open_restore(history: &History) -> Option<OpenRestore> {
     let mut open = None;
     for record in &history.records {
         match &record.entry {
             Entry::Step { step, phase: Phase::Begin, detail, .. } if step == RESTORE => {
-                open = Some(detail.get("snapshot").and_then(|name| name.as_str()).unwrap_or("?").to_owned());
+                let snapshot = detail.get("snapshot").and_then(|name| name.as_str()).unwrap_or("?").to_owned();
+                let etcd_only = detail.get("etcd_only").and_then(|only| only.as_bool()).unwrap_or(false);
+                open = Some(OpenRestore { snapshot, etcd_only });
             }
             Entry::Step { step, phase: Phase::Done, .. } if step == RESTORE => open = None,
             _ => {}

@@ -68,6 +68,17 @@ pub(super) fn none_open(dir: &ClusterDir) -> Result<(), CliError> {
     }
 }
 
+/// The same for verbs that add or remove nodes: the lab's snapshot is of those there are.
+pub(super) fn none_open_of_these_nodes(dir: &ClusterDir) -> Result<(), CliError> {
+    none_open(dir).map_err(|error| {
+        error.hint(format!(
+            "ktcw-vm lab reset -c {0} takes the cluster back; ktcw-vm lab reset --keep -c {0} closes the lab and leaves it as it is: \
+             with other nodes there is no way back to where the lab began",
+            dir.name()
+        ))
+    })
+}
+
 /// Whether a snapshot is the one that the open lab goes back to.
 pub(super) fn needs(dir: &ClusterDir, snapshot: &Name) -> Result<bool, CliError> {
     let open = book(dir)?.open;

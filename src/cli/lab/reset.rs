@@ -9,13 +9,15 @@ use crate::cli::error::CliError;
 use crate::cli::opened::{Opened, no_open_restore};
 use crate::cli::session::Session;
 use crate::cli::{exit, render, snapshot};
-use crate::lab::{Book, Phase, Rewind};
-use crate::snapshot::{self as snapshots, open_restore};
+use crate::lab::{Book, Open, Phase, Rewind};
+use crate::snapshot::{self as snapshots, Name, open_restore};
+use crate::store::ClusterDir;
 use jiff::Timestamp;
 use serde_json::json;
 
 pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
     // A restore that was cut off is in the way, unless it is our own.
+    let mut mixed = false;
     let ours = |session: &Session| {
         let book = book(&session.dir)?;
         let open =
@@ -23,7 +25,10 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
         let own = snapshot_of(&open.map_err(refused(&session.dir))?)?;
         let history = session.dir.history()?;
         match open_restore(&history) {
-            Some(name) if name == own.as_str() => Ok(()),
+            Some(open) if open.snapshot == own.as_str() => {
+                mixed = true;
+                Ok(())
+            }
             _ => no_open_restore(&history, session.plan.cluster.as_str()),
         }
     };
@@ -35,30 +40,34 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
         return Err(refused(dir)(crate::lab::Refused::None));
     };
     let mut there = whole(&opened, &lab)?;
-    let rewind = book.may_reset(there, args.keep).map_err(refused(dir))?;
+    let rewind = book.may_reset(there, args.keep, mixed).map_err(refused(dir))?;
     let name = snapshot_of(&lab)?;
     let mut code = exit::OK;
-    let mut enter = |phase: Phase| {
-        if let Some(open) = &mut book.open {
-            open.phase = phase;
-        }
-        dir.save_labs(&opened.lock, &book)
+    let enter = |book: &mut Book, change: &dyn Fn(&mut Open)| {
+        book.open.as_mut().map(change);
+        dir.save_labs(&opened.lock, book)
     };
     match rewind {
         Rewind::Nothing { may_be_paused: true } => there = woken(&opened, &lab).await?,
         Rewind::Nothing { may_be_paused: false } | Rewind::Keep => {}
         Rewind::Restore => {
-            enter(Phase::Rewinding)?;
-            let restored = snapshot::restore_opened(&opened, &name, args.no_verify).await.map_err(|error| {
+            // What is refused leaves the lab as it is, to be solved or kept.
+            let record = snapshot::may_restore(&opened, &name).await.map_err(|error| keep_named(error, dir, mixed))?;
+            enter(&mut book, &|open| open.phase = Phase::Rewinding)?;
+            let restored = snapshot::go_back(&opened, record, args.no_verify).await.map_err(|error| {
                 error.hint(format!("ktcw-vm lab reset -c {} again; ktcw-vm down -c {0} removes everything", dir.name()))
             })?;
             code = restored.code();
             if global.format == Format::Text {
                 restored.lines(&opened.session.plan).iter().for_each(|line| render::print_line(line));
             }
+            enter(&mut book, &|open| open.rewound(code == exit::OK))?;
+            if code != exit::OK {
+                return Err(not_well(code, &lab.name, &name, dir));
+            }
         }
     }
-    enter(Phase::Closing)?;
+    enter(&mut book, &|open| open.phase = Phase::Closing)?;
     if there {
         let (journal, _) = opened.journal("lab")?;
         let removed = snapshots::remove(&snapshot::desk(&opened, &journal), &name).await;
@@ -80,4 +89,29 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
         Format::Text => render::print_line(&format!("lab {} is closed: {how}", lab.name)),
     }
     Ok(code)
+}
+
+/// A refusal to go back, with the way out that it leaves.
+fn keep_named(error: CliError, dir: &ClusterDir, mixed: bool) -> CliError {
+    let cluster = dir.name();
+    let way_out = match mixed {
+        true => format!("ktcw-vm down -c {cluster} removes everything"),
+        false => format!("ktcw-vm lab reset --keep -c {cluster} closes the lab and leaves the cluster as it is"),
+    };
+    let hint = error.hint.as_ref().map_or_else(String::new, |hint| format!("{hint}; "));
+    error.hint(format!("{hint}{way_out}"))
+}
+
+/// The machines are back, and something about them is not as it was.
+fn not_well(code: u8, lab: &str, name: &Name, dir: &ClusterDir) -> CliError {
+    let cluster = dir.name();
+    CliError::new(
+        code,
+        format!("the machines are back in snapshot {name}, and not all is well with them: lab {lab} is not closed"),
+    )
+    .left(format!("snapshot {name}"))
+    .hint(format!(
+        "ktcw-vm verify -c {cluster} says more; ktcw-vm lab reset -c {cluster} goes back again; \
+             ktcw-vm lab reset --keep -c {cluster} closes the lab as it is"
+    ))
 }

@@ -92,7 +92,7 @@ impl Lab {
     fn goes_back(&self, name: &str, content: u64, about: &str) {
         self.restore(name).unwrap_or_else(|error| panic!("{about}: {error}"));
         assert_eq!((self.content(), self.states()), (BTreeSet::from([content]), BTreeSet::from(["running"])), "{about}");
-        assert_eq!((open_restore(&self.history()), self.current().as_deref()), (None, Some(name)), "{about}");
+        assert_eq!((open_name(&self.history()), self.current().as_deref()), (None, Some(name)), "{about}");
     }
 
     fn current(&self) -> Option<String> {
@@ -134,7 +134,7 @@ fn a_restore_killed_anywhere_is_finished_by_another() {
         lab.write(3);
     });
     computer.each("restore one", 32, |_, lab, about| {
-        match open_restore(&lab.history()) {
+        match open_name(&lab.history()) {
             // Either nothing was announced and nothing touched, or its last word is on the disk.
             None => assert!([3, 1].map(|content| BTreeSet::from([content])).contains(&lab.content()), "{about}"),
             Some(name) => assert_eq!(name, "one", "{about}"),

@@ -140,8 +140,8 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
     let moving = plan.spec.lineage.in_motion();
     let said = match (moving, members % 2) {
         (true, _) => "a node is on its way in or out".to_owned(),
-        (_, 0) => format!("{members} etcd members tolerate no more failures than {}", members - 1),
-        _ => format!("{members} etcd members tolerate {} failures", members - (members / 2 + 1)),
+        (_, 0) => format!("{}, no more than {} would", tolerated(members), counted(members - 1, "member")),
+        _ => tolerated(members),
     };
     let next = if moving { typed("up") } else { typed("node add --role etcd") };
     lines.push(line("members", None, grade(moving || members.is_multiple_of(2), false), said, next));
@@ -196,11 +196,26 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
 /// Makes a line of what was looked at, the node, the state, what is said, and what to type.
 type Liner = dyn Fn(&'static str, Option<&NodeName>, State3, String, String) -> Line;
 
+/// `3 etcd members tolerate 1 failure`
+fn tolerated(members: usize) -> String {
+    let verb = if members == 1 { "tolerates" } else { "tolerate" };
+    let failures = match members - (members / 2 + 1) {
+        0 => "no failure".to_owned(),
+        some => counted(some, "failure"),
+    };
+    format!("{} {verb} {failures}", counted(members, "etcd member"))
+}
+
+/// `1 failure`, `2 failures`
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// Work that a crash has left open.
 fn cut_off(facts: &Facts, typed: &dyn Fn(&str) -> String, line: &Liner) -> Line {
-    if let Some(name) = snapshot::open_restore(&facts.history) {
-        let said = format!("the restore of snapshot {name}: machines may be of different moments");
-        return line("cut off", None, State3::Fail, said, typed(&format!("snapshot restore {name}")));
+    if let Some(open) = snapshot::open_restore(&facts.history) {
+        let next = typed(&format!("snapshot restore {}", open.snapshot));
+        return line("cut off", None, State3::Fail, open.to_string(), next);
     }
     let open: Vec<&str> = facts
         .history
@@ -280,6 +295,15 @@ mod tests {
             pool: None,
             snapshots: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_members_bear_is_said_as_a_number_of_failures() {
+        let said = |members| tolerated(members);
+        assert_eq!(said(1), "1 etcd member tolerates no failure");
+        assert_eq!(said(3), "3 etcd members tolerate 1 failure");
+        assert_eq!(said(4), "4 etcd members tolerate 1 failure");
+        assert_eq!(said(5), "5 etcd members tolerate 2 failures");
     }
 
     fn bad(plan: &Plan, facts: &Facts) -> Vec<(&'static str, State3)> {
