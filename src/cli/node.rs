@@ -9,10 +9,9 @@ use super::opened::whole_moment;
 use super::session::{self, Session};
 use super::up::{Asked, Outcome, raise, shown};
 use super::way::{Settled, carry_out};
-use super::{render, resolve};
+use super::{lab, render, resolve, snapshot};
 use crate::apply;
 use crate::event::Events;
-use crate::host::{DomainState, Host, blocking};
 use crate::image;
 use crate::plan::{Plan, plan};
 use crate::spec::{ClusterSpec, NodeName, Role};
@@ -30,6 +29,7 @@ pub async fn run(global: &Global, what: &NodeWhat) -> Result<u8, CliError> {
 async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
     let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
     let dir = ClusterDir::open(&parent, &name)?;
+    lab::none_open_of_these_nodes(&dir)?;
     let role = match args.role {
         NodeRole::Worker => Role::Worker,
         NodeRole::Etcd => Role::Controller,
@@ -50,7 +50,11 @@ async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
     let name = session::cluster_name(global)?;
     let session = Session::open(global)?;
     whole_moment(&session)?;
+    lab::none_open_of_these_nodes(&session.dir)?;
     let next = without(&session, args)?;
+    if let Some(cost) = snapshot::cost_of_other_nodes(&session.dir)? {
+        render::status(&cost);
+    }
     if !global.yes && !render::confirm(&format!("remove {} of cluster {name} with its machine and disks?", args.node))? {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm node remove {} -c {name} --yes", args.node)));
     }
@@ -88,17 +92,13 @@ async fn leave(
     Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "node remove").await?;
     let begun = dir.spec().lineage.leaving.as_ref().is_some_and(|leaving| leaving.node == args.node);
     if !begun {
-        let observer = host.clone();
-        let seen = blocking(move || observer.observe()).await?;
-        let runs = |plan: &Plan, node: &NodeName| {
-            let domain = plan.node(node).map(|node| node.domain.name.clone());
-            seen.domains.iter().any(|seen| Some(&seen.name) == domain.as_ref() && seen.state == DomainState::Running)
-        };
         if args.node.role() == Role::Worker && !args.force {
             nothing_bare(&session, args).await?;
         }
         if args.node.role() == Role::Controller {
-            keeps_quorum(&session, args, |node| runs(&session.plan, node))?;
+            // Not the machines: one whose etcd does not answer has no vote to give.
+            let (_, silent) = snapshot::members(&session.plan, &*session.guests()?).await;
+            keeps_quorum(&session.plan, &args.node, &silent)?;
         }
     }
     let resolved = &session.plan.resolved;
@@ -131,23 +131,55 @@ async fn nothing_bare(session: &Session, args: &NodeRemove) -> Result<(), CliErr
 }
 
 /// The members that stay must be able to agree, before and after.
-fn keeps_quorum(session: &Session, args: &NodeRemove, runs: impl Fn(&NodeName) -> bool) -> Result<(), CliError> {
-    let (plan, node) = (&session.plan, &args.node);
+fn keeps_quorum(plan: &Plan, node: &NodeName, silent: &[(NodeName, String)]) -> Result<(), CliError> {
     let members: Vec<&NodeName> = plan.controllers().map(|member| &member.name).collect();
     let refused = |why: String| {
-        CliError::failed(format!("{node} cannot be removed: {why}"))
-            .left("everything as it was")
-            .hint(format!("ktcw-vm up -c {} brings the members back first", plan.cluster))
+        CliError::failed(format!("{node} cannot be removed: {why}")).left("everything as it was").hint(format!(
+            "ktcw-vm verify -c {0} says more; ktcw-vm up -c {0} brings members back whose machines are off",
+            plan.cluster
+        ))
     };
-    let up: Vec<&&NodeName> = members.iter().filter(|member| runs(member)).collect();
+    let answers = |member: &NodeName| !silent.iter().any(|(other, _)| other == member);
+    let why = || silent.iter().map(|(node, why)| format!("{node}: {why}")).collect::<Vec<_>>().join("; ");
+    let up: Vec<&&NodeName> = members.iter().filter(|member| answers(member)).collect();
     let needed_now = members.len() / 2 + 1;
     if up.len() < needed_now {
-        return Err(refused(format!("{} of {} members run, and {needed_now} have to agree to it", up.len(), members.len())));
+        let count = format!("{} of {} members answer, and {needed_now} have to agree to it", up.len(), members.len());
+        return Err(refused(format!("{count} ({})", why())));
     }
     let (left, stay) = (up.iter().filter(|member| ***member != node).count(), members.len() - 1);
     let needed = stay / 2 + 1;
     if left < needed {
-        return Err(refused(format!("of the {stay} members that stay {left} run, and their quorum is {needed}")));
+        let count = format!("of the {stay} members that stay {left} answer, and their quorum is {needed}");
+        return Err(refused(format!("{count} ({})", why())));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Accel, Resolved, samples};
+    use crate::spec::{RawSpec, validate};
+
+    #[test]
+    fn a_member_that_does_not_answer_gives_no_vote_although_its_machine_runs() {
+        let spec = validate(&RawSpec { etcd: Some(3), workers: Some(0), ..RawSpec::default() }).expect("valid");
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let plan = plan(&spec, &resolved);
+        let silent = |members: &[u8]| -> Vec<(NodeName, String)> {
+            members.iter().map(|n| (NodeName::controller(*n), "connection refused".to_owned())).collect()
+        };
+        let judged = |node, members: &[u8]| keeps_quorum(&plan, &NodeName::controller(node), &silent(members));
+        assert!(judged(2, &[]).is_ok());
+        assert!(judged(1, &[1]).is_ok(), "who is away can be taken out");
+        let said = judged(2, &[1]).expect_err("the two that stay could not agree").text();
+        assert!(
+            said.contains("of the 2 members that stay 1 answer, and their quorum is 2 (controller-1: connection refused)"),
+            "{said}"
+        );
+        let said = judged(1, &[1, 2]).expect_err("nobody could agree to it").text();
+        assert!(said.contains("1 of 3 members answer, and 2 have to agree to it"), "{said}");
+    }
 }
