@@ -162,6 +162,7 @@ fn with_a_cluster_that_is_half_restored() {
     drop((journal, lock));
     let records = dir.path().join("snapshots");
     ktcw_vm::store::files::ensure_dir(&records).expect("made");
+    with_snapshots(&dir);
     let of_etcd = dir.path().join("etcd-snapshots");
     ktcw_vm::store::files::ensure_dir(&of_etcd).expect("made");
     for path in [records.join("broken.json"), of_etcd.join("odd.json")] {
@@ -174,8 +175,57 @@ fn with_a_cluster_that_is_half_restored() {
 #[test]
 fn with_a_cluster_that_is_down_to_its_golden_snapshot() {
     let parent = tempfile::tempdir().expect("a directory");
-    begun(&kept_cluster(parent.path()), "down", "down to golden");
+    let dir = kept_cluster(parent.path());
+    with_snapshots(&dir);
+    begun(&dir, "down", "down to golden");
     cases_with_cluster("tests/cli/golden-only/*.trycmd", parent.path()).run();
+}
+
+/// A whole snapshot `one`, and one of etcd alone, `store`, beside it.
+fn with_snapshots(dir: &ClusterDir) {
+    let lock = dir.lock("snapshot save").expect("free");
+    let text = |text: &str| text.to_owned();
+    let (image_key, qemu_version) = (text("2"), text("10.0.0"));
+    let fits = Fits { plan_sha256: text("1"), image_key, kernel_sha256: text("3"), qemu_version, nodes: BTreeSet::new() };
+    let name = Name::parse("one").expect("a name");
+    let begun = Record::begun(name, fits, BTreeMap::new(), jiff::Timestamp::now());
+    dir.save_snapshot(&lock, "one", &Record { state: State::Whole, ..begun }).expect("saved");
+    let file = dir.etcd_snapshot_file(&lock, "store").expect("a path");
+    ktcw_vm::store::files::write_atomic(&file, b"store", ktcw_vm::store::files::SECRET).expect("written");
+    let store = serde_json::json!({
+        "name": "store", "note": null, "taken": "2026-01-02T03:04:05Z", "revision": 7, "bytes": 5, "sha256": "0",
+    });
+    dir.save_etcd_snapshot(&lock, "store", &store).expect("saved");
+}
+
+/// A restore of etcd alone was cut off: it is called what it is, keeps its snapshot, and no other kind is begun over it.
+#[test]
+fn with_an_etcd_that_is_half_restored() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    with_snapshots(&dir);
+    let lock = dir.lock("snapshot restore store").expect("free");
+    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "snapshot").expect("opens");
+    let of = serde_json::json!({ "snapshot": "store", "etcd_only": true });
+    journal.begin_with("restore", None, of).expect("written");
+    drop((journal, lock));
+    cases_with_cluster("tests/cli/half-restored-etcd/*.trycmd", parent.path()).run();
+}
+
+/// A drill's fault is in force: neither kind of restore is begun, as it would hold the fault or be held up by it.
+#[test]
+fn with_a_fault_in_force() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    with_snapshots(&dir);
+    let lock = dir.lock("drill run").expect("free");
+    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "drill").expect("opens");
+    let fault = serde_json::json!({ "run": "isolate-leader-1", "drill": "isolate-leader", "heal": [], "tidy": [] });
+    journal.undo("drill isolate-leader-1", None, fault).expect("written");
+    drop((journal, lock));
+    let before = dir.history().expect("readable").records.len();
+    cases_with_cluster("tests/cli/fault-in-force/*.trycmd", parent.path()).run();
+    assert_eq!(dir.history().expect("readable").records.len(), before, "nothing was begun");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::args::{Global, SnapshotFork};
 use super::error::CliError;
 use super::opened::{Opened, whole_moment};
 use super::{exit, render, session, up};
-use crate::host::{Host, Mark, blocking};
+use crate::host::{Host, HostFacts, HostSeen, Mark, blocking};
 use crate::netns::{self, Namespace};
 use crate::plan::{DiskKind, Plan, Resolved, plan};
 use crate::preflight;
@@ -136,7 +136,12 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &Path) ->
         );
     }
     snapshot::complete(&opened.machines, &record.name).await.map_err(|error| CliError::from(error).left("nothing"))?;
-    let all = preflight::judge(plan, &facts, &seen, None, 0, opened.host.free_disk_mib());
+    room(plan, old, &facts, &seen, opened.host.free_disk_mib())
+}
+
+/// Memory and names for a second cluster, and room for its disks where pools are made.
+fn room(plan: &Plan, old: &Plan, facts: &HostFacts, seen: &HostSeen, free_disk_mib: Option<u64>) -> Result<(), CliError> {
+    let all = preflight::judge(plan, facts, seen, None, 0, free_disk_mib);
     up::refuse(&all.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
     let pool = seen.pools.iter().find(|pool| pool.name == old.storage.pool);
     let taken: u64 = pool.map_or(0, |pool| pool.volumes.iter().map(|volume| volume.allocation).sum());

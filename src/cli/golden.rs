@@ -272,6 +272,36 @@ mod tests {
         crate::store::journal::read(&path).expect("readable")
     }
 
+    /// Of the same plan, and not of the same machines: a node that was removed and added again is as it was planned.
+    #[test]
+    fn a_golden_snapshot_is_good_only_while_every_machine_has_its_part() {
+        let raw = crate::spec::RawSpec { etcd: Some(1), workers: Some(1), ..crate::spec::RawSpec::default() };
+        let spec = crate::spec::validate(&raw).expect("valid");
+        let resolved = crate::plan::Resolved {
+            subnet: "192.168.77.0/24".parse().expect("net"),
+            accel: crate::plan::Accel::Tcg,
+            image: crate::plan::samples::image(),
+            kernel: None,
+            fork_of: None,
+        };
+        let plan = crate::plan::plan(&spec, &resolved);
+        let facts = crate::host::fake::FakeHost::new().facts().expect("facts");
+        let name = Name::parse(NAME).expect("a name");
+        let record = Record::begun(name, Fits::of(&plan, &facts), std::collections::BTreeMap::new(), Timestamp::now());
+        let kept = |worker: &str| -> Parts {
+            let one = |node, name: &str| (node, std::collections::BTreeSet::from([name.to_owned()]));
+            [one(NodeName::controller(0), NAME), one(NodeName::worker(0), worker)].into_iter().collect()
+        };
+        let judged =
+            |record: Option<&Record>, facts: &HostFacts, worker: &str| misfit(record, &plan, &plan, facts, &kept(worker));
+        assert_eq!(judged(Some(&record), &facts, NAME), None);
+        let why = judged(Some(&record), &facts, "another").expect("a part is missing");
+        assert!(why.starts_with("worker-0 has no part in it"), "{why}");
+        let newer = HostFacts { qemu_version: "99.0.0".to_owned(), ..facts.clone() };
+        assert!(judged(Some(&record), &newer, NAME).is_some_and(|why| why.contains("QEMU was")));
+        assert!(judged(None, &facts, NAME).is_some());
+    }
+
     #[test]
     fn a_cluster_is_down_from_the_first_word_of_leaving_to_the_last_of_a_restore() {
         for (steps, down) in [

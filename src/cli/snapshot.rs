@@ -7,7 +7,7 @@ mod list;
 use super::args::{Format, Global, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::{clocks_lines, micros};
-use super::opened::{Opened, or_interrupted, whole_moment};
+use super::opened::{Opened, no_open_fault, or_interrupted, whole_moment};
 use super::{etcd_only, exit, lab, render, session, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -235,6 +235,8 @@ impl After {
 async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, CliError> {
     let fits = |session: &session::Session| {
         named(&session.dir, name)?;
+        no_open_fault(&session.dir.history()?, session.plan.cluster.as_str())
+            .map_err(|error| error.left("everything as it was"))?;
         // Another moment than the lab's would leave it open on machines that it does not know.
         lab::none_open(&session.dir)
     };

@@ -180,6 +180,7 @@ pub fn chosen<'a>(records: &'a [Record], name: &Name) -> Result<&'a Record, Stri
         let known: Vec<&str> = whole().map(|record| record.name.as_str()).collect();
         match known.as_slice() {
             [] => format!("there is no snapshot {name}; there is none at all"),
+            [one] => format!("there is no snapshot {name}; there is {one}"),
             known => format!("there is no snapshot {name}; there are {}", known.join(", ")),
         }
     })

@@ -226,6 +226,20 @@ fn machines_that_are_off_go_back_too() {
     assert_eq!((lab.content(), lab.states()), (BTreeSet::from([1]), BTreeSet::from(["running"])));
 }
 
+/// What finishes a restore of etcd alone needs every machine, whatever has become of it since.
+#[test]
+fn machines_that_are_off_or_paused_are_brought_up_on_their_network() {
+    let lab = Lab::new();
+    assert_eq!(block_on(lab.machines.ensure_running()).expect("asked"), []);
+    let controller = lab.machines.plan.controllers().next().expect("planned").clone();
+    lab.host.suspend(&controller.domain, &lab.machines.mark).expect("paused");
+    assert_eq!(block_on(lab.machines.ensure_running()).expect("woken"), [controller.name]);
+    lab.host.reboot();
+    assert_eq!(lab.states(), BTreeSet::from(["off"]));
+    assert_eq!(block_on(lab.machines.ensure_running()).expect("switched on").len(), lab.machines.plan.nodes.len());
+    assert_eq!(lab.states(), BTreeSet::from(["running"]));
+}
+
 #[test]
 fn a_save_that_fails_anywhere_leaves_nothing_but_running_machines() {
     for strike in [Strike::Before, Strike::After] {

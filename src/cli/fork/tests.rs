@@ -38,6 +38,48 @@ fn inside_its_machines_nothing_differs_and_outside_everything_does() {
     assert_eq!(plan(&fork.spec, &fork.resolved), fork);
 }
 
+/// What the two clusters take together is asked before anything is made of the second.
+#[test]
+fn a_fork_without_memory_or_room_for_it_is_refused() {
+    use crate::host::PoolSeen;
+    let old = lab();
+    let fork = forked(&old, &second());
+    let memory: u64 =
+        fork.nodes.iter().map(|node| u64::from(node.domain.memory_mib) + preflight::overhead_mib(&node.domain.accel)).sum();
+    let volume = crate::host::VolumeSeen { name: "v".into(), capacity: 20 << 30, allocation: 3 << 30, path: String::new() };
+    let judged = |memory_mib: u64, room_mib: u64| {
+        let facts = HostFacts {
+            uri: String::new(),
+            libvirt_version: String::new(),
+            qemu_version: String::new(),
+            emulator: String::new(),
+            kvm_listed: false,
+            memory_mib: 64_000,
+            free_memory_mib: memory_mib,
+            cpus: 2,
+        };
+        let pool = PoolSeen {
+            name: old.storage.pool.clone(),
+            uuid: old.storage.pool_uuid,
+            active: true,
+            volumes: vec![volume.clone()],
+            available: Some(room_mib << 20),
+            mark: None,
+        };
+        let seen = HostSeen { pools: vec![pool], ..HostSeen::default() };
+        room(&fork, &old, &facts, &seen, None).map_err(|error| error.text())
+    };
+    assert_eq!(judged(memory, 3072 + 512), Ok(()));
+    let said = judged(memory - 1, 3072 + 512).expect_err("no memory");
+    assert!(
+        said.contains(&format!("memory: 2 machines to start need {memory} MiB")) && said.contains("nothing was made"),
+        "{said}"
+    );
+    let said = judged(memory, 3072 + 511).expect_err("no room");
+    assert!(said.contains("the fork's disks may take 3584 MiB, where pools are made 3583 MiB are free"), "{said}");
+    assert!(said.contains("left behind: nothing"), "{said}");
+}
+
 /// A computer with cluster `lab` on it, as a directory.
 struct Computer(PathBuf);
 

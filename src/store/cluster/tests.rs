@@ -369,3 +369,24 @@ fn a_file_cut_off_or_flipped_anywhere_is_called_damaged_or_is_what_was_written()
     println!("{judged} damaged files, {noticed} refused by name");
     assert_eq!((dir.load_plan().expect("whole"), noticed * 100 / judged > 95), (plan, true), "{noticed} of {judged}");
 }
+
+/// A save that was killed leaves a copy of every secret: whole with no record beside it, or in part.
+#[test]
+fn files_of_etcd_that_no_record_speaks_of_are_removed_and_all_others_stay() {
+    let parent = parent();
+    let dir = ClusterDir::create(parent.path(), &spec("lab"), now()).expect("made");
+    let lock = dir.lock("snapshot").expect("free");
+    assert_eq!(dir.tidy_etcd_snapshots(&lock).expect("there is none"), Vec::<String>::new());
+    let file = |name: &str| dir.etcd_snapshot_file(&lock, name).expect("a path");
+    for name in ["whole", "killed", "unreadable"] {
+        fs::write(file(name), "store").expect("written");
+    }
+    dir.save_etcd_snapshot(&lock, "whole", &1).expect("written");
+    fs::write(file("unreadable").with_extension("json"), "{").expect("written");
+    for name in ["whole", "cut"] {
+        fs::write(file(name).with_extension("db.partial"), "sto").expect("written");
+    }
+    assert_eq!(dir.tidy_etcd_snapshots(&lock).expect("tidied"), ["cut.db.partial", "killed.db", "whole.db.partial"]);
+    assert!(file("whole").exists() && file("unreadable").exists());
+    assert_eq!(dir.tidy_etcd_snapshots(&lock).expect("tidied"), Vec::<String>::new());
+}
