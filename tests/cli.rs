@@ -264,6 +264,22 @@ fn with_a_lab_that_is_open() {
     assert_eq!(dir.load_labs().expect("readable"), Some(book));
 }
 
+/// The start of somebody's own lab was cut off: it is begun again without its file, and only what finishes it is named.
+#[test]
+fn with_a_lab_of_ones_own_whose_start_was_cut_off() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    let lock = dir.lock("lab start").expect("free");
+    let labs = ktcw_vm::lab::catalogue::labs(None).expect("labs");
+    let lab = labs.into_iter().find(|lab| lab.name == "full-disk").expect("there");
+    let lab = ktcw_vm::lab::catalogue::Lab { name: "mine".to_owned(), ..lab };
+    let (phase, begun) = (Phase::Breaking, jiff::Timestamp::now());
+    let open = Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+    dir.save_labs(&lock, &Book { open: Some(open), ..Book::default() }).expect("saved");
+    drop(lock);
+    cases_with_cluster("tests/cli/lab-cut-off/*.trycmd", parent.path()).run();
+}
+
 /// A run that has begun `step` and was never heard of again.
 fn begun(dir: &ClusterDir, verb: &str, step: &str) {
     let lock = dir.lock(verb).expect("free");

@@ -217,15 +217,20 @@ pub(super) async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeN
 impl After {
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = clocks_lines(&self.clocks);
+        if self.compared.is_empty() {
+            lines.push("  etcd: no member answered when it was saved, so there is nothing to compare with".to_owned());
+        }
         lines.extend(self.compared.iter().map(|one| format!("  {}  etcd {}: {}", one.node, one.verdict, one.said)));
         lines
     }
     fn shifts(&self) -> Vec<&Shift> {
         self.clocks.iter().filter_map(|(_, shift)| shift.as_ref().ok()).collect()
     }
-    /// All clocks are set, and all members are as they were.
+    /// All clocks are set, and all members are as they were; of none nothing is known.
     pub(super) fn is_well(&self) -> bool {
-        self.clocks.iter().all(|(_, shift)| shift.is_ok()) && self.compared.iter().all(|one| one.verdict == Verdict::Pass)
+        !self.compared.is_empty()
+            && self.clocks.iter().all(|(_, shift)| shift.is_ok())
+            && self.compared.iter().all(|one| one.verdict == Verdict::Pass)
     }
     fn code(&self) -> u8 {
         if self.is_well() { exit::OK } else { exit::CHECK_FAILED }
@@ -460,4 +465,18 @@ fn seconds(millis: u64) -> f64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_member_can_be_compared_nothing_is_called_well() {
+        let of = |compared| After { clocks: Vec::new(), compared };
+        let one = |verdict| Compared { node: NodeName::controller(0), verdict, said: String::new() };
+        assert!(of(vec![one(Verdict::Pass)]).is_well());
+        assert!(!of(vec![one(Verdict::Pass), one(Verdict::Unknown)]).is_well());
+        assert!(!of(vec![]).is_well() && of(vec![]).lines()[0].contains("nothing to compare"));
+    }
 }

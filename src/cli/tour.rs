@@ -1,5 +1,5 @@
 //! `ktcw-vm tour`: the guide, alive. A step is explained, its command is shown, run on your cluster on Enter, and then you are told what to look at.
-//! Where you are is kept in the cluster's directory; with --yes nobody is waited for, and a step that does not show what it should ends it.
+//! Where you are is kept in the cluster's directory; with --yes nobody is waited for, no place is kept, and a step that does not show what it should ends it.
 //! The steps are `tour`'s.
 
 use super::args::{Format, Global, Tour};
@@ -7,7 +7,7 @@ use super::error::CliError;
 use super::session::Session;
 use super::{exit, render, status, tools};
 use crate::plan::{Ca, PkiItem};
-use crate::tour::{Place, Step, begin, steps};
+use crate::tour::{Place, Step, begin, kept, steps};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -38,6 +38,7 @@ pub async fn run(global: &Global, args: &Tour) -> Result<u8, CliError> {
         render::print_line(&format!("the tour is over; ktcw-vm tour --step 1 -c {cluster} begins again"));
         return Ok(exit::OK);
     };
+    let came_to = |next| kept(next, global.yes).map_or(Ok(()), |place| session.dir.save_tour(&place));
     // What is typed is `ktcw-vm`, which has its own: etcdctl refuses a flag and its variable together.
     let mut environment = tools::environment(global, &session)?;
     environment.retain(|(name, _)| name == "PATH" || name.to_string_lossy().starts_with("KTCW_"));
@@ -47,7 +48,7 @@ pub async fn run(global: &Global, args: &Tour) -> Result<u8, CliError> {
         render::print_line(&format!("\n[{number}/{count}] {}: {}\n\n{}\n", step.part, step.title, step.say.trim()));
         if let Some(lacking) = step.lacking(members, workers) {
             render::print_line(&format!("not on this cluster: {lacking}"));
-            session.dir.save_tour(&Place { next: number + 1 })?;
+            came_to(number + 1)?;
             continue;
         }
         let command = step.command(&words);
@@ -55,11 +56,11 @@ pub async fn run(global: &Global, args: &Tour) -> Result<u8, CliError> {
         match if global.yes { Answer::Run } else { ask()? } {
             Answer::Run => {}
             Answer::Skip => {
-                session.dir.save_tour(&Place { next: number + 1 })?;
+                came_to(number + 1)?;
                 continue;
             }
             Answer::Quit => {
-                session.dir.save_tour(&Place { next: number })?;
+                came_to(number)?;
                 render::print_line(&format!("ktcw-vm tour -c {cluster} goes on from here"));
                 return Ok(exit::OK);
             }
@@ -69,7 +70,7 @@ pub async fn run(global: &Global, args: &Tour) -> Result<u8, CliError> {
         match wrong {
             None => render::print_line(&format!("\nlook: {}", step.look.trim())),
             Some(wrong) if global.yes => {
-                session.dir.save_tour(&Place { next: number })?;
+                came_to(number)?;
                 return Err(CliError::failed(format!("step {number} ({}): {wrong}", step.title))
                     .hint(format!("ktcw-vm verify -c {cluster}")));
             }
@@ -77,7 +78,7 @@ pub async fn run(global: &Global, args: &Tour) -> Result<u8, CliError> {
                 render::print_line(&format!("\nthat was not as it should be: {wrong}; ktcw-vm verify -c {cluster} says more"))
             }
         }
-        session.dir.save_tour(&Place { next: number + 1 })?;
+        came_to(number + 1)?;
     }
     render::print_line("\nthat was the tour");
     Ok(exit::OK)

@@ -138,6 +138,9 @@ pub struct Check {
     /// What the script must print besides, without white space at either end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prints: Option<String>,
+    /// It holds before anything is done, or may, and has to hold in the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
     /// It is ended after so many seconds, 1 to 300.
     #[serde(default = "half_minute")]
     pub seconds: u16,
@@ -148,7 +151,7 @@ pub struct Check {
 #[serde(deny_unknown_fields)]
 pub struct Solved {
     pub why: String,
-    /// Commands for a shell, with words in braces for names of this cluster (`{hit}`, `{hit_ip}`, `{node}` …).
+    /// Commands for a shell, with words in braces for names of this cluster (`{hit}`, `{hit_ip}`, `{first}`, `{node}` …).
     #[serde(default)]
     pub run: Vec<String>,
     /// Once for each of these machines, which are then `{node}` and `{ip}`.

@@ -74,6 +74,35 @@ fn every_script_is_shell() {
     }
 }
 
+/// Scripts run here, with a file where the machine has its own: what only looks mended is not.
+fn passes(lab: &str, what: &str, change: impl Fn(&str) -> String) -> bool {
+    let plan = plan_of(3, 1);
+    let lab = built_in().into_iter().find(|known| known.name == lab).expect("built in");
+    let check = lab.checks.iter().find(|check| check.what.contains(what)).expect("a check");
+    let scene = Scene { plan: &plan, hit: &[NodeName::worker(0)] };
+    let script = scene.script(plan.node(&NodeName::worker(0)), jiff::Timestamp::now(), &change(&check.run));
+    Command::new("bash").args(["-c", &script]).output().expect("bash").status.success()
+}
+
+#[test]
+fn settings_that_are_gone_with_the_next_boot_do_not_count() {
+    let place = tempfile::tempdir().expect("a directory");
+    let file = place.path().join("kube-proxy.yaml");
+    let judged = |mode: &str| {
+        std::fs::write(&file, format!("mode: {mode}\n")).expect("written");
+        passes("kube-proxy-rules", "next boot", |run| run.replace("/etc/kubernetes/kube-proxy.yaml", &file.display().to_string()))
+    };
+    assert!(judged("nftables") && judged("iptables") && !judged("userspace"));
+}
+
+#[test]
+fn a_lease_counts_that_is_renewed_while_one_looks() {
+    let kubectl = |text: &str| format!("n=0\nkubectl() {{ {text}; }}\nsleep() {{ n=$((n + 1)); }}\n");
+    let judged = |text: &str| passes("scheduler-kubeconfig", "lease", |run| format!("{}{run}", kubectl(text)));
+    assert!(!judged("date -u +%Y-%m-%dT00:00:00Z"), "renewed a moment ago, and never again");
+    assert!(judged("echo \"$RANDOM$RANDOM\""));
+}
+
 fn wrong(change: impl FnOnce(&mut Lab)) -> String {
     let mut lab = built_in().swap_remove(0);
     change(&mut lab);

@@ -22,6 +22,8 @@ pub struct Graded {
     pub what: String,
     pub got: u16,
     pub of: u16,
+    /// It may hold before anything is done.
+    pub stays: bool,
     pub outcomes: Vec<Outcome>,
 }
 
@@ -66,7 +68,8 @@ pub fn score(lab: &Lab, outcomes: Vec<Vec<Outcome>>) -> Score {
             let outcomes = outcomes.next().unwrap_or_default();
             let passed = outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Pass).count();
             let got = (usize::from(check.points) * passed).checked_div(outcomes.len()).unwrap_or(0);
-            Graded { what: check.what.clone(), got: u16::try_from(got).unwrap_or(check.points), of: check.points, outcomes }
+            let got = u16::try_from(got).unwrap_or(check.points);
+            Graded { what: check.what.clone(), got, of: check.points, stays: check.stays, outcomes }
         })
         .collect();
     let passed = |graded: &Graded| !graded.outcomes.is_empty() && graded.outcomes.iter().all(|one| one.verdict == Verdict::Pass);
@@ -91,6 +94,7 @@ mod tests {
             on: super::super::On::Hit,
             run: "true".to_owned(),
             prints: None,
+            stays: false,
             seconds: 5,
         };
         lab.checks = vec![check(4), check(3)];

@@ -66,7 +66,7 @@ impl<'a> Scene<'a> {
     /// Words in braces replaced by this cluster's; without anybody hit by the rule's own word.
     pub fn said(&self, text: &str) -> String {
         let mut text = self.command(text, None);
-        for (word, ip) in [("hit", "hit_ip"), ("other", "other_ip"), ("node", "ip")] {
+        for (word, ip) in [("hit", "hit_ip"), ("first", "first_ip"), ("other", "other_ip"), ("node", "ip")] {
             text = text.replace(&format!("{{{word}}}"), &format!("<{word}>"));
             text = text.replace(&format!("{{{ip}}}"), &format!("<address of {word}>"));
         }
@@ -90,7 +90,7 @@ impl<'a> Scene<'a> {
             .replace("{vip}", &self.plan.network.vip.to_string())
             .replace("{initial_cluster}", &members.join(","));
         let first = |on| self.machines(on).into_iter().next();
-        for (word, node) in [("node", node), ("hit", first(On::Hit)), ("other", first(On::Others))] {
+        for (word, node) in [("node", node), ("hit", first(On::Hit)), ("first", first(On::First)), ("other", first(On::Others))] {
             let Some(node) = node else { continue };
             let ip = if word == "node" { "{ip}".to_owned() } else { format!("{{{word}_ip}}") };
             text = text.replace(&format!("{{{word}}}"), node.name.to_string().as_str()).replace(&ip, &node.ip.to_string());
@@ -144,6 +144,19 @@ mod tests {
         assert_eq!(Scene { plan: &plan, hit: &[] }.said("{hit} at {hit_ip} of {cluster}"), "<hit> at <address of hit> of lab");
     }
 
+    /// A controller that was removed is in no solution: whoever is first now is.
+    #[test]
+    fn the_backup_is_fetched_from_whoever_has_it() {
+        let plan = plan_of(3, 0);
+        let hit = [NodeName::controller(1), NodeName::controller(2)];
+        let scene = Scene { plan: &plan, hit: &hit };
+        let labs = labs(None).expect("built in");
+        let lab = labs.iter().find(|lab| lab.name == "restore-from-backup").expect("there");
+        let first = scene.commands(&lab.solution[0]);
+        assert!(first[0].contains("ktcw-vm ssh controller-1 -- cat /root/etcd-backup.db"), "{first:?}");
+        assert!(lab.hints.iter().all(|hint| !scene.said(hint).contains("controller-0")), "{:?}", lab.hints);
+    }
+
     /// The frame is shell, whatever is in it; and a script that was cut off runs nothing.
     #[test]
     fn scripts_are_framed() {
@@ -167,7 +180,9 @@ mod tests {
             };
             let scene = Scene { plan: &plan, hit: &hit };
             for command in lab.solution.iter().flat_map(|step| scene.commands(step)) {
-                for word in ["hit", "hit_ip", "other", "other_ip", "node", "ip", "vip", "cluster", "initial_cluster"] {
+                for word in
+                    ["hit", "hit_ip", "first", "first_ip", "other", "other_ip", "node", "ip", "vip", "cluster", "initial_cluster"]
+                {
                     assert!(!command.contains(&format!("{{{word}}}")), "{}: {command}", lab.name);
                 }
                 let shell = std::process::Command::new("bash").args(["-n", "-c", &command]).output().expect("bash");

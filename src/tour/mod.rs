@@ -81,6 +81,11 @@ pub fn begin(asked: Option<u16>, place: Option<Place>, steps: u16) -> Result<Opt
     }
 }
 
+/// What is kept of having come to a step: nothing of a tour that waits for nobody, as it is not where somebody is.
+pub fn kept(next: u16, alone: bool) -> Option<Place> {
+    (!alone).then_some(Place { next })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +127,7 @@ mod tests {
         assert_eq!(begin(None, at(0), 14), Ok(Some(1)));
         assert_eq!(begin(None, at(15), 14), Ok(None));
         assert_eq!(begin(Some(3), at(15), 14), Ok(Some(3)));
+        assert_eq!((kept(5, false), kept(15, true)), (at(5), None));
         assert_eq!(begin(Some(15), None, 14), Err("--step: 15; accepted: 1 to 14".to_owned()));
     }
 

@@ -183,9 +183,10 @@ pub struct NodeArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum NodeWhat {
-    /// One more, or several; those that are there keep names and addresses. Etcd members join one after the other, as learners first
+    /// One more, or several; those that are there keep names and addresses. Etcd members join one after the other, as learners first.
+    /// Snapshots of before no longer fit
     Add(NodeAdd),
-    /// Take one away: its pods moved, or its member removed, then its machine, disks and keys
+    /// Take one away: its pods moved, or its member removed, then its machine, disks and keys. Snapshots of before no longer fit
     Remove(NodeRemove),
 }
 
@@ -213,6 +214,7 @@ pub enum NodeRole {
 
 #[derive(Debug, Clone, Args)]
 pub struct NodeRemove {
+    /// A node of the cluster
     #[arg(value_parser = NodeName::parse)]
     pub node: NodeName,
     /// Also where its pods cannot be moved in time, or nobody would make them anew

@@ -23,6 +23,7 @@ pub enum SnapshotWhat {
     List(Output),
     /// Take all machines back to that moment, set their clocks, verify
     Restore {
+        /// A name of `snapshot list`
         #[arg(value_parser = Name::parse)]
         name: Name,
         /// Leave out the final verify
@@ -33,6 +34,7 @@ pub enum SnapshotWhat {
     Fork(SnapshotFork),
     /// Remove one; those made after it stay
     Delete {
+        /// A name of `snapshot list`
         #[arg(value_parser = Name::parse)]
         name: Name,
     },
@@ -40,6 +42,7 @@ pub enum SnapshotWhat {
 
 #[derive(Debug, Clone, Args)]
 pub struct SnapshotFork {
+    /// A name of `snapshot list`
     #[arg(value_parser = Name::parse)]
     pub name: Name,
     /// What the new cluster is called
@@ -49,6 +52,7 @@ pub struct SnapshotFork {
 
 #[derive(Debug, Clone, Args)]
 pub struct SnapshotSave {
+    /// What it is called: up to 40 of a-z, 0-9, '.', '_' and '-'
     #[arg(value_parser = Name::parse)]
     pub name: Name,
     /// What to remember about it
@@ -200,7 +204,7 @@ pub struct LabName {
 
 #[derive(Debug, Clone, Args)]
 pub struct LabReset {
-    /// Close the lab and leave the cluster as it is
+    /// Close the lab and leave the cluster as it is, faults and all
     #[arg(long)]
     pub keep: bool,
     /// Leave out the final verify

@@ -25,7 +25,7 @@ pub async fn run(global: &Global, args: &LabArgs) -> Result<u8, CliError> {
     let labs = args.labs.as_deref();
     match &args.what {
         LabWhat::List(args) => list(global, args, labs),
-        LabWhat::Start(args) => start::start(global, &found(labs, &args.name)?).await,
+        LabWhat::Start(args) => start::start(global, &begun_or_found(global, labs, &args.name)?).await,
         LabWhat::Check => check(global).await,
         LabWhat::Hint => hint(global),
         LabWhat::Reset(args) => reset::reset(global, args).await,
@@ -44,6 +44,18 @@ fn found(labs: Option<&Path>, name: &str) -> Result<Lab, CliError> {
     let known: Vec<&str> = all.iter().map(|lab| lab.name.as_str()).collect();
     all.iter().find(|lab| lab.name == name).cloned().ok_or_else(|| {
         CliError::usage(format!("there is no lab {name:?}; there are {}", known.join(", "))).hint("ktcw-vm lab list")
+    })
+}
+
+/// The lab of that name, or the one whose start was cut off: the book has all of it, wherever its file is.
+fn begun_or_found(global: &Global, labs: Option<&Path>, name: &str) -> Result<Lab, CliError> {
+    found(labs, name).or_else(|error| {
+        let (parent, cluster) = (session::parent(global)?, session::cluster_name(global)?);
+        if !ClusterDir::exists(&parent, &cluster) {
+            return Err(error);
+        }
+        let open = book(&ClusterDir::open(&parent, &cluster)?)?.open;
+        open.map(|open| open.lab).filter(|lab| lab.name == name).ok_or(error)
     })
 }
 
@@ -130,7 +142,7 @@ fn list(global: &Global, args: &LabList, labs: Option<&Path>) -> Result<u8, CliE
         let lacking = spec.and_then(|(members, workers)| lab.needs.lacking(members, workers));
         let note = match (&book.open, book.done.get(&lab.name), lacking) {
             (Some(open), _, _) if open.lab.name == lab.name => "open".to_owned(),
-            (_, Some(done), _) if done.solved => format!("solved, {} hints", done.hints),
+            (_, Some(done), _) if done.solved => format!("solved {}", with_hints(done.hints)),
             (_, Some(done), _) => format!("{} of {} points", done.best, done.of),
             (_, _, Some(_)) => "not on this cluster".to_owned(),
             _ => String::new(),
@@ -205,17 +217,22 @@ fn scored(session: &Session, open: &Open, score: &Score) -> String {
     }
     let mut text = format!("{table}\nlab {}: {} of {} points", open.lab.name, score.got, score.of);
     if score.done {
-        let hints = match open.hints {
-            0 => "without a hint".to_owned(),
-            1 => "with one hint".to_owned(),
-            n => format!("with {n} hints"),
-        };
+        let hints = with_hints(open.hints);
         text.push_str(&format!(", solved {hints}\n\n  ktcw-vm lab solution -c {cluster}   how it could be done\n  "));
         text.push_str(&format!("ktcw-vm lab reset -c {cluster}      back to where it began\n"));
     } else {
         text.push_str(&format!("\n\n  ktcw-vm lab hint -c {cluster}\n"));
     }
     text
+}
+
+/// `without a hint`, `with one hint`, `with 2 hints`
+fn with_hints(hints: usize) -> String {
+    match hints {
+        0 => "without a hint".to_owned(),
+        1 => "with one hint".to_owned(),
+        n => format!("with {n} hints"),
+    }
 }
 
 fn hint(global: &Global) -> Result<u8, CliError> {
@@ -293,10 +310,18 @@ fn told(session: &Session, open: &Open) -> String {
         Phase::Open => format!("{} of {of} points at best", open.best),
     };
     text.push_str(&format!("\n{far}\n\n"));
-    for (verb, what) in [("check", "points for what is done"), ("hint", "the next hint"), ("reset", "back to where it began")] {
+    for (verb, what) in next_verbs(open.phase) {
         text.push_str(&format!("  ktcw-vm lab {verb} -c {cluster}   {what}\n"));
     }
     text
+}
+
+/// What can be typed in a phase.
+fn next_verbs(phase: Phase) -> &'static [(&'static str, &'static str)] {
+    const ALL: [(&str, &str); 3] =
+        [("check", "points for what is done"), ("hint", "the next hint"), ("reset", "back to where it began")];
+    // What was cut off is refused but by what finishes it.
+    if phase == Phase::Open { &ALL } else { &ALL[2..] }
 }
 
 fn wrapped(text: &str) -> String {

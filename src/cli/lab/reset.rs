@@ -80,7 +80,7 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
     let how = match rewind {
         Rewind::Restore => "the cluster is as it was before",
         Rewind::Nothing { .. } => "nothing of it was in the cluster",
-        Rewind::Keep => "the cluster stays as it is",
+        Rewind::Keep => "the cluster stays as it is, with what is left of the lab's faults, some of it until the next boot",
     };
     match global.format {
         Format::Json => render::print_line(
