@@ -379,11 +379,11 @@ fn a_machine_that_was_made_anew_is_said_before_anything_is_touched() {
     let (storage, mark) = (&lab.machines.plan.storage, &lab.machines.mark);
     lab.host.remove_domain(&worker.domain.name, worker.domain.uuid, mark).expect("removed");
     let lacking = |lab: &Lab| block_on(parts(&lab.machines)).expect("asked").lacking(&name("one"));
-    assert_eq!(lacking(&lab), [worker.name.clone()], "a machine that is gone has no part");
+    assert_eq!(lacking(&lab), std::slice::from_ref(&worker.name), "a machine that is gone has no part");
     lab.host.ensure_domain(&worker.domain, storage, &worker.name, mark).expect("defined");
     lab.host.set_state(&worker.domain.name, DomainState::Running).expect("running");
     lab.host.set_content_of(&worker.domain.name, 2).expect("there");
-    assert_eq!(lacking(&lab), [worker.name.clone()]);
+    assert_eq!(lacking(&lab), std::slice::from_ref(&worker.name));
     let error = lab.restore("one").expect_err("it cannot come to its end");
     assert!(matches!(&error, SnapshotError::Lacking { nodes, .. } if *nodes == [worker.name.clone()]), "{error}");
     assert!(

@@ -144,7 +144,7 @@ fn snapshot(bytes: &[u8]) {
 /// `labs.json`: whatever is open can be asked about, hinted at and closed.
 fn book(bytes: &[u8]) {
     let Ok(mut book) = ktcw_vm::store::parse_kept::<ktcw_vm::lab::Book>(&String::from_utf8_lossy(bytes)) else { return };
-    let _ = (book.may_start("nospace"), book.may_reset(true, false), book.may_reset(false, true));
+    let _ = (book.may_start("nospace"), book.may_reset(true, false, false), book.may_reset(false, true, true));
     if let Ok(open) = book.running_mut() {
         let _ = open.next_hint();
     }
