@@ -36,7 +36,8 @@ impl Computer {
         let computer = Computer { dir, _silent: silent };
         for name in clusters {
             let raw = RawSpec { cluster: Some((*name).to_owned()), ..RawSpec::default() };
-            ClusterDir::create(&computer.state(), &validate(&raw).expect("valid"), jiff::Timestamp::now()).expect("made");
+            let spec = validate(&raw).expect("valid");
+            ClusterDir::create(&computer.state(), &spec, "up", jiff::Timestamp::now()).expect("made");
         }
         computer
     }

@@ -85,8 +85,7 @@ async fn make(
 ) -> Result<(), CliError> {
     let (new, old, name) = (&plan.cluster, &origin.plan.cluster, &record.name);
     told(&format!("making cluster {new}"));
-    let mut dir = ClusterDir::create(parent, &plan.spec, Timestamp::now())?;
-    let lock = dir.lock(&format!("snapshot fork {name}"))?;
+    let (mut dir, lock) = ClusterDir::create(parent, &plan.spec, &format!("snapshot fork {name}"), Timestamp::now())?;
     let (journal, _) = dir.journal(&lock, crate::store::draw_id(), "fork")?;
     journal.begin_with(FORK, None, json!({ "of": old, "snapshot": name }))?;
     let made = async {

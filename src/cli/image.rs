@@ -194,8 +194,7 @@ mod tests {
         let spec = validate(&RawSpec { cluster: Some(name.to_owned()), ..RawSpec::default() }).expect("valid");
         let subnet = "192.168.77.0/24".parse().expect("net");
         let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
-        let dir = ClusterDir::create(parent, &spec, jiff::Timestamp::UNIX_EPOCH).expect("made");
-        let lock = dir.lock("up").expect("free");
+        let (dir, lock) = ClusterDir::create(parent, &spec, "up", jiff::Timestamp::UNIX_EPOCH).expect("made");
         dir.save_plan(&lock, &plan).expect("saved");
         dir
     }

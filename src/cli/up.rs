@@ -19,8 +19,9 @@ use crate::preflight;
 use crate::progress;
 use crate::snapshot;
 use crate::spec::{ClusterName, ClusterSpec};
-use crate::store::{ClusterDir, StoreError};
+use crate::store::{ClusterDir, Lock, StoreError};
 use crate::verify;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -98,12 +99,7 @@ pub(super) struct Outcome {
     pub golden: Option<Golden>,
 }
 
-pub(super) async fn raise(
-    global: &Global,
-    asked: &Asked<'_>,
-    parent: &std::path::Path,
-    events: &Events,
-) -> Result<Outcome, CliError> {
+pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, events: &Events) -> Result<Outcome, CliError> {
     let (spec, verb) = (asked.spec, asked.verb);
     let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
     let host = match &existing {
@@ -211,20 +207,7 @@ pub(super) async fn raise(
     // From here on things are made, each written down first.
     let (mut dir, lock) = match (existing, lock) {
         (Some(dir), Some(lock)) => (dir, lock),
-        _ => {
-            let dir = match ClusterDir::create(parent, spec, jiff::Timestamp::now()) {
-                // Another `up` was faster, and holds the lock.
-                Err(StoreError::Exists { .. }) => {
-                    let dir = ClusterDir::open(parent, &spec.name)?;
-                    drop(dir.lock("up")?);
-                    return Err(CliError::busy(format!("cluster {} was made meanwhile", spec.name))
-                        .hint(format!("ktcw-vm up -c {}", spec.name)));
-                }
-                made => made?,
-            };
-            let lock = dir.lock("up")?;
-            (dir, lock)
-        }
+        _ => begun(parent, spec)?,
     };
     dir.save_libvirt(&lock, host.uri())?;
     let mut healed = false;
@@ -241,6 +224,18 @@ pub(super) async fn raise(
     };
     let (files, verify, golden) = (Some(files), asked.verify, asked.golden);
     carry_out(Settled { dir, lock, way, host, files, verb, only: None, verify, healed, golden }, events).await
+}
+
+/// A new cluster's directory, locked. Of all who begin it at once one has it, and the others are told of that one.
+fn begun(parent: &Path, spec: &ClusterSpec) -> Result<(ClusterDir, Lock), CliError> {
+    match ClusterDir::create(parent, spec, "up", jiff::Timestamp::now()) {
+        Err(StoreError::Exists { .. }) => {
+            // As long as it works the lock says who it is.
+            drop(ClusterDir::open(parent, &spec.name)?.lock("up")?);
+            Err(CliError::busy(format!("cluster {} was made meanwhile", spec.name)).hint(format!("ktcw-vm up -c {}", spec.name)))
+        }
+        made => Ok(made?),
+    }
 }
 
 /// All reasons at once; an empty list is none.
@@ -308,3 +303,6 @@ fn summary(outcome: &Outcome, elapsed: std::time::Duration) -> String {
         plan.controllers().next().map_or_else(String::new, |node| node.name.to_string()),
     )
 }
+
+#[cfg(test)]
+mod tests;

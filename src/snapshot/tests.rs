@@ -81,7 +81,7 @@ impl Lab {
     }
 
     fn made(place: &Path, host: FakeHost) -> Lab {
-        let dir = ClusterDir::create(&place.join("clusters"), &sample(1).spec, at(0)).expect("made");
+        let (dir, _) = ClusterDir::create(&place.join("clusters"), &sample(1).spec, "up", at(0)).expect("made");
         let lab = Lab::of(dir, host);
         let (plan, host, mark) = (&lab.machines.plan, &lab.host, &lab.machines.mark);
         host.ensure_pools(&plan.storage, mark).expect("pools");

@@ -5,6 +5,7 @@
 use super::files::{self, FileError, SECRET, if_there};
 use super::journal::{self, History, Journal};
 use super::lock::{self, Lock};
+use super::passing::{Passing, finish_removals, inspect, remove_tree};
 use super::ssh::{self, SshKey, SshKeys};
 use super::{Class, StoreError, failpoint};
 use crate::plan::Plan;
@@ -19,7 +20,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use uuid::Uuid;
 
 /// Format of `cluster.json` and `plan.json` that this program writes and the newest it reads.
@@ -27,11 +27,6 @@ const FORMAT: u32 = 1;
 pub(super) const ABOUT: &str = "cluster.json";
 const PLAN: &str = "plan.json";
 const JOURNAL: &str = "journal.jsonl";
-/// Prefixes of directories under way; no cluster's name begins with a dot.
-const CREATING: &str = ".creating-";
-const REMOVING: &str = ".removing-";
-/// A creation takes milliseconds; one this old was cut off.
-const CREATION_LIMIT: Duration = Duration::from_secs(600);
 
 /// Content of `cluster.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,8 +119,9 @@ impl ClusterDir {
     }
 
     /// Makes the directory whole or not at all, under a name drawn at random until it is renamed.
-    /// Of two who try at the same time one gets `Exists`.
-    pub fn create(parent: &Path, spec: &ClusterSpec, now: Timestamp) -> Result<ClusterDir, StoreError> {
+    /// Of two who try at the same time one gets `Exists`. Whoever made it has its lock before anybody else can see it: else one
+    /// of the others could have it for a moment, and both would go away. `command` is what the user typed.
+    pub fn create(parent: &Path, spec: &ClusterSpec, command: &str, now: Timestamp) -> Result<(ClusterDir, Lock), StoreError> {
         ensure_parent(parent)?;
         let path = parent.join(spec.name.as_str());
         let exists = || StoreError::Exists { name: spec.name.to_string(), parent: parent.to_owned() };
@@ -144,12 +140,13 @@ impl ClusterDir {
             spec: spec.clone(),
             libvirt: None,
         };
-        let staged = parent.join(format!("{CREATING}{}-{}", about.name, about.instance.simple()));
+        let staged = parent.join(Passing::Creating.name(&about.name, about.instance));
         files::ensure_dir(&staged)?;
         for dir in ["pki", "ssh", "reports"] {
             files::ensure_dir(&staged.join(dir))?;
         }
         write_json(&staged.join(ABOUT), &about)?;
+        let lock = lock::take(&staged, command, Timestamp::now())?;
         failpoint(Class::File, "cluster/staged");
         // Renaming a directory replaces an empty one and fails on any other.
         if let Err(source) = fs::rename(&staged, &path) {
@@ -165,7 +162,7 @@ impl ClusterDir {
             });
         }
         files::sync_dir(parent)?;
-        Ok(ClusterDir { path, about })
+        Ok((ClusterDir { path: path.clone(), about }, lock.renamed(path)))
     }
 
     /// Opens an existing one: a private directory of ours whose `cluster.json` names this cluster.
@@ -206,7 +203,8 @@ impl ClusterDir {
     pub fn spec(&self) -> &ClusterSpec {
         &self.about.spec
     }
-    /// The content of every file that only its owner may read below `pki` and `ssh`: what must be in nothing that is handed on.
+    /// The content of every file below `pki` and `ssh` but the public halves: what must be in nothing that is handed on. Modes say
+    /// nothing here, for a key that others may read by mistake is one.
     /// Looked up by the directory, so that it works where `cluster.json` does not.
     pub fn secrets_in(path: &Path) -> Result<Vec<Secret>, StoreError> {
         let mut found = Vec::new();
@@ -218,10 +216,11 @@ impl ClusterDir {
                 let seen = fs::symlink_metadata(&path).map_err(|source| io_error("look at", &path, source))?;
                 if seen.is_dir() {
                     todo.push(path);
-                } else if seen.is_file() && seen.mode() & 0o077 == 0 {
+                } else if seen.is_file() && path.extension().is_none_or(|end| end != "pub") {
                     // Whatever is in it: a damaged key is half a key.
                     let bytes = fs::read(&path).map_err(|source| io_error("read", &path, source))?;
-                    found.push(Secret::from(String::from_utf8_lossy(&bytes).into_owned()));
+                    let text = Secret::from(String::from_utf8_lossy(&bytes).into_owned());
+                    found.extend((!is_certificates(text.expose())).then_some(text));
                 }
             }
         }
@@ -409,7 +408,7 @@ impl ClusterDir {
         let top = fs::symlink_metadata(&self.path).map_err(|source| io_error("look at", &self.path, source))?;
         inspect(&self.path, &top)?;
         let parent = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-        let leaving = parent.join(format!("{REMOVING}{}-{}", self.about.name, self.about.instance.simple()));
+        let leaving = parent.join(Passing::Removing.name(&self.about.name, self.about.instance));
         fs::rename(&self.path, &leaving).map_err(|source| io_error("rename", &self.path, source))?;
         files::sync_dir(&parent)?;
         failpoint(Class::File, "cluster/renamed away");
@@ -428,7 +427,7 @@ impl ClusterDir {
     }
 }
 
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
     FileError::Io { action, path: path.to_owned(), source }.into()
 }
 
@@ -448,53 +447,18 @@ fn ensure_parent(parent: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Finishes removals and clears creations that a crash cut off. `create` and `lock` do it too; `down` calls it when it
-/// finds no cluster, because a removal cut off in the middle may still hold keys.
-pub fn finish_removals(parent: &Path) -> Result<(), StoreError> {
-    let failed = |source| FileError::Io { action: "list", path: parent.to_owned(), source };
-    let Some(entries) = if_there(fs::read_dir(parent).map_err(failed))? else { return Ok(()) };
-    for entry in entries {
-        let entry = entry.map_err(|source| io_error("list", parent, source))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let Ok(seen) = entry.metadata() else { continue };
-        let old = seen.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age > CREATION_LIMIT);
-        if (name.starts_with(REMOVING) || name.starts_with(CREATING) && old) && inspect(&entry.path(), &seen).is_ok() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Everything in the tree is ours and on the same file system.
-fn inspect(path: &Path, top: &fs::Metadata) -> Result<(), StoreError> {
-    let seen = match fs::symlink_metadata(path) {
-        Ok(seen) => seen,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error("look at", path, error)),
-    };
-    let us = nix::unistd::geteuid().as_raw();
-    if seen.uid() != us {
-        return Err(FileError::Owner { path: path.to_owned(), owner: seen.uid(), us }.into());
-    }
-    if seen.dev() != top.dev() {
-        return Err(StoreError::NotOurs { path: path.to_owned(), why: "something is mounted there".to_owned() });
-    }
-    if seen.is_dir() {
-        for entry in fs::read_dir(path).map_err(|source| io_error("list", path, source))? {
-            inspect(&entry.map_err(|source| io_error("list", path, source))?.path(), top)?;
-        }
-    }
-    Ok(())
-}
-
-/// Two may remove the same leftover at the same time; what is gone is gone.
-fn remove_tree(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(io_error("remove", path, error)),
-    }
+/// Certificates and nothing else.
+fn is_certificates(text: &str) -> bool {
+    const FRAMES: [&str; 2] = ["-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"];
+    let mut inside = false;
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
+    let any = lines.peek().is_some();
+    let only = lines.all(|line| {
+        let fits = if inside { line == FRAMES[1] || !line.contains('-') } else { line == FRAMES[0] };
+        inside = if inside { line != FRAMES[1] } else { true };
+        fits
+    });
+    any && only && !inside
 }
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {

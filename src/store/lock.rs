@@ -30,6 +30,12 @@ impl Lock {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+
+    /// Its directory has another name now; the kernel's lock is on the file, and goes with it.
+    pub(super) fn renamed(mut self, dir: PathBuf) -> Lock {
+        self.dir = dir;
+        self
+    }
 }
 
 impl Drop for Lock {

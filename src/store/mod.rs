@@ -12,14 +12,16 @@ pub mod files;
 pub mod journal;
 mod labs;
 mod lock;
+mod passing;
 pub mod shared;
 mod snapshots;
 mod ssh;
 
-pub use cluster::{ClusterDir, Listed, default_parent, finish_removals, list, parse_plan, parse_spec};
+pub use cluster::{ClusterDir, Listed, default_parent, list, parse_plan, parse_spec};
 pub use failpoint::{Class, at as failpoint};
 pub use labs::parse_kept;
 pub use lock::{Holder, Lock};
+pub use passing::finish_removals;
 pub use snapshots::parse_snapshot;
 pub use ssh::{SshKey, SshKeys};
 

@@ -70,11 +70,13 @@ impl Computer {
         let (parent, now) = (self.clusters(), Timestamp::now());
         let existing =
             if ClusterDir::exists(&parent, &first.cluster) { Some(ClusterDir::open(&parent, &first.cluster)?) } else { None };
-        let mut dir = match existing {
-            Some(dir) => dir,
-            None => ClusterDir::create(&parent, &first.spec, now)?,
+        let (mut dir, lock) = match existing {
+            Some(dir) => {
+                let lock = locked(&dir, verb)?;
+                (dir, lock)
+            }
+            None => ClusterDir::create(&parent, &first.spec, verb, now)?,
         };
-        let lock = locked(&dir, verb)?;
         dir.save_libvirt(&lock, "fake:///system")?;
         let (journal, history) = dir.journal(&lock, store::draw_id(), verb)?;
         let target = wanted(dir.spec(), &history);

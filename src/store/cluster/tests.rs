@@ -3,6 +3,7 @@ use crate::plan::{Accel, ImageRef, Resolved, Versions, plan};
 use crate::secret::Secret;
 use crate::spec::{RawSpec, validate};
 use crate::store::crash;
+use crate::store::passing::CREATION_LIMIT;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 fn spec(name: &str) -> ClusterSpec {
@@ -13,6 +14,10 @@ fn name(name: &str) -> ClusterName {
 }
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).expect("a time")
+}
+/// A new one that nobody has the lock of.
+fn made(parent: &Path, spec: &ClusterSpec) -> ClusterDir {
+    ClusterDir::create(parent, spec, "up", now()).expect("created").0
 }
 fn parent() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -58,10 +63,10 @@ fn created_opened_listed_changed_and_removed() {
     let state = parent.path().join("state");
     assert!(list(&state).expect("none yet").is_empty());
     assert!(matches!(ClusterDir::open(&state, &name("ktcw")), Err(StoreError::NoCluster { .. })));
-    let mut dir = ClusterDir::create(&state, &spec("ktcw"), now()).expect("created");
+    let mut dir = made(&state, &spec("ktcw"));
     assert_eq!(ClusterDir::open(&state, &name("ktcw")).expect("opened"), dir);
-    assert!(matches!(ClusterDir::create(&state, &spec("ktcw"), now()), Err(StoreError::Exists { .. })));
-    ClusterDir::create(&state, &spec("another"), now()).expect("created");
+    assert!(matches!(ClusterDir::create(&state, &spec("ktcw"), "up", now()), Err(StoreError::Exists { .. })));
+    made(&state, &spec("another"));
     let names: Vec<_> = list(&state).expect("listed").into_iter().map(|l| (l.name.to_string(), l.opened.is_ok())).collect();
     assert_eq!(names, [("another".to_owned(), true), ("ktcw".to_owned(), true)]);
 
@@ -91,8 +96,8 @@ fn created_opened_listed_changed_and_removed() {
 #[test]
 fn the_lock_of_another_cluster_opens_nothing() {
     let parent = parent();
-    let a = ClusterDir::create(parent.path(), &spec("a"), now()).expect("created");
-    let b = ClusterDir::create(parent.path(), &spec("b"), now()).expect("created");
+    let a = made(parent.path(), &spec("a"));
+    let b = made(parent.path(), &spec("b"));
     let lock = a.lock("up").expect("free");
     assert!(b.save_plan(&lock, &some_plan(b.spec())).is_err());
     assert!(b.journal(&lock, Uuid::nil(), "up").is_err());
@@ -105,12 +110,12 @@ fn the_lock_of_another_cluster_opens_nothing() {
 #[test]
 fn a_cluster_removed_and_made_again_is_another_one() {
     let parent = parent();
-    let old = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let old = made(parent.path(), &spec("ktcw"));
     let stale = old.clone();
     let lock = old.lock("down").expect("free");
     old.remove(lock).expect("removed");
     assert!(matches!(stale.lock("up"), Err(StoreError::Vanished { .. })));
-    let new = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let new = made(parent.path(), &spec("ktcw"));
     assert_ne!(new.instance(), stale.instance());
     assert!(matches!(stale.lock("up"), Err(StoreError::Vanished { .. })));
     assert!(new.lock("up").is_ok());
@@ -119,7 +124,7 @@ fn a_cluster_removed_and_made_again_is_another_one() {
 #[test]
 fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
     let parent = parent();
-    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let dir = made(parent.path(), &spec("ktcw"));
     let about = dir.path().join(ABOUT);
     // As a person would edit it.
     let text = fs::read_to_string(&about).expect("read").split(",\n  \"sum\"").next().expect("text").to_owned() + "\n}\n";
@@ -153,19 +158,19 @@ fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
     fs::remove_file(&about).expect("removed");
     assert!(matches!(open(), Err(StoreError::NotOurs { .. })));
     assert!(
-        matches!(ClusterDir::create(parent.path(), &spec("ktcw"), now()), Err(StoreError::NotOurs { .. })),
+        matches!(ClusterDir::create(parent.path(), &spec("ktcw"), "up", now()), Err(StoreError::NotOurs { .. })),
         "not ours to fill"
     );
     assert!(fs::read_dir(parent.path()).expect("listed").count() == 1, "and nothing is left of the attempt");
 
     symlink(dir.path(), parent.path().join("linked")).expect("link");
     assert!(ClusterDir::open(parent.path(), &name("linked")).expect_err("a link").to_string().contains("symbolic link"));
-    assert!(matches!(ClusterDir::create(parent.path(), &spec("linked"), now()), Err(StoreError::NotOurs { .. })));
+    assert!(matches!(ClusterDir::create(parent.path(), &spec("linked"), "up", now()), Err(StoreError::NotOurs { .. })));
 
     chmod(parent.path(), 0o777);
-    assert!(ClusterDir::create(parent.path(), &spec("new"), now()).is_err(), "others could swap the directory");
+    assert!(ClusterDir::create(parent.path(), &spec("new"), "up", now()).is_err(), "others could swap the directory");
     chmod(parent.path(), 0o1777);
-    assert!(ClusterDir::create(parent.path(), &spec("new"), now()).is_ok(), "sticky, like /tmp");
+    assert!(ClusterDir::create(parent.path(), &spec("new"), "up", now()).is_ok(), "sticky, like /tmp");
 }
 
 /// A link inside is removed as a link; what it points to stays. Another owner's file stops the removal before it begins.
@@ -175,7 +180,7 @@ fn removal_stays_inside_and_stops_at_what_is_not_ours() {
     let outside = parent.path().join("outside");
     fs::create_dir(&outside).expect("dir");
     fs::write(outside.join("precious"), "x").expect("written");
-    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let dir = made(parent.path(), &spec("ktcw"));
     symlink(&outside, dir.reports().join("link")).expect("link");
     if nix::unistd::geteuid().is_root() {
         let foreign = dir.reports().join("foreign");
@@ -200,7 +205,7 @@ fn two_creators_at_once_make_one_cluster() {
         let made: usize = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..4)
                 .map(|_| {
-                    scope.spawn(|| match ClusterDir::create(parent.path(), &spec("ktcw"), now()) {
+                    scope.spawn(|| match ClusterDir::create(parent.path(), &spec("ktcw"), "up", now()) {
                         Ok(_) => 1,
                         Err(StoreError::Exists { .. }) => 0,
                         Err(other) => panic!("{other}"),
@@ -211,6 +216,31 @@ fn two_creators_at_once_make_one_cluster() {
         });
         assert_eq!(made, 1);
         assert_eq!(fs::read_dir(parent.path()).expect("listed").count(), 1);
+    }
+}
+
+/// Somebody tries its lock again and again: from nobody there to somebody has it, with nothing in between.
+#[test]
+fn a_new_cluster_is_locked_from_the_first_moment_that_it_can_be_seen() {
+    let parent = parent();
+    for round in 0..300 {
+        let spec = spec(&format!("c{round}"));
+        let path = parent.path().join(spec.name.as_str());
+        let begin = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                loop {
+                    match lock::take(&path, "another", now()) {
+                        Err(StoreError::Vanished { .. }) if begin.elapsed().as_secs() < 60 => {}
+                        other => return other.map(drop),
+                    }
+                }
+            });
+            let _held = ClusterDir::create(parent.path(), &spec, "ktcw-vm up", now()).expect("created");
+            let refused = other.join().expect("no panic").expect_err("it has the lock of a cluster that is being made");
+            let named = |holder: &lock::Holder| holder.command == "ktcw-vm up";
+            assert!(matches!(&refused, StoreError::Busy { holder: Some(holder), .. } if named(holder)), "{refused}");
+        });
     }
 }
 
@@ -225,7 +255,7 @@ fn fake_key(comment: &str) -> Result<SshKey, String> {
 #[test]
 fn ssh_keys_are_made_once_and_kept_when_nodes_are_added() {
     let parent = parent();
-    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let dir = made(parent.path(), &spec("ktcw"));
     let lock = dir.lock("up").expect("free");
     let nodes = [NodeName::controller(0), NodeName::worker(0)];
     assert!(dir.ssh(&nodes).is_err(), "none yet");
@@ -279,12 +309,12 @@ fn killed_at_every_point_of_creation_and_removal() {
         }
         finish_removals(parent.path()).expect("finished");
         let begun = |prefix: &str| names(parent.path()).iter().any(|name| name.starts_with(prefix));
-        assert!(!begun(REMOVING), "point {number}: keys are left");
+        assert!(!begun(Passing::Removing.prefix()), "point {number}: keys are left");
         // A creation cut off less than ten minutes ago might still be under way elsewhere; it holds no secret.
-        let cut_off = begun(CREATING);
+        let cut_off = begun(Passing::Creating.prefix());
         let dir = match ClusterDir::open(parent.path(), &name("ktcw")) {
             Ok(dir) => dir,
-            Err(StoreError::NoCluster { .. }) => ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("made"),
+            Err(StoreError::NoCluster { .. }) => made(parent.path(), &spec("ktcw")),
             Err(other) => panic!("point {number}: {other}"),
         };
         let lock = dir.lock("up").expect("free");
@@ -313,7 +343,7 @@ fn age(parent: &Path) {
 #[ignore = "only as a child of the test above"]
 fn child_makes_and_removes() {
     let parent = PathBuf::from(std::env::var_os("KTCW_TEST_DIR").expect("set by the parent"));
-    let dir = ClusterDir::create(&parent, &spec("ktcw"), now()).expect("created");
+    let dir = made(&parent, &spec("ktcw"));
     let lock = dir.lock("up").expect("free");
     dir.save_plan(&lock, &some_plan(dir.spec())).expect("saved");
     dir.ensure_ssh(&lock, &[NodeName::worker(0)], fake_key).expect("made");
@@ -333,7 +363,7 @@ fn the_default_place_follows_the_environment_and_ignores_relative_paths() {
 #[test]
 fn a_file_cut_off_or_flipped_anywhere_is_called_damaged_or_is_what_was_written() {
     let parent = parent();
-    let dir = ClusterDir::create(parent.path(), &spec("ktcw"), now()).expect("created");
+    let dir = made(parent.path(), &spec("ktcw"));
     dir.save_plan(&dir.lock("up").expect("free"), &some_plan(dir.spec())).expect("saved");
     let plan = dir.load_plan().expect("whole");
     let (mut judged, mut noticed) = (0, 0);
