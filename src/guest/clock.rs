@@ -70,11 +70,13 @@ pub fn shift_line(by_s: f64) -> String {
 }
 
 /// A guest's time, read between two looks at the host's clock.
-fn compare(before: Timestamp, said: &str, after: Timestamp) -> Result<ClockSeen, String> {
+pub fn compare(before: Timestamp, said: &str, after: Timestamp) -> Result<ClockSeen, String> {
     let wrong = || format!("date said {:?}", said.trim().chars().take(120).collect::<String>());
     let (seconds, nanos) = said.trim().split_once('.').ok_or_else(wrong)?;
-    let seconds: i128 = seconds.parse().map_err(|_| wrong())?;
-    let nanos: i128 = Some(nanos).filter(|nanos| nanos.len() == 9).and_then(|nanos| nanos.parse().ok()).ok_or_else(wrong)?;
+    let digits = |nanos: &&str| nanos.len() == 9 && nanos.bytes().all(|byte| byte.is_ascii_digit());
+    // Whatever fits 64 bits of seconds leaves room for its nanoseconds in 128: a node may say any number.
+    let seconds: i128 = seconds.parse::<i64>().map_err(|_| wrong())?.into();
+    let nanos: i128 = Some(nanos).filter(digits).and_then(|nanos| nanos.parse().ok()).ok_or_else(wrong)?;
     let guest = seconds * 1_000_000_000 + nanos;
     let (before, after) = (before.as_nanosecond(), after.as_nanosecond());
     #[expect(clippy::cast_precision_loss, reason = "a difference of two clocks, shown with milliseconds")]
@@ -93,7 +95,22 @@ mod tests {
         assert!((seen.ahead_s - 0.5).abs() < 1e-6 && (seen.uncertain_s - 0.2).abs() < 1e-6, "{seen:?}");
         let seen = compare(at(0), "1795386803.000000000", at(0)).expect("a time");
         assert!((seen.ahead_s + 1.0).abs() < 1e-6, "{seen:?}");
-        for bad in ["", "1795386804", "1795386804.7", "x.000000000", "1795386804.00000000x", "-bash: date: command not found"] {
+        let (least, most) = (format!("{}.000000000", i64::MIN), format!("{}.999999999", i64::MAX));
+        for far in [least, most] {
+            let seen = compare(at(0), &far, at(400)).expect("a time, however far");
+            assert!(seen.ahead_s.abs() > 9.2e18, "{seen:?}");
+        }
+        let beyond = format!("{}.000000000", i128::MAX);
+        for bad in [
+            "",
+            "1795386804",
+            "1795386804.7",
+            "x.000000000",
+            "1795386804.00000000x",
+            "1795386804.-00000001",
+            &beyond,
+            "-bash: date: command not found",
+        ] {
             assert!(compare(at(0), bad, at(0)).is_err(), "{bad:?}");
         }
     }

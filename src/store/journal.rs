@@ -193,7 +193,7 @@ pub fn parse(bytes: &[u8]) -> Result<(History, Vec<Damage>), u32> {
     let mut damage = Vec::new();
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     history.torn = whole < bytes.len();
-    let mut expected = 1;
+    let mut expected: u64 = 1;
     for (index, line) in bytes[..whole].split_inclusive(|byte| *byte == b'\n').enumerate() {
         match unseal(line) {
             Ok((version, _)) if version > VERSION => return Err(version),
@@ -207,24 +207,27 @@ pub fn parse(bytes: &[u8]) -> Result<(History, Vec<Damage>), u32> {
             }
             Ok((_, None)) => {
                 damage.push(Damage { line: index + 1, what: "not a record that this program writes".to_owned() });
-                expected += 1;
+                expected = expected.saturating_add(1);
             }
             Err(what) => {
                 damage.push(Damage { line: index + 1, what: what.to_owned() });
-                expected += 1;
+                expected = expected.saturating_add(1);
             }
         }
     }
     Ok((history, damage))
 }
 
-/// `{…,"sum":"0123abcd"}`: the seal is over the record as JSON without it, so the line stays plain JSON for other tools.
 fn seal(record: &Record) -> serde_json::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(record)?;
-    let sum = sum(&line);
-    line.pop();
-    line.extend_from_slice(format!("{SEAL}{sum}\"}}\n").as_bytes());
-    Ok(line)
+    serde_json::to_vec(record).map(|json| sealed(&json))
+}
+
+/// `{…,"sum":"0123abcd"}`: the seal is over the record as JSON without it, so the line stays plain JSON for other tools.
+/// It looks at nothing: who tries the reader seals what is no record, for behind a broken seal nothing is read.
+pub fn sealed(json: &[u8]) -> Vec<u8> {
+    let mut line = json.strip_suffix(b"}").unwrap_or(json).to_vec();
+    line.extend_from_slice(format!("{SEAL}{}\"}}\n", sum(json)).as_bytes());
+    line
 }
 
 const SEAL: &str = ",\"sum\":\"";
@@ -296,7 +299,7 @@ impl Journal {
         if length == 0 {
             files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         }
-        let next = history.records.last().map_or(1, |record| record.seq + 1);
+        let next = history.records.last().map_or(1, |record| record.seq.saturating_add(1));
         let inner = Mutex::new(Inner { file, next, length, closed: false });
         Ok((Journal { path: path.to_owned(), run, verb: verb.to_owned(), inner }, history))
     }
@@ -359,7 +362,7 @@ impl Journal {
             inner.closed = inner.file.set_len(inner.length).and_then(|()| inner.file.sync_all()).is_err();
             return Err(JournalError::Write { path: self.path.clone(), source });
         }
-        inner.next += 1;
+        inner.next = inner.next.saturating_add(1);
         inner.length += line.len() as u64;
         failpoint::at(Class::Journal, &name);
         Ok(record.seq)

@@ -139,8 +139,7 @@ fn put_state(put: &dyn Fn(&str, &str, &[u8]), spec: &ktcw_vm::spec::ClusterSpec,
     use ktcw_vm::verify::MemberSeen;
     let now = jiff::Timestamp::UNIX_EPOCH;
     let place = tempfile::tempdir().expect("a directory");
-    let dir = ktcw_vm::store::ClusterDir::create(&place.path().join("clusters"), spec, now).expect("made");
-    let lock = dir.lock("corpus").expect("free");
+    let (dir, lock) = ktcw_vm::store::ClusterDir::create(&place.path().join("clusters"), spec, "corpus", now).expect("made");
     dir.save_plan(&lock, plan).expect("saved");
     let member = MemberSeen { id: "a1".into(), leader: "a1".into(), term: 3, revision: 50, hashed: 50, hash: 7, compacted: 10 };
     let fits = Fits::of(plan, &FakeHost::new().facts().expect("facts"));
@@ -187,7 +186,10 @@ fn write_corpus() {
     journal.done("define controller-0", Some(&NodeName::controller(0))).expect("written");
     journal.failed("network", None, "libvirt said \"no\"\n").expect("written");
     journal.undo("pause", None, serde_json::json!({"resume": "controller-0"})).expect("written");
-    put("journal", "eventful", &std::fs::read(&path).expect("read"));
+    let eventful = std::fs::read_to_string(&path).expect("read");
+    put("journal", "eventful", eventful.as_bytes());
+    let last = eventful.lines().next().expect("a line").replace("\"seq\":1,", &format!("\"seq\":{},", u64::MAX));
+    put("journal", "last-number", format!("{last}\nno record\n").as_bytes());
     let drills = String::from_utf8(read("src/drill/catalogue.toml")).expect("text");
     for (i, drill) in drills.split("[[drill]]").skip(1).take(6).enumerate() {
         put("drill", &format!("drill-{i}"), drill.replace("[drill.", "[").as_bytes());
@@ -228,6 +230,13 @@ fn write_corpus() {
     };
     put("probe", "controller", &framed("tests/fixtures/verify/ha3/controller-0"));
     put("probe", "worker", &framed("tests/fixtures/verify/ha3/worker-0"));
+    for (i, said) in
+        ["1795386804.700000000\n", "-9223372036854775808.000000001", "170141183460469231731687303715884105727.000000000"]
+            .iter()
+            .enumerate()
+    {
+        put("clock", &i.to_string(), said.as_bytes());
+    }
     for (i, name) in ["lab-2", "controller-0", "worker-49", "../x", "$(x)"].iter().enumerate() {
         put("names", &i.to_string(), name.as_bytes());
     }

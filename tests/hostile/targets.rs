@@ -3,8 +3,8 @@
 //! It knows no sample and keeps no state.
 
 use ktcw_vm::event::Verdict;
-use ktcw_vm::guest::keys;
 use ktcw_vm::guest::ssh::{SshGuests, Target};
+use ktcw_vm::guest::{clock, keys};
 use ktcw_vm::host::{Mark, xml};
 use ktcw_vm::pki::{check, kubeconfig};
 use ktcw_vm::plan::{Accel, Ca, Plan, Resolved, plan, user_data};
@@ -35,6 +35,7 @@ pub const ALL: &[(&str, Parser)] = &[
     ("kubeconfig", kubeconfig),
     ("certificate", certificate),
     ("probe", probe),
+    ("clock", clock),
     ("names", names),
     ("ssh_key", ssh_key),
 ];
@@ -85,8 +86,20 @@ fn config(bytes: &[u8]) {
     }
 }
 
-/// `journal.jsonl`: what is read was sealed by us; a damaged line has a number.
+/// `journal.jsonl`, as it is, and with the lines that carry a seal sealed anew: else nothing broken would come past it.
 fn journal(bytes: &[u8]) {
+    const SEAL: &[u8] = b",\"sum\":\"";
+    let again = |line: &[u8]| match line.windows(SEAL.len()).position(|window| window == SEAL) {
+        Some(at) => journal::sealed(&[&line[..at], b"}"].concat()),
+        None => line.to_vec(),
+    };
+    let sealed: Vec<u8> = bytes.split_inclusive(|byte| *byte == b'\n').flat_map(again).collect();
+    journal_as_it_is(bytes);
+    journal_as_it_is(&sealed);
+}
+
+/// What is read was sealed; a damaged line has a number.
+fn journal_as_it_is(bytes: &[u8]) {
     if let Ok((history, damage)) = journal::parse(bytes) {
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
         assert!(history.records.len() + damage.len() >= lines.min(1) && history.records.len() <= lines);
@@ -230,6 +243,18 @@ fn probe(bytes: &[u8]) {
         assert!(check.verdict == Verdict::Pass || check.hint.is_some(), "{check:?}");
     }
     ktcw_vm::verify::machines::parse_units(&String::from_utf8_lossy(bytes));
+}
+
+/// What a node's `date` prints: a number that can be shown and moved by, or no time.
+fn clock(bytes: &[u8]) {
+    let (now, text) = (jiff::Timestamp::UNIX_EPOCH, String::from_utf8_lossy(bytes));
+    match clock::compare(now, &text, now) {
+        Ok(seen) => {
+            assert!(seen.ahead_s.is_finite() && seen.uncertain_s == 0.0, "{seen:?}");
+            assert!(clock::shift_line(-seen.ahead_s).is_ascii());
+        }
+        Err(said) => assert!(said.starts_with("date said "), "{said}"),
+    }
 }
 
 fn names(bytes: &[u8]) {

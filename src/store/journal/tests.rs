@@ -161,14 +161,32 @@ proptest! {
     }
 }
 
+/// Nobody writes so many records, but a line can say so: what comes after it is damage, and no end of the program.
+#[test]
+fn after_the_last_number_there_is_nothing_to_count() {
+    let dir = dir();
+    let path = dir.path().join("journal.jsonl");
+    let whole = eventful(dir.path());
+    let first = whole.split_inclusive(|byte| *byte == b'\n').next().expect("a line");
+    let record = unseal(first).expect("sealed").1.expect("a record");
+    let last = seal(&Record { seq: u64::MAX, ..record }).expect("sealed");
+    for after in [b"garbage\n".to_vec(), sealed(b"{\"version\":1}")] {
+        let bytes = [&last[..], &after, &after].concat();
+        files::write_atomic(&path, &bytes, files::SECRET).expect("written");
+        let (history, damage) = salvage(&path).expect("readable");
+        assert_eq!((history.records.len(), damage.len()), (1, 3), "{damage:?}");
+        set_aside(&path).expect("set aside").expect("it was damaged");
+        assert_eq!(read(&path).expect("whole").records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1]);
+    }
+}
+
 #[test]
 fn a_newer_record_is_refused_as_newer_and_not_called_damaged() {
     let dir = dir();
     let path = dir.path().join("journal.jsonl");
     let mut bytes = eventful(dir.path());
     let body = br#"{"version":2,"seq":9,"shape":"unknown"}"#;
-    bytes.extend_from_slice(&body[..body.len() - 1]);
-    bytes.extend_from_slice(format!("{SEAL}{}\"}}\n", sum(body)).as_bytes());
+    bytes.extend_from_slice(&sealed(body));
     files::write_atomic(&path, &bytes, files::SECRET).expect("written");
     assert!(matches!(read(&path), Err(JournalError::Newer { found: 2, .. })));
     assert!(matches!(Journal::open(&path, Uuid::nil(), "up"), Err(JournalError::Newer { .. })));
