@@ -67,6 +67,16 @@ async fn no_secret_of_the_directory_is_in_a_bundle_in_any_encoding() {
     let (dir, plan) = kept(parent.path());
     let secrets = ClusterDir::secrets_in(dir.path()).expect("read");
     assert!(secrets.len() > 20, "{}", secrets.len());
+    // A mode that was changed by mistake makes no key a public one, and no certificate is a secret.
+    for (sub, mode) in [("pki", 0o644), ("pki", 0o600), ("ssh", 0o644)] {
+        for path in std::fs::read_dir(dir.path().join(sub)).expect("listed").map(|entry| entry.expect("an entry").path()) {
+            if path.is_file() {
+                std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("changed");
+            }
+        }
+        assert_eq!(ClusterDir::secrets_in(dir.path()).expect("read"), secrets, "{sub} {mode:o}");
+    }
+    assert!(!secrets.iter().any(|secret| secret.expose().starts_with("-----BEGIN CERTIFICATE-----")));
     let aloud = said_aloud(&secrets);
     dir.save_report("drill-1.json", aloud.as_bytes()).expect("saved");
     let (mark, host) = (session::mark(&dir), Arc::new(FakeHost::new()));
