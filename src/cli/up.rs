@@ -2,6 +2,8 @@
 //! Reads aloud: words → spec → directory and lock → preflight → plan → keys → steps → verify → what to type next.
 //! It decides only what to say; the plan decides the rest.
 
+mod anew;
+
 use super::args::{Format, Global, Up};
 use super::drill::bench::Bench;
 use super::error::CliError;
@@ -21,6 +23,7 @@ use crate::snapshot;
 use crate::spec::{ClusterName, ClusterSpec};
 use crate::store::{ClusterDir, Lock, StoreError};
 use crate::verify;
+use anew::Anew;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -148,7 +151,9 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
             }
             (why, _) => {
                 let why = why.unwrap_or_else(|| "it is gone".to_owned());
-                events.send(Event::Note { text: format!("the golden snapshot is given up, everything is made anew: {why}") });
+                let (mark, free_disk_mib) = (session::mark(dir), host.free_disk_mib());
+                let anew = Anew { spec: spec.clone(), facts, seen: anew::once_gone(seen, &mark), mark, free_disk_mib };
+                anew.allowed(&why, global.yes, events).await?;
                 if let (Some(dir), Some(lock)) = (existing, lock) {
                     let name = dir.name().clone();
                     let removed = super::down::remove(dir, lock, host, render::status).await?;
