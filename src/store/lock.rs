@@ -42,6 +42,8 @@ impl Drop for Lock {
     /// Closing the file would not do: a child that another thread has just forked shares the open file until its `exec`
     /// closes it, and keeps the lock that long (flock(2)).
     fn drop(&mut self) {
+        // Whoever comes between the next one's lock and its signature must not be told of this one.
+        let _ = self.file.set_len(0);
         let _ = self.file.unlock();
     }
 }
@@ -60,12 +62,17 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Takes the lock or says at once who has it. `command` is what the user typed, for the others' message.
+/// How often, and how long each time, somebody is waited for who has the lock and has not said who it is, or in whose file there is still
+/// the word of one before it, who was killed. It may also have given it free by then.
+const UNNAMED: (u32, Duration) = (50, Duration::from_millis(20));
+
+/// Takes the lock or says who has it; `None`: who has it did not say so in a second, as on a full disk. `command` is what the user typed, for the others' message.
 pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, StoreError> {
     let path = dir.join(NAME);
     let io = |action, source| StoreError::File(FileError::Io { action, path: path.clone(), source });
+    let (mut unnamed, mut gone) = (0, 0);
     // A removed cluster takes its lock file along: whoever locked the old file holds nothing. Look again, a few times.
-    for _ in 0..8 {
+    while gone < 8 {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -80,13 +87,23 @@ pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, St
             })?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { dir: dir.to_owned(), holder: named(&mut file) }),
+            Err(TryLockError::WouldBlock) => match holder(&mut file) {
+                None if unnamed < UNNAMED.0 => {
+                    unnamed += 1;
+                    pause();
+                    continue;
+                }
+                holder => return Err(StoreError::Busy { dir: dir.to_owned(), holder }),
+            },
             Err(TryLockError::Error(error)) => return Err(io("lock", error)),
         }
         let locked = file.metadata().map_err(|error| io("look at", error))?;
         match std::fs::symlink_metadata(&path) {
             Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => {}
-            _ => continue,
+            _ => {
+                gone += 1;
+                continue;
+            }
         }
         let command = command.chars().filter(|c| !c.is_control()).take(COMMAND_LIMIT).collect();
         match sign(&mut file, &Holder { pid: std::process::id(), command, since: now }) {
@@ -107,26 +124,38 @@ fn sign(file: &mut File, holder: &Holder) -> std::io::Result<()> {
     file.write_all(&text)
 }
 
-/// How long, and how often, a holder is waited for who has the lock and has not written who it is.
-const UNNAMED: (u32, Duration) = (50, Duration::from_millis(20));
-
-/// Who holds it; `None`: it did not say so in a second, as on a full disk.
-#[expect(clippy::disallowed_methods, reason = "a moment between two writes of another process; there may be no runtime here")]
-fn named(file: &mut File) -> Option<Holder> {
-    let (times, pause) = UNNAMED;
-    holder(file).or_else(|| {
-        (0..times).find_map(|_| {
-            std::thread::sleep(pause);
-            holder(file)
-        })
-    })
+/// A moment between two writes of another process.
+#[expect(clippy::disallowed_methods, reason = "there may be no runtime here")]
+fn pause() {
+    std::thread::sleep(UNNAMED.1);
 }
 
 fn holder(file: &mut File) -> Option<Holder> {
     let mut text = Vec::new();
     file.rewind().ok()?;
     file.take(4096).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    serde_json::from_slice(&text).ok().filter(|holder: &Holder| {
+        // Where the kernel shows no processes the word is all there is.
+        read("/proc/stat").is_none_or(|kernel| may_hold(holder, read(&format!("/proc/{}/stat", holder.pid)).as_deref(), &kernel))
+    })
+}
+
+/// Whether it can be who has the lock, by what the kernel says of the process of its number. A dead one holds nothing; one that began
+/// after the word was written is another, to which the number was given again.
+fn may_hold(holder: &Holder, process: Option<&str>, kernel: &str) -> bool {
+    /// Of the kernel's count of time in there, on every architecture.
+    const TICKS_PER_S: i64 = 100;
+    let began = || {
+        let booted: i64 = kernel.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        // What the process is called stands in brackets, and may itself be anything.
+        let mut fields = process?.rsplit_once(')')?.1.split_whitespace();
+        let dead = matches!(fields.next()?, "Z" | "X");
+        let ticks: i64 = fields.nth(18)?.parse().ok()?;
+        (!dead).then_some(booted.saturating_add(ticks / TICKS_PER_S))
+    };
+    // Both clocks count whole seconds.
+    began().is_some_and(|began| began <= holder.since.as_second().saturating_add(2))
 }
 
 #[cfg(test)]
@@ -135,16 +164,17 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     fn now() -> Timestamp {
-        Timestamp::from_second(1_800_000_000).expect("a time")
+        Timestamp::now()
     }
 
     #[test]
     fn the_second_one_is_told_who_has_it_and_gets_it_afterwards() {
         let dir = tempfile::tempdir().expect("dir");
-        let held = take(dir.path(), "ktcw-vm up --etcd 3\n", now()).expect("free");
+        let since = now();
+        let held = take(dir.path(), "ktcw-vm up --etcd 3\n", since).expect("free");
         let refused = take(dir.path(), "ktcw-vm down", now()).expect_err("busy");
         let StoreError::Busy { holder: Some(holder), .. } = &refused else { panic!("{refused}") };
-        assert_eq!((holder.pid, holder.command.as_str(), holder.since), (std::process::id(), "ktcw-vm up --etcd 3", now()));
+        assert_eq!((holder.pid, holder.command.as_str(), holder.since), (std::process::id(), "ktcw-vm up --etcd 3", since));
         assert!(refused.to_string().contains("ktcw-vm up --etcd 3"), "{refused}");
         drop(held);
         drop(take(dir.path(), "ktcw-vm down", now()).expect("free again"));
@@ -168,6 +198,59 @@ mod tests {
         assert!(matches!(take(dir.path(), "down", now()), Err(StoreError::Busy { holder: None, .. })));
         drop(held);
         assert!(take(dir.path(), "down", now()).is_ok());
+    }
+
+    #[test]
+    fn who_gave_it_free_is_not_named_any_more() {
+        let dir = tempfile::tempdir().expect("dir");
+        drop(take(dir.path(), "up", now()).expect("free"));
+        assert_eq!(std::fs::read(dir.path().join(NAME)).expect("there"), b"");
+    }
+
+    /// The one before was killed, and its word is still in the file when the next one has the lock: nobody is told to stop a dead
+    /// process, or another one that has its number by now.
+    #[test]
+    fn the_word_of_a_dead_holder_is_not_believed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut dead = std::process::Command::new("true").spawn().expect("started");
+        let signed = |pid, since| serde_json::to_vec(&Holder { pid, command: "killed".to_owned(), since }).expect("JSON");
+        let (long_ago, own) = (Timestamp::from_second(1_000_000_000).expect("a time"), std::process::id());
+        let gone = dead.id();
+        // A zombie first: nobody has asked how it ended.
+        std::thread::sleep(Duration::from_millis(200));
+        let held = take(dir.path(), "next", now()).expect("free");
+        for (word, believed) in [
+            (signed(gone, now()), false),
+            (signed(own, long_ago), false),
+            (signed(own, now()), true),
+            (signed(gone, now()), false),
+        ] {
+            std::fs::write(dir.path().join(NAME), &word).expect("written");
+            let refused = take(dir.path(), "down", now()).expect_err("busy");
+            let StoreError::Busy { holder, .. } = &refused else { panic!("{refused}") };
+            assert_eq!(holder.is_some(), believed, "{refused}");
+            let _ = dead.wait();
+        }
+        drop(held);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_beginning() {
+        let kernel = "cpu  1 2 3\nbtime 1000000\nprocesses 7\n";
+        let holder = Holder { pid: 7, command: "up".to_owned(), since: Timestamp::from_second(1_000_500).expect("a time") };
+        let stat = |name: &str, state: &str, ticks: u64| {
+            format!("7 ({name}) {state} 1 7 7 0 -1 4 1 0 0 0 0 0 0 0 20 0 1 0 {ticks} 31 38")
+        };
+        for (process, may) in [
+            (Some(stat("ktcw-vm", "S", 49_900)), true),
+            (Some(stat("a) Z (b", "R", 50_000)), true),
+            (Some(stat("ktcw-vm", "S", 60_000)), false),
+            (Some(stat("ktcw-vm", "Z", 49_900)), false),
+            (Some("7 (x".to_owned()), false),
+            (None, false),
+        ] {
+            assert_eq!(may_hold(&holder, process.as_deref(), kernel), may, "{process:?}");
+        }
     }
 
     /// Never two inside, and everybody gets in: 8 threads, 50 turns each.
