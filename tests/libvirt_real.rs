@@ -202,9 +202,9 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
         accel,
         cmdline: "console=ttyS0 quiet".into(),
         disks: vec![
-            disk("vda", DiskKind::Root { size_gib: 20 }, "root.qcow2"),
-            disk("vdb", DiskKind::Seed, "seed.iso"),
-            disk("vdc", DiskKind::Etcd { size_gib: 1 }, "etcd.qcow2"),
+            disk("vda", DiskKind::Root { size_gib: 20 }, "controller-0-root.qcow2"),
+            disk("vdb", DiskKind::Seed, "controller-0-seed.iso"),
+            disk("vdc", DiskKind::Etcd { size_gib: 1 }, "controller-0-etcd.qcow2"),
         ],
         mac: identity::mac(&cluster, &node),
         network: network.name.clone(),
@@ -256,26 +256,31 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
 
     // Disks and content; a seed that a crash left half-written is made anew.
     for expected in [Done::Changed, Done::Unchanged] {
-        assert_eq!(host.ensure_overlay(&storage, "root.qcow2", "base.qcow2", 20 << 30, &mark).expect("overlay"), expected);
-        assert_eq!(host.ensure_blank(&storage, "etcd.qcow2", 1 << 30, &mark).expect("blank"), expected);
-        assert_eq!(host.ensure_content(&storage, "seed.iso", &vec![1; 300_000], &mark).expect("seed"), expected);
+        assert_eq!(
+            host.ensure_overlay(&storage, "controller-0-root.qcow2", "base.qcow2", 20 << 30, &mark).expect("overlay"),
+            expected
+        );
+        assert_eq!(host.ensure_blank(&storage, "controller-0-etcd.qcow2", 1 << 30, &mark).expect("blank"), expected);
+        assert_eq!(host.ensure_content(&storage, "controller-0-seed.iso", &vec![1; 300_000], &mark).expect("seed"), expected);
     }
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(own_dir.join("seed.iso")).expect("seed").permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(own_dir.join("controller-0-seed.iso")).expect("seed").permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600, "the seed carries keys");
-    std::fs::write(own_dir.join("seed.iso"), vec![0; 300_000]).expect("write");
-    assert_eq!(host.ensure_content(&storage, "seed.iso", &vec![1; 300_000], &mark).expect("seed"), Done::Changed);
-    assert!(std::fs::read(own_dir.join("seed.iso")).expect("seed") == vec![1; 300_000]);
+    std::fs::write(own_dir.join("controller-0-seed.iso"), vec![0; 300_000]).expect("write");
+    assert_eq!(host.ensure_content(&storage, "controller-0-seed.iso", &vec![1; 300_000], &mark).expect("seed"), Done::Changed);
+    assert!(std::fs::read(own_dir.join("controller-0-seed.iso")).expect("seed") == vec![1; 300_000]);
 
     // All nodes' disks at once, as `up` makes them: nobody gets in another's way.
     let start = Instant::now();
     let errors: Vec<HostError> = std::thread::scope(|scope| {
         let (host, storage, mark) = (&host, &storage, &mark);
         let node = |i: u8| {
-            host.ensure_overlay(storage, &format!("n{i}-root.qcow2"), "base.qcow2", 20 << 30, mark)?;
+            host.ensure_overlay(storage, &format!("worker-{i}-root.qcow2"), "base.qcow2", 20 << 30, mark)?;
             host.ensure_content(storage, &format!("n{i}-seed.iso"), &vec![i; 400_000], mark)?;
             host.ensure_blank(storage, &format!("n{i}-etcd.qcow2"), 2 << 30, mark)?;
             host.observe()?;
-            host.remove_volume(storage, &format!("n{i}-root.qcow2"), mark)
+            host.remove_volume(storage, &format!("worker-{i}-root.qcow2"), mark)
         };
         let all: Vec<_> = (0..12).map(|i| scope.spawn(move || node(i))).collect();
         all.into_iter().filter_map(|thread| thread.join().expect("thread").err()).collect()
@@ -339,9 +344,19 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     assert_eq!(host.ensure_running(&domain, &mark).expect("on again"), Done::Changed);
     until("up again", Duration::from_secs(120), || tail().matches("guest-up").count() == 2);
 
+    // What somebody has put among the disks stays, and the pool with it.
+    std::fs::write(own_dir.join("holiday.qcow2"), "theirs").expect("written");
+    assert_eq!(host.remove_domain(&domain.name, domain.uuid, &mark).expect("domain"), Done::Changed);
+    for expected in [Done::Changed, Done::Unchanged] {
+        assert_eq!(host.remove_pool(&storage.pool, &mark).expect("kept"), expected);
+    }
+    assert_eq!(std::fs::read_to_string(own_dir.join("holiday.qcow2")).expect("kept"), "theirs");
+    std::fs::remove_file(own_dir.join("holiday.qcow2")).expect("taken away");
+    assert_eq!(host.ensure_pools(&storage, &mark).expect("there"), Done::Unchanged);
+
     // Nothing is left but the shared images.
     for expected in [Done::Changed, Done::Unchanged] {
-        assert_eq!(host.remove_domain(&domain.name, domain.uuid, &mark).expect("domain"), expected);
+        assert_eq!(host.remove_domain(&domain.name, domain.uuid, &mark).expect("domain"), Done::Unchanged);
         assert_eq!(host.remove_network(&network.name, &mark).expect("network"), expected);
         assert_eq!(host.remove_pool(&storage.pool, &mark).expect("pool"), expected);
     }

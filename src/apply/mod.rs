@@ -17,7 +17,7 @@ mod tests;
 pub use grow::{begins_anew, seeds, settled_first};
 pub use inventory::{Inventory, LeavingObserved, NodeObserved, observe};
 pub use perform::World;
-pub use remove::{Removed, remove};
+pub use remove::{Kept, Removed, remove};
 pub use roll::observe_files;
 pub use run::{Applied, ApplyError, Failure, RENEW, announce, announced, arrived, renewing, run, settle};
 pub use step::{Action, Step, only, steps};

@@ -2,7 +2,7 @@
 //! `cli down` calls it, also for half-made clusters and ones whose plan is gone.
 //! It believes what it observes, not what was planned, and touches nothing without the mark.
 
-use crate::host::{Host, HostError, HostSeen, Mark, blocking};
+use crate::host::{Host, HostError, HostSeen, Mark, blocking, is_ours};
 use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan, is_image};
 use std::sync::Arc;
 
@@ -13,6 +13,16 @@ pub struct Removed {
     pub networks: Vec<String>,
     pub pools: Vec<String>,
     pub volumes: usize,
+    /// Pools that stay, because of what somebody has put into them.
+    pub kept: Vec<Kept>,
+}
+
+/// A pool of the cluster's with other people's volumes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Kept {
+    pub pool: String,
+    /// Where the volumes are.
+    pub paths: Vec<String>,
 }
 
 impl Removed {
@@ -40,14 +50,20 @@ pub async fn remove(host: Arc<dyn Host>, mark: &Mark, mut told: impl FnMut(&str)
         removed.networks.push(network.name.clone());
     }
     for pool in seen.pools.iter().filter(|pool| ours(&pool.mark)) {
-        told(&format!("removing pool {} with {} volumes", pool.name, pool.volumes.len()));
+        let volumes = pool.volumes.iter().filter(|volume| is_ours(&volume.name, mark)).count();
+        told(&format!("removing pool {} with {volumes} volumes", pool.name));
         let (host, name, mark) = (host.clone(), pool.name.clone(), mark.clone());
         blocking(move || host.remove_pool(&name, &mark)).await?;
-        removed.volumes += pool.volumes.len();
+        removed.volumes += volumes;
         removed.pools.push(pool.name.clone());
     }
     let observer = host.clone();
     let left = blocking(move || observer.observe()).await?;
+    for pool in left.pools.iter().filter(|pool| ours(&pool.mark)) {
+        let theirs = pool.volumes.iter().filter(|volume| !is_ours(&volume.name, mark));
+        removed.kept.push(Kept { pool: pool.name.clone(), paths: theirs.map(|volume| volume.path.clone()).collect() });
+        removed.pools.retain(|name| *name != pool.name);
+    }
     // A pool of that name with another UUID is somebody else's.
     let shared = StoragePlan::shared();
     let images = left.pools.iter().find(|pool| pool.name == IMAGE_POOL && pool.uuid == shared.image_pool_uuid);

@@ -132,6 +132,14 @@ pub(super) fn said(name: &ClusterName, removed: &apply::Removed) {
         removed.volumes,
         removed.networks.len()
     ));
+    for kept in &removed.kept {
+        render::print_line(&format!(
+            "pool {} stays, with what somebody has put into it: {}
+to remove it, move that away, then: ktcw-vm down -c {name}",
+            kept.pool,
+            kept.paths.join(", ")
+        ));
+    }
 }
 
 /// Without a directory: what libvirt still has of a cluster of this name whose directory was the one that is gone.

@@ -12,7 +12,7 @@ pub mod subnet;
 pub mod xml;
 
 pub use errors::HostError;
-pub use owner::{guard, whose};
+pub use owner::{MARK_VOLUME, guard, is_ours, whose};
 pub use subnet::{HostRoute, SubnetError, choose_subnet, host_routes};
 
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
@@ -133,7 +133,8 @@ pub trait Host: Send + Sync {
 
     /// Both pools built and active; the cluster's own carries the mark.
     fn ensure_pools(&self, plan: &StoragePlan, mark: &Mark) -> Result<Done, HostError>;
-    /// A cluster's pool with all its volumes and its directory; the shared image pool stays.
+    /// A cluster's pool with its volumes and its directory; where somebody has put other volumes into it (`is_ours`), those stay, and
+    /// with them the pool and its mark. The shared image pool stays.
     fn remove_pool(&self, name: &str, mark: &Mark) -> Result<Done, HostError>;
 
     /// Uploads a file into the image pool under a name that contains its digest. An interrupted upload leaves no

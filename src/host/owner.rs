@@ -3,12 +3,30 @@
 //! It knows marks and names, not how a mark is stored.
 
 use super::{HostError, Mark};
+use crate::plan::is_disk;
+use crate::spec::NodeName;
+
+/// Holds the whole mark as JSON, for messages and for people who look into a pool's directory.
+pub const MARK_VOLUME: &str = "ktcw-mark.json";
 
 impl Mark {
     /// Same cluster, drawn the same time. The state directory may have moved since: it is there for messages only.
     pub fn owns(&self, other: &Mark) -> bool {
         self.cluster == other.cluster && self.instance == other.instance
     }
+}
+
+/// Whether a volume in the pool of the mark's cluster can be one that was made for it: the mark itself, a node's disk, one that was
+/// being copied, a console's log and those that virtlogd has put aside. Anything else was put there by somebody.
+pub fn is_ours(volume: &str, mark: &Mark) -> bool {
+    let being_copied = || volume.strip_prefix('.').and_then(|rest| rest.strip_suffix(".part"));
+    let console = || {
+        let (domain, aside) = volume.split_once(".console.log")?;
+        let node = domain.strip_prefix(mark.cluster.as_str())?.strip_prefix('-')?;
+        let number = aside.strip_prefix('.').is_some_and(|number| number.parse::<u8>().is_ok());
+        Some(NodeName::parse(node).is_ok() && (aside.is_empty() || number))
+    };
+    volume == MARK_VOLUME || is_disk(volume) || being_copied().is_some_and(is_disk) || console().unwrap_or(false)
 }
 
 /// Whose a thing is, for people.
@@ -39,6 +57,37 @@ mod tests {
             cluster: ClusterName::parse(cluster).expect("name"),
             instance: Uuid::from_u128(instance),
             state_dir: state_dir.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_volume_is_known_by_its_name_as_one_of_ours_or_is_somebody_elses() {
+        let ours = mark("lab", 1, "/home/a/lab");
+        let console = crate::host::xml::console_volume("lab-worker-12");
+        for name in [
+            MARK_VOLUME,
+            "controller-0-root.qcow2",
+            "worker-12-seed.iso",
+            "controller-2-etcd.qcow2",
+            ".controller-0-root.qcow2.part",
+            &console,
+            &format!("{console}.0"),
+        ] {
+            assert!(is_ours(name, &ours), "{name}");
+        }
+        for name in [
+            "holiday.qcow2",
+            "root.qcow2",
+            "my-controller-0-root.qcow2",
+            "controller-0-root.qcow2.bak",
+            "controller-00-root.qcow2",
+            "holiday.part",
+            ".holiday.qcow2.part",
+            "lab-2-worker-12.console.log",
+            "lab-worker-12.console.log.txt",
+            "lost+found",
+        ] {
+            assert!(!is_ours(name, &ours), "{name}");
         }
     }
 

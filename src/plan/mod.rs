@@ -398,6 +398,12 @@ pub fn is_image(volume: &str) -> bool {
     })
 }
 
+/// Whether a volume of a cluster's own pool can be a disk of one of its nodes. Whatever else lies there is not of the plan's making.
+pub fn is_disk(volume: &str) -> bool {
+    let node = ["-root.qcow2", "-etcd.qcow2", "-seed.iso"].iter().find_map(|end| volume.strip_suffix(end));
+    node.is_some_and(|node| NodeName::parse(node).is_ok())
+}
+
 fn storage(spec: &ClusterSpec, resolved: &Resolved) -> StoragePlan {
     let image = &resolved.image;
     let short = |digest: &str| digest.chars().take(16).collect::<String>();

@@ -162,6 +162,31 @@ fn the_last_down_takes_the_images_and_leaves_what_lies_beside_them() {
     assert_eq!(left.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["holiday.qcow2"]);
 }
 
+/// What somebody put among a cluster's own disks stays, with the pool that it is in; `down` says so, and takes the pool when it is gone.
+#[test]
+fn what_lies_among_the_clusters_own_disks_stays_and_is_told() {
+    let plan = sample("lab", 1, 0);
+    let runs = Runs::new(&plan);
+    runs.up().result.expect("up");
+    let (host, pool) = (&runs.lab.host, &plan.storage.pool);
+    let theirs = ["controller-0-root.qcow2.bak", "holiday.qcow2"];
+    theirs.iter().for_each(|name| host.add_foreign_volume(pool, name));
+    for again in [false, true] {
+        let removed = block_on(remove(host.clone(), &runs.lab.mark, |_| ())).expect("removed");
+        assert_eq!((removed.domains.is_empty(), removed.volumes == 0), (again, again), "{removed:?}");
+        let [kept] = removed.kept.as_slice() else { panic!("{removed:?}") };
+        assert_eq!((&kept.pool, kept.paths.len(), removed.pools.len()), (pool, 2, 0), "{kept:?}");
+        let seen = host.observe().expect("observed");
+        let left = seen.pools.iter().find(|found| found.name == *pool).expect("it stays");
+        assert_eq!(left.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), theirs);
+    }
+    for name in theirs {
+        host.remove_volume(&plan.storage, name, &runs.lab.mark).expect("taken away");
+    }
+    let removed = block_on(remove(host.clone(), &runs.lab.mark, |_| ())).expect("removed");
+    assert!(removed.kept.is_empty() && removed.pools == [pool.clone()], "{removed:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -4,8 +4,8 @@
 
 use super::{Echo, FakeDomain, FakeHost, FakeNetwork, FakePool, FakeVolume, RESIDENT_BYTES, ensure_disk, missing, refused};
 use crate::host::{
-    Console, DomainSeen, DomainState, Done, Host, HostError, HostFacts, HostSeen, Mark, NetworkSeen, PoolSeen, Progress,
-    VolumeFormat, VolumeSeen, guard,
+    Console, DomainSeen, DomainState, Done, Host, HostError, HostFacts, HostSeen, MARK_VOLUME, Mark, NetworkSeen, PoolSeen,
+    Progress, VolumeFormat, VolumeSeen, guard, is_ours,
 };
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
 use crate::spec::NodeName;
@@ -98,10 +98,15 @@ impl Host for FakeHost {
 
     fn remove_pool(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
         self.change("remove_pool", name, |world| {
-            let Some(found) = world.pools.get(name) else { return Ok(Done::Unchanged) };
+            let Some(found) = world.pools.get_mut(name) else { return Ok(Done::Unchanged) };
             guard("storage pool", name, found.mark.as_ref(), mark)?;
-            world.pools.remove(name);
-            Ok(Done::Changed)
+            if found.volumes.keys().all(|volume| is_ours(volume, mark)) {
+                world.pools.remove(name);
+                return Ok(Done::Changed);
+            }
+            let before = found.volumes.len();
+            found.volumes.retain(|volume, _| volume == MARK_VOLUME || !is_ours(volume, mark));
+            Ok(if found.volumes.len() == before { Done::Unchanged } else { Done::Changed })
         })
     }
 

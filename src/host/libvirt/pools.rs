@@ -4,7 +4,7 @@
 
 use super::connection::{is_absent, pause, present, refused, unreadable};
 use super::{transfer, volumes};
-use crate::host::{Done, HostError, Mark, PoolSeen, guard, whose, xml};
+use crate::host::{Done, HostError, MARK_VOLUME, Mark, PoolSeen, guard, is_ours, whose, xml};
 use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan};
 use crate::spec::ClusterName;
 use nix::sys::statfs;
@@ -17,10 +17,6 @@ use virt::storage_pool::StoragePool;
 use virt::sys;
 
 pub const KIND: &str = "storage pool";
-
-/// Holds the whole mark as JSON, for messages and for people who look into the directory. Ownership itself is in the
-/// pool's path, which is there from the moment the pool is defined, and also while it is inactive.
-const MARK_VOLUME: &str = "ktcw-mark.json";
 
 /// A pool refuses to be refreshed or stopped while volumes are made in it; that is waited for.
 const BUSY: Duration = Duration::from_secs(120);
@@ -111,7 +107,7 @@ pub fn ensure(conn: &Connect, plan: &StoragePlan, mark: &Mark, root: &Path) -> R
     Ok(if [images, own, marked].contains(&Done::Changed) { Done::Changed } else { Done::Unchanged })
 }
 
-/// Volumes, directory and definition.
+/// Volumes, directory and definition; of a pool into which somebody has put something only the volumes that are ours.
 pub fn remove(conn: &Connect, name: &str, mark: &Mark) -> Result<Done, HostError> {
     let Some(pool) = present(conn.lookup_storage_pool_by_name(name), KIND, name)? else { return Ok(Done::Unchanged) };
     let Some(found) = describe(&pool)? else { return Ok(Done::Unchanged) };
@@ -119,7 +115,15 @@ pub fn remove(conn: &Connect, name: &str, mark: &Mark) -> Result<Done, HostError
     // An inactive pool shows no volumes. One that cannot be started has lost its directory, and with it the volumes.
     if active(&pool, name)? || pool.create(0).is_ok() {
         when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", KIND, name, &error))?;
-        volumes::remove_all(&pool, MARK_VOLUME)?;
+        let (ours, theirs): (Vec<_>, Vec<_>) =
+            volumes::observe(&pool)?.into_iter().partition(|volume| is_ours(&volume.name, mark));
+        if !theirs.is_empty() {
+            // The mark says whose the pool is as long as it is there.
+            let ours: Vec<_> = ours.into_iter().filter(|volume| volume.name != MARK_VOLUME).collect();
+            let done = if ours.is_empty() { Done::Unchanged } else { Done::Changed };
+            return volumes::remove_these(&pool, ours, "").map(|()| done);
+        }
+        volumes::remove_these(&pool, ours, MARK_VOLUME)?;
     }
     dismantle(&pool, name)
 }
@@ -249,7 +253,7 @@ fn ensure_one(
     }
 }
 
-/// Whose a pool is: its directory is `<cluster>.<instance>` and its name follows from that.
+/// Whose a pool is, from the moment it is defined, and also while it is inactive: its directory is `<cluster>.<instance>` and its name follows from that.
 fn owner(found: &xml::PoolXml) -> Option<Mark> {
     let (cluster, instance) = Path::new(found.path.as_deref()?).file_name()?.to_str()?.split_once('.')?;
     let cluster = ClusterName::parse(cluster).ok()?;

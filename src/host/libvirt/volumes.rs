@@ -205,11 +205,6 @@ pub fn ours_in_images(all: Vec<VolumeSeen>) -> (Vec<VolumeSeen>, Vec<VolumeSeen>
     all.into_iter().partition(|volume| image(&volume.name))
 }
 
-/// Every volume of the pool, `last` last.
-pub fn remove_all(pool: &StoragePool, last: &str) -> Result<(), HostError> {
-    remove_these(pool, observe(pool)?, last)
-}
-
 /// These volumes of the pool, `last` last.
 pub fn remove_these(pool: &StoragePool, volumes: Vec<VolumeSeen>, last: &str) -> Result<(), HostError> {
     let mut names: Vec<String> = volumes.into_iter().map(|volume| volume.name).collect();
