@@ -31,6 +31,7 @@ pub mod wait;
 pub mod accel;
 pub mod api;
 pub mod distro;
+pub mod given;
 pub mod guest;
 pub mod host;
 pub mod image;

@@ -161,18 +161,8 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-/// More than anybody writes into a file of settings: what goes on longer is no such file (a device, a pipe without end).
+/// More than anybody writes into a file of settings.
 const CONFIG_LIMIT: u64 = 1 << 20;
-
-fn read_config(path: &std::path::Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(CONFIG_LIMIT + 1).read_to_string(&mut text)? as u64;
-    if read > CONFIG_LIMIT {
-        return Err(std::io::Error::other(format!("it is longer than {} KiB", CONFIG_LIMIT >> 10)));
-    }
-    Ok(text)
-}
 
 /// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
 fn spec_of(global: &Global, args: &SpecArgs) -> Result<ClusterSpec, CliError> {
@@ -214,7 +204,7 @@ fn judged(global: &Global, args: &SpecArgs) -> Result<Result<ClusterSpec, Vec<St
 
 /// What a `--config` file says, and all that is wrong with it. Files that it names are beside it.
 fn config(path: &Path) -> (RawSpec, Vec<String>) {
-    let text = match read_config(path) {
+    let text = match crate::given::text(path, CONFIG_LIMIT) {
         Ok(text) => text,
         Err(error) => {
             return (RawSpec::default(), vec![format!("--config: {}: {error}; accepted: a TOML file", path.display())]);

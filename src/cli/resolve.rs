@@ -5,6 +5,7 @@
 use super::error::CliError;
 use crate::accel;
 use crate::event::{Event, Events, Stage};
+use crate::given;
 use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
 use crate::image::{self, Image};
 use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, Versions};
@@ -97,7 +98,7 @@ pub fn kernel_problems(kernel: Option<&Path>, initrd: Option<&Path>) -> Vec<Stri
     let mut problems = Vec::new();
     let mut read = |flag: &str, path: &Path| {
         let mut head = Vec::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(0x206).read_to_end(&mut head));
+        let read = given::open(path).and_then(|file| file.take(0x206).read_to_end(&mut head));
         if let Err(error) = &read {
             problems.push(format!("--{flag}: {}: {error}; accepted: a readable file", path.display()));
         }
@@ -314,7 +315,7 @@ fn planned_versions() -> Versions {
 /// sha256 of a file, hex.
 pub fn file_digest(path: &Path) -> Result<String, CliError> {
     let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut file = given::open(path).map_err(failed)?;
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash).map_err(failed)?;
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())

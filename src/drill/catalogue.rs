@@ -382,9 +382,13 @@ pub fn find(name: &str) -> Result<Drill, CatalogueError> {
     Err(CatalogueError::Unknown { name: name.to_owned(), near })
 }
 
+/// More than anybody writes about one drill.
+const FILE_LIMIT: u64 = 256 << 10;
+
 fn read(path: &Path) -> Result<Drill, CatalogueError> {
     let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| CatalogueError::Unreadable { path: shown.clone(), source })?;
+    let text =
+        crate::given::text(path, FILE_LIMIT).map_err(|source| CatalogueError::Unreadable { path: shown.clone(), source })?;
     parse(&text).map_err(|reason| CatalogueError::Malformed { path: shown, reason })
 }
 

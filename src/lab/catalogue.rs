@@ -229,13 +229,7 @@ fn files(directory: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_LIMIT + 1).read_to_string(&mut text));
-    match read.map_err(|error| error.to_string())? as u64 {
-        length if length > FILE_LIMIT => Err(format!("it is longer than {} KiB", FILE_LIMIT >> 10)),
-        _ => Ok(text),
-    }
+    crate::given::text(path, FILE_LIMIT).map_err(|error| error.to_string())
 }
 
 /// A lab as a file has it, or all that is wrong with it, a line each.

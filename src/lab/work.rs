@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 /// What a script may say; more is cut off.
 const MOST_BYTES: usize = 256 << 10;
@@ -80,13 +80,13 @@ impl Stage<'_> {
             // A bash that ends early is told by its exit.
             let _ = stdin.write_all(script.as_bytes()).await;
         }
-        let output = tokio::time::timeout(Duration::from_secs(seconds.into()) + GRACE, child.wait_with_output())
+        let (out, error) = (child.stdout.take(), child.stderr.take());
+        let whole = async { tokio::try_join!(beginning(out), beginning(error), child.wait()) };
+        let (stdout, stderr, status) = tokio::time::timeout(Duration::from_secs(seconds.into()) + GRACE, whole)
             .await
             .map_err(|_| format!("it did not end within {seconds} s"))?
             .map_err(failed)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..MOST_BYTES).unwrap_or(bytes)).into_owned();
-        let said = Said { ok: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) };
-        ended(said, output.status.code() == Some(124), seconds)
+        ended(Said { ok: status.success(), stdout, stderr }, status.code() == Some(124), seconds)
     }
 
     /// Asks every check, one after the other: machines of one CPU are asked one thing at a time.
@@ -103,6 +103,15 @@ impl Stage<'_> {
 /// bash under `timeout`, which ends what the script has started as well.
 fn bounded(seconds: u16) -> String {
     format!("timeout -k 2 {seconds} bash -s")
+}
+
+/// As much of it as is kept. The rest is read all the same: who writes it is not to wait for a reader, nor to miss one.
+async fn beginning(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
+    let Some(mut pipe) = pipe else { return Ok(String::new()) };
+    let mut kept = Vec::new();
+    (&mut pipe).take(MOST_BYTES as u64).read_to_end(&mut kept).await?;
+    tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
+    Ok(String::from_utf8_lossy(&kept).into_owned())
 }
 
 fn ended(said: Said, late: bool, seconds: u16) -> Result<Said, String> {
@@ -139,6 +148,20 @@ mod tests {
         let late = stage.run(On::Here, "sleep 60 & sleep 60", 1).await;
         assert_eq!(late[0].1, Err("it did not end within 1 s".to_owned()));
         assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    }
+
+    /// A script that says much ends as it would have, and only the beginning of it is kept.
+    #[tokio::test]
+    async fn a_script_that_says_too_much_is_heard_to_its_end_and_kept_in_part() {
+        let plan = plan_of(1, 0);
+        let guest = FakeGuests::new();
+        let ran = stage(Scene { plan: &plan, hit: &[] }, &guest)
+            .run(On::Here, "head -c 50000000 /dev/zero | tr '\\0' x; exit 3", 60)
+            .await;
+        let said = ran[0].1.as_ref().expect("it ended");
+        assert_eq!((said.ok, said.stdout.len(), said.stderr.as_str()), (false, MOST_BYTES, ""));
+        let pipe = tokio::io::repeat(b'x').take(100 << 20);
+        assert_eq!(beginning(Some(pipe)).await.expect("read").capacity() / MOST_BYTES, 1, "no more than that is in memory");
     }
 
     #[tokio::test]
