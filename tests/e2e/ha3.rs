@@ -1,17 +1,14 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
-use crate::refused;
-use crate::rig::{Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, suite_is, virsh};
+use crate::rig::{NODES, Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, suite_is, virsh};
+use crate::{audit, refused};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-const NODES: [&str; 5] = ["controller-0", "controller-1", "controller-2", "worker-0", "worker-1"];
 
 #[test]
 fn three_controllers_and_two_workers() {
@@ -30,7 +27,7 @@ fn three_controllers_and_two_workers() {
     the_tools_work(&rig);
     a_console_is_a_way_in(&rig);
     the_readme_tells_the_truth(&rig);
-    secrets_are_where_they_belong(&rig);
+    audit::secrets_are_where_they_belong(&rig);
     // Both are of `make e2e-full`.
     let complete = suite_is("full");
     if complete {
@@ -42,7 +39,7 @@ fn three_controllers_and_two_workers() {
     any_controller_may_lose_power(&rig, patience);
     a_removed_member_is_named(&rig);
     if complete {
-        nothing_that_was_written_tells_a_secret(&rig);
+        audit::nothing_that_was_written_tells_a_secret(&rig);
     }
 
     step("down leaves nothing");
@@ -237,113 +234,6 @@ fn the_readme_tells_the_truth(rig: &Rig) {
     let leads = |line: &&str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).nth(8) == Some("true");
     assert_eq!(ran.out.lines().filter(|line| line.contains(":2379")).filter(leads).count(), 1, "{}", ran.out);
     std::fs::write(artefacts().join("tour.txt"), &ran.out).expect("kept");
-}
-
-fn secrets_are_where_they_belong(rig: &Rig) {
-    step("no CA key on any node, every key 0600, none in plan, journal or process arguments");
-    let (authorities, keys) = key_material(rig);
-    assert!(authorities.len() == 3 && keys.len() > 20, "{} and {}", authorities.len(), keys.len());
-    for node in NODES {
-        // Keys as PEM, inside kubeconfigs, and the key of Secrets at rest.
-        let secret = "grep -rlsE 'PRIVATE KEY|client-key-data|aescbc|secretbox|aesgcm' /etc/etcd /etc/kubernetes /etc/ssh";
-        let modes = rig.on(node, &format!("{secret} | xargs -r stat -c '%a %U %n'"));
-        assert!(modes.lines().count() >= 2, "{node} has keys: {modes}");
-        let loose: Vec<&str> = modes.lines().filter(|line| !line.starts_with("600 root ")).collect();
-        assert!(loose.is_empty(), "{node}: {loose:?}");
-        let arguments = rig.on(node, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-        let kept = rig.on(node, "cat /etc/etcd/pki/* /etc/kubernetes/pki/* /etc/kubernetes/*.kubeconfig /var/lib/cloud/instance/user-data.txt /run/cloud-init/*.json 2>/dev/null; true");
-        for key in &authorities {
-            assert!(!kept.contains(key), "{node} has a CA's key");
-        }
-        for key in authorities.iter().chain(&keys) {
-            assert!(!arguments.contains(key), "{node}: a key is among the arguments of a process");
-        }
-    }
-    let arguments = command("bash", &["-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).exits(0).out;
-    assert!(arguments.contains("qemu-system"), "the machines' processes are seen");
-    assert!(
-        !authorities.iter().chain(&keys).any(|key| arguments.contains(key)),
-        "a key is among the arguments of a process here"
-    );
-    for name in ["plan.json", "journal.jsonl", "cluster.json"] {
-        let text = std::fs::read_to_string(rig.dir().join(name)).expect(name);
-        assert!(!text.contains("PRIVATE KEY"), "{name}");
-        assert!(!authorities.iter().chain(&keys).any(|key| text.contains(key)), "{name} holds a key");
-    }
-}
-
-/// After all that was done to the cluster: what was written of it here and on its nodes, by us, libvirt, QEMU and the guests.
-fn nothing_that_was_written_tells_a_secret(rig: &Rig) {
-    step("no key in journal, reports, consoles, definitions and logs, here or on a node; every file here is the owner's alone");
-    let (authorities, others) = key_material(rig);
-    let keys: Vec<&String> = authorities.iter().chain(&others).collect();
-    assert!(keys.len() > 23, "{}", keys.len());
-    let (mut todo, mut read) = (vec![rig.dir()], 0);
-    while let Some(dir) = todo.pop() {
-        assert_eq!(std::fs::metadata(&dir).expect("there").permissions().mode() & 0o777, 0o700, "{}", dir.display());
-        for path in std::fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
-            if path.is_dir() {
-                todo.push(path);
-                continue;
-            }
-            let text = String::from_utf8_lossy(&std::fs::read(&path).expect("read")).into_owned();
-            let secret =
-                text.contains("PRIVATE KEY") || text.contains("client-key-data") || keys.iter().any(|key| text.contains(*key));
-            let mode = std::fs::metadata(&path).expect("there").permissions().mode() & 0o777;
-            assert!(mode == 0o600 || (mode == 0o644 && !secret), "{}: mode {mode:o}", path.display());
-            let place = path.strip_prefix(rig.dir()).expect("inside");
-            assert!(!secret || place.starts_with("pki") || place.starts_with("ssh"), "{}: holds a key", path.display());
-            read += 1;
-        }
-    }
-    assert!(read > 60, "{read} files");
-
-    let wanted = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(wanted.path(), keys.iter().map(|key| format!("{key}\n")).collect::<String>()).expect("written");
-    // Logs of libvirt and QEMU, consoles, definitions, what systemd and this suite have kept; no disks: keys are on those.
-    let places = format!(
-        "/var/log/libvirt /etc/libvirt /run/libvirt /var/lib/libvirt/qemu /var/lib/libvirt/images {}",
-        artefacts().display()
-    );
-    let looked = format!(
-        "find {places} -type f \\( -size -64M -name '*.log' -o -name '*.xml' -o -name '*.status' -o -name '*.txt' -o -name '*.json' \\) 2>/dev/null"
-    );
-    let files = command("bash", &["-c", &looked]).out;
-    assert!(
-        files.lines().filter(|file| file.contains("ha3-controller-0")).count() >= 2,
-        "console and definition are among\n{files}"
-    );
-    let found = command("bash", &["-c", &format!("{looked} | xargs -r grep -lF -f {}", wanted.path().display())]).out;
-    assert_eq!(found, "", "a key is in");
-
-    // A word of each is enough to know it again, and short enough for a command line that is not kept.
-    let pattern = quote(&keys.iter().map(|key| &key[8..40]).collect::<Vec<_>>().join("\n"));
-    for node in NODES {
-        let logs = "{ journalctl -b -o cat; cat /var/log/*.log /run/cloud-init/*.log; } 2>/dev/null";
-        let told = rig.on(node, &format!("echo $({logs} | wc -l) $({logs} | grep -cF -e {pattern})"));
-        let numbers: Vec<u64> = told.split_whitespace().map(|number| number.parse().expect("a number")).collect();
-        assert!(numbers.len() == 2 && numbers[0] > 300 && numbers[1] == 0, "{node}: {told}: lines, lines with a key");
-    }
-}
-
-/// A line of each private key of the cluster, in base64 as it stands in its file: the authorities', and all others.
-fn key_material(rig: &Rig) -> (Vec<String>, Vec<String>) {
-    let (mut authorities, mut others) = (Vec::new(), Vec::new());
-    let mut todo = vec![rig.dir().join("pki"), rig.dir().join("ssh")];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
-            if entry.is_dir() {
-                todo.push(entry);
-                continue;
-            }
-            let text = std::fs::read_to_string(&entry).expect("text");
-            let Some(body) = text.split("PRIVATE KEY-----\n").nth(1) else { continue };
-            // The second line: the first is the same for all keys of a kind.
-            let line = body.lines().nth(1).expect("a key has lines").to_owned();
-            if entry.parent().is_some_and(|dir| dir.ends_with("pki/ca")) { authorities.push(line) } else { others.push(line) }
-        }
-    }
-    (authorities, others)
 }
 
 fn a_stopped_unit_is_named(rig: &Rig) {

@@ -11,6 +11,7 @@
     reason = "a test may fail loudly, says what it does, and waits for real machines"
 )]
 
+mod audit;
 mod bad_input;
 mod bench;
 mod crashes;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// The machines of `ha3`.
+pub const NODES: [&str; 5] = ["controller-0", "controller-1", "controller-2", "worker-0", "worker-1"];
+
 /// One cluster's name and the flags every `up` of it gets.
 pub struct Rig {
     pub cluster: &'static str,
@@ -203,10 +206,10 @@ pub fn virsh(words: &[&str]) -> Ran {
     command("virsh", &all)
 }
 
-/// All domains, networks and pools that libvirt knows, their disks, and what runs and is connected for them, one a line.
+/// All domains, networks and pools that libvirt knows, their disks, what is connected for them, and network namespaces, one a line.
 pub fn libvirt_names() -> Vec<String> {
     let mut names = Vec::new();
-    let files = "find /var/lib/libvirt/images /var/lib/libvirt/dnsmasq -mindepth 1; ip -br link | cut -d' ' -f1; true";
+    let files = "find /var/lib/libvirt/images /var/lib/libvirt/dnsmasq -mindepth 1; ip -br link | cut -d' ' -f1; ip netns list | sed 's/ .*//; s/^/namespace /'; true";
     names.extend(command("bash", &["-c", files]).exits(0).out.lines().map(str::to_owned));
     for (kind, words) in [
         ("domain", ["list", "--all", "--name"]),
