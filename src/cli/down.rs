@@ -68,7 +68,7 @@ pub(crate) async fn remove(
     let removed = apply::remove(host, &mark, told).await.map_err(|error| {
         CliError::from(error).left("what was not removed yet; nothing of others").hint(format!("ktcw-vm down -c {name}"))
     })?;
-    fork::remove_namespace(plan.as_ref())?;
+    fork::remove_namespace(plan.as_ref(), &mark)?;
     if let Some(journal) = journal {
         unless_full(journal.done("remove", None).map_err(StoreError::from))?;
     }
@@ -172,6 +172,7 @@ async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u
     }
     for mark in orphans {
         let removed = apply::remove(host.clone(), mark, render::status).await?;
+        fork::remove_namespace(None, mark)?;
         said(name, &removed);
     }
     Ok(exit::OK)

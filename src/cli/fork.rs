@@ -7,7 +7,7 @@ use super::error::CliError;
 use super::opened::{Opened, whole_moment};
 use super::{exit, render, session, up};
 use crate::host::{Host, HostFacts, HostSeen, Mark, blocking};
-use crate::netns::{self, Namespace};
+use crate::netns::{self, Ends, Namespace, NetnsError};
 use crate::plan::{DiskKind, Plan, Resolved, plan};
 use crate::preflight;
 use crate::snapshot::{self, Fits, Record};
@@ -120,9 +120,9 @@ async fn refuse(opened: &Opened, record: &Record, plan: &Plan, parent: &Path) ->
         return Err(CliError::host(format!("a fork is reached by a network namespace; this needs\n  {}", lacks.join("\n  ")))
             .left("nothing"));
     }
-    if let Some(taken) = Namespace::of(&plan.network).filter(Namespace::exists) {
-        return Err(CliError::host(format!("there is a network namespace {} already", taken.name()))
-            .hint(format!("another name: --as OTHER; if nobody needs it: ip netns delete {}", taken.name())));
+    if let Some(taken) = netns::taken(&plan.network) {
+        return Err(CliError::host(format!("there is a network namespace {taken} already"))
+            .hint(format!("another name: --as OTHER; if nobody needs it: ip netns delete {taken}")));
     }
     let host = opened.host.clone();
     let (facts, seen) = blocking(move || Ok((host.facts()?, host.observe()?))).await?;
@@ -205,20 +205,32 @@ fn start(global: &Global, parent: &Path, new: &ClusterName) -> Result<u8, CliErr
 /// are left to their verbs.
 pub fn enter(global: &Global) -> Result<(), CliError> {
     let (Ok(parent), Ok(name)) = (session::parent(global), session::cluster_name(global)) else { return Ok(()) };
-    let plan = ClusterDir::open(&parent, &name).ok().and_then(|dir| dir.load_plan().ok().flatten());
-    let Some(own) = plan.as_ref().and_then(|plan| Namespace::of(&plan.network)) else { return Ok(()) };
+    let Ok(dir) = ClusterDir::open(&parent, &name) else { return Ok(()) };
+    let plan = dir.load_plan().ok().flatten();
+    let own = plan.as_ref().and_then(|plan| Namespace::of(&plan.network, &name, dir.instance()));
+    let Some(own) = own else { return Ok(()) };
     own.enter().map_err(|error| {
         let lacks = netns::lacks();
         let said = CliError::host(format!("cluster {name} is a fork, reached by network namespace {}: {error}", own.name()));
-        if lacks.is_empty() { said } else { said.hint(format!("this needs {}", lacks.join("; "))) }
+        match error.hint() {
+            Some(hint) => said.hint(hint),
+            None if lacks.is_empty() => said,
+            None => said.hint(format!("this needs {}", lacks.join("; "))),
+        }
     })
 }
 
-/// Its namespace, once the rest of a fork is gone.
-pub fn remove_namespace(plan: Option<&Plan>) -> Result<(), CliError> {
-    match plan.and_then(|plan| Namespace::of(&plan.network)) {
-        Some(own) => own.remove().map_err(|error| CliError::failed(error).left("an empty network namespace")),
-        None => Ok(()),
+/// Its namespace, once the rest of a fork is gone; looked for by name where no plan says whether it had one. Somebody else's stays.
+pub fn remove_namespace(plan: Option<&Plan>, mark: &Mark) -> Result<(), CliError> {
+    if plan.is_some_and(|plan| !plan.network.namespace) {
+        return Ok(());
+    }
+    match Ends::of(&mark.cluster, mark.instance).remove() {
+        Err(error @ NetnsError::NotOurs { .. }) => {
+            render::status(&format!("{error}: it stays"));
+            Ok(())
+        }
+        removed => removed.map_err(|error| CliError::failed(error).left("an empty network namespace")),
     }
 }
 

@@ -65,7 +65,10 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     log(cli.global.verbose);
     // Before there is a second thread: a namespace is a thread's, and others take over their maker's.
-    let alone = matches!(cli.verb, Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) | Verb::Doctor(_));
+    let alone = matches!(
+        cli.verb,
+        Verb::Down(_) | Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) | Verb::Doctor(_)
+    );
     if !alone {
         fork::enter(&cli.global)?;
     }

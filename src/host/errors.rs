@@ -54,6 +54,9 @@ fn unreachable_hint(uri: &str, reason: &str) -> String {
         "this user may not use it: `sudo usermod -aG libvirt $USER` and log in again, or run as root".to_owned()
     } else if says("has not answered") {
         "something takes connections there and does not greet: is the daemon stuck? `systemctl restart libvirtd`".to_owned()
+    } else if says("under way") {
+        "the daemon greets, and does not do what it is asked: `systemctl restart libvirtd` (or virtqemud), machines run on"
+            .to_owned()
     } else if says("connection refused") {
         "a socket is there but no daemon behind it: `systemctl restart libvirtd`".to_owned()
     } else if says("no connection driver") || says("unsupported uri") || says("unable to parse") || says("missing scheme") {

@@ -15,6 +15,7 @@ mod volumes;
 
 use super::{
     Console, Done, Host, HostError, HostFacts, HostSeen, Mark, Progress, VolumeFormat,
+    watch::{self, under_way},
     xml::{self, Layout},
 };
 use crate::netns::{Namespace, NetnsError};
@@ -26,6 +27,7 @@ pub use facts::fast_firmware;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
+use virt::connect::Connect;
 
 /// A connection to one libvirt. Blocking and thread-safe; a connection lost in between is made again.
 pub struct LibvirtHost {
@@ -69,6 +71,16 @@ impl LibvirtHost {
         self.is_local().then(|| pools::free_mib_at(&self.pool_root())).flatten()
     }
 
+    /// A call by its name, in the time that most may take.
+    fn call<T>(&self, what: &'static str, effect: impl FnMut(&Connect) -> Result<T, HostError>) -> Result<T, HostError> {
+        under_way(what, self.uri(), watch::CALL, || self.connection.run(effect))
+    }
+
+    /// One that moves data.
+    fn long_call<T>(&self, what: &'static str, effect: impl FnMut(&Connect) -> Result<T, HostError>) -> Result<T, HostError> {
+        under_way(what, self.uri(), watch::LONG_CALL, || self.connection.run(effect))
+    }
+
     fn pool_root(&self) -> PathBuf {
         self.pool_root.clone().unwrap_or_else(|| pools::default_root(self.uri()))
     }
@@ -76,18 +88,18 @@ impl LibvirtHost {
 
 impl Host for LibvirtHost {
     fn facts(&self) -> Result<HostFacts, HostError> {
-        self.connection.run(|conn| facts::facts(conn, self.uri()))
+        self.call("facts", |conn| facts::facts(conn, self.uri()))
     }
 
     fn observe(&self) -> Result<HostSeen, HostError> {
-        self.connection.run(|conn| {
+        self.call("observe", |conn| {
             Ok(HostSeen { domains: domains::observe(conn)?, networks: networks::observe(conn)?, pools: pools::observe(conn)? })
         })
     }
 
     fn ensure_network(&self, plan: &NetworkPlan, mark: &Mark) -> Result<Done, HostError> {
-        let done = self.connection.run(|conn| networks::ensure(conn, plan, mark))?;
-        if let Some(own) = Namespace::of(plan) {
+        let done = self.call("ensure network", |conn| networks::ensure(conn, plan, mark))?;
+        if let Some(own) = Namespace::of(plan, &mark.cluster, mark.instance) {
             let refused = |error: NetnsError| HostError::Libvirt {
                 action: "join a namespace to",
                 kind: "network",
@@ -100,15 +112,15 @@ impl Host for LibvirtHost {
     }
 
     fn remove_network(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| networks::remove(conn, name, mark))
+        self.call("remove network", |conn| networks::remove(conn, name, mark))
     }
 
     fn ensure_pools(&self, plan: &StoragePlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| pools::ensure(conn, plan, mark, &self.pool_root()))
+        self.call("ensure pools", |conn| pools::ensure(conn, plan, mark, &self.pool_root()))
     }
 
     fn remove_pool(&self, name: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| pools::remove(conn, name, mark))
+        self.long_call("remove pool", |conn| pools::remove(conn, name, mark))
     }
 
     fn ensure_image_volume(
@@ -119,15 +131,15 @@ impl Host for LibvirtHost {
         file: &Path,
         progress: &mut Progress<'_>,
     ) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::ensure_image(conn, plan, volume, format, file, progress))
+        self.long_call("ensure image volume", |conn| volumes::ensure_image(conn, plan, volume, format, file, progress))
     }
 
     fn remove_image_volume(&self, plan: &StoragePlan, volume: &str) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::remove_image(conn, plan, volume))
+        self.call("remove image volume", |conn| volumes::remove_image(conn, plan, volume))
     }
 
     fn remove_empty_image_pool(&self, plan: &StoragePlan) -> Result<Done, HostError> {
-        let done = self.connection.run(|conn| pools::remove_empty_images(conn, plan))?;
+        let done = self.call("remove empty image pool", |conn| pools::remove_empty_images(conn, plan))?;
         if done == Done::Changed && self.is_local() {
             pools::remove_root(&self.pool_root());
         }
@@ -142,15 +154,15 @@ impl Host for LibvirtHost {
         size_bytes: u64,
         mark: &Mark,
     ) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::ensure_overlay(conn, plan, volume, base, size_bytes, mark))
+        self.call("ensure overlay", |conn| volumes::ensure_overlay(conn, plan, volume, base, size_bytes, mark))
     }
 
     fn ensure_blank(&self, plan: &StoragePlan, volume: &str, size_bytes: u64, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::ensure_blank(conn, plan, volume, size_bytes, mark))
+        self.call("ensure blank", |conn| volumes::ensure_blank(conn, plan, volume, size_bytes, mark))
     }
 
     fn ensure_content(&self, plan: &StoragePlan, volume: &str, bytes: &[u8], mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::ensure_content(conn, plan, volume, bytes, mark))
+        self.call("ensure content", |conn| volumes::ensure_content(conn, plan, volume, bytes, mark))
     }
 
     fn ensure_copy(
@@ -163,15 +175,15 @@ impl Host for LibvirtHost {
         mark: &Mark,
     ) -> Result<Done, HostError> {
         let copy = copies::Copy { from, to, volume, snapshot: &snapshots::full_name(snapshot), base };
-        self.connection.run(|conn| copies::ensure(conn, &copy, mark))
+        self.long_call("ensure copy", |conn| copies::ensure(conn, &copy, mark))
     }
 
     fn remove_volume(&self, plan: &StoragePlan, volume: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| volumes::remove(conn, plan, volume, mark))
+        self.call("remove volume", |conn| volumes::remove(conn, plan, volume, mark))
     }
 
     fn ensure_domain(&self, plan: &DomainPlan, storage: &StoragePlan, node: &NodeName, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| {
+        self.call("ensure domain", |conn| {
             let (pool_dir, image_dir) = pools::directories(conn, storage)?;
             let local = self.is_local();
             let layout = Layout {
@@ -186,55 +198,55 @@ impl Host for LibvirtHost {
     }
 
     fn ensure_running(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::ensure_running(conn, domain, mark))
+        self.call("ensure running", |conn| domains::ensure_running(conn, domain, mark))
     }
 
     fn power_off(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::power_off(conn, domain, mark))
+        self.call("power off", |conn| domains::power_off(conn, domain, mark))
     }
 
     fn shutdown(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::shutdown(conn, domain, mark))
+        self.call("shutdown", |conn| domains::shutdown(conn, domain, mark))
     }
 
     fn suspend(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::suspend(conn, domain, mark))
+        self.call("suspend", |conn| domains::suspend(conn, domain, mark))
     }
 
     fn resume(&self, domain: &DomainPlan, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::resume(conn, domain, mark))
+        self.call("resume", |conn| domains::resume(conn, domain, mark))
     }
 
     fn snapshots(&self, domain: &DomainPlan, mark: &Mark) -> Result<Vec<String>, HostError> {
-        self.connection.run(|conn| snapshots::list(conn, domain, mark))
+        self.call("snapshots", |conn| snapshots::list(conn, domain, mark))
     }
 
     fn ensure_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| snapshots::ensure(conn, domain, name, mark))
+        self.long_call("ensure snapshot", |conn| snapshots::ensure(conn, domain, name, mark))
     }
 
     fn revert(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| snapshots::revert(conn, domain, name, mark))
+        self.long_call("revert", |conn| snapshots::revert(conn, domain, name, mark))
     }
 
     fn remove_snapshot(&self, domain: &DomainPlan, name: &str, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| snapshots::remove(conn, domain, name, mark))
+        self.long_call("remove snapshot", |conn| snapshots::remove(conn, domain, name, mark))
     }
 
     fn remove_domain(&self, name: &str, uuid: Uuid, mark: &Mark) -> Result<Done, HostError> {
-        self.connection.run(|conn| domains::remove(conn, name, uuid, mark))
+        self.call("remove domain", |conn| domains::remove(conn, name, uuid, mark))
     }
 
     fn resident_bytes(&self, domain: &DomainPlan) -> Result<u64, HostError> {
-        self.connection.run(|conn| domains::resident_bytes(conn, domain))
+        self.call("resident bytes", |conn| domains::resident_bytes(conn, domain))
     }
 
     fn console_tail(&self, storage: &StoragePlan, domain: &DomainPlan, lines: usize) -> Result<String, HostError> {
-        self.connection.run(|conn| console::tail(conn, storage, &domain.name, lines))
+        self.call("console tail", |conn| console::tail(conn, storage, &domain.name, lines))
     }
 
     fn definitions(&self, mark: &Mark) -> Result<Vec<(String, String)>, HostError> {
-        self.connection.run(|conn| {
+        self.call("definitions", |conn| {
             let mut all = domains::definitions(conn, mark)?;
             all.extend(networks::definitions(conn, mark)?);
             all.extend(pools::definitions(conn, mark)?);
@@ -243,6 +255,6 @@ impl Host for LibvirtHost {
     }
 
     fn open_console(&self, domain: &DomainPlan, mark: &Mark) -> Result<Arc<dyn Console>, HostError> {
-        self.connection.run(|conn| console::open(conn, domain, mark))
+        self.call("open console", |conn| console::open(conn, domain, mark))
     }
 }

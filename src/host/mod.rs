@@ -9,11 +9,13 @@ mod owner;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod subnet;
+mod watch;
 pub mod xml;
 
 pub use errors::HostError;
 pub use owner::{MARK_VOLUME, guard, is_ours, whose};
 pub use subnet::{HostRoute, SubnetError, choose_subnet, host_routes};
+pub use watch::blocking;
 
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
 use crate::spec::{ClusterName, NodeName};
@@ -215,16 +217,6 @@ pub trait Host: Send + Sync {
 
 /// Hears how far an upload is: bytes done, bytes in all.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
-
-/// Runs a blocking call to libvirt off the runtime; a panic there becomes an error here.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, HostError> + Send + 'static) -> Result<T, HostError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            Err(HostError::Libvirt { action: "finish", kind: "call", name: "to libvirt".to_owned(), reason: error.to_string() })
-        }
-    }
-}
 
 /// An open serial console, blocking: one thread reads while another writes.
 pub trait Console: Send + Sync {

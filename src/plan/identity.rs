@@ -31,6 +31,11 @@ pub fn mac(cluster: &ClusterName, node: &NodeName) -> String {
     format!("52:54:00:{a:02x}:{b:02x}:{slot:02x}")
 }
 
+/// Name of a cluster's network, and of the namespace by which a fork's is reached.
+pub fn network(cluster: &ClusterName) -> String {
+    format!("ktcw-{cluster}")
+}
+
 /// Linux bridge name: `kt` and ten hex digits, within IFNAMSIZ.
 pub fn bridge(cluster: &ClusterName) -> String {
     format!("kt{}", &uuid(cluster, "bridge").simple().to_string()[..10])

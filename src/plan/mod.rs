@@ -368,7 +368,7 @@ pub fn plan(spec: &ClusterSpec, resolved: &Resolved) -> Plan {
 
 fn network(spec: &ClusterSpec, resolved: &Resolved, addresses: &AddressPlan) -> NetworkPlan {
     NetworkPlan {
-        name: format!("ktcw-{}", spec.name),
+        name: identity::network(&spec.name),
         uuid: identity::uuid(&spec.name, "network"),
         bridge: identity::bridge(&spec.name),
         subnet: addresses.subnet(),
