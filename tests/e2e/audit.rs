@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 mod shapes;
 
 /// What no text may say besides: whatever frames a key, a signed token.
-const SHAPED: &str = "PRIVATE KEY-----|client-key-data: [A-Za-z0-9+/]|eyJ[A-Za-z0-9_-]{16,}\\.eyJ[A-Za-z0-9_-]{16,}\\.";
+const SHAPED: &str = "PRIVATE KEY-----|client-key-data: [A-Za-z0-9+/]{24}|eyJ[A-Za-z0-9_-]{16,}\\.eyJ[A-Za-z0-9_-]{16,}\\.";
 
 /// A word that nothing else says.
 fn planted() -> String {
@@ -112,7 +112,7 @@ fn in_logs_here(wanted: &Path, planted: &str) {
     );
     // What the search must find, in a text with another secret's shape.
     let control = artefacts().join("audit-control.txt");
-    std::fs::write(&control, format!("x {planted} y\nclient-key-data: QUJD\n")).expect("written");
+    std::fs::write(&control, format!("x {planted} y\nclient-key-data: {}\n", "QUJD".repeat(6))).expect("written");
     for how in [format!("-F -f {}", wanted.display()), format!("-E -e {}", quote(SHAPED))] {
         let found = command("bash", &["-c", &format!("export LC_ALL=C; {looked} | xargs -r grep -sla {how}")]);
         // 123: a group of files had none; nothing else went wrong.
@@ -137,7 +137,7 @@ fn in_logs_of(rig: &Rig, node: &str, words: &BTreeSet<String>, planted: &str) {
         );
         let numbers: Vec<u64> = told.split_whitespace().map(|number| number.parse().expect("a number")).collect();
         let [lines, control, keys, shaped] = numbers.as_slice() else { panic!("{node}: {told}") };
-        assert!(*lines > 300 && *control == 1, "{node}: {told}: the search finds what was put there");
+        assert!(*lines > 300 && *control >= 1, "{node}: {told}: the search finds what was put there");
         assert_eq!((keys, shaped), (&0, &0), "{node}: {told}: lines, control, lines with a key, lines shaped like one");
     }
 }

@@ -2,9 +2,13 @@
 //! that the whole answer would not have been, nothing panics, and two hundred runs leave neither memory nor files behind.
 
 use super::*;
+use crate::guest::ssh::{SshGuests, Target};
 use crate::host::DomainState;
+use crate::secret::Secret;
+use crate::store::crash;
 use crate::verify::machines::explain;
 use proptest::prelude::*;
+use std::path::{Path, PathBuf};
 
 const SCRIPTS: [&str; 12] = [
     "controller-0 probe",
@@ -144,26 +148,100 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("proc").count()
 }
 
-/// In a process of its own: what else the suite does must not be seen.
+/// The cluster's answers, each carried to its node and back by SSH: the server of `guest`'s own tests, a connection a node.
+struct OverSsh {
+    cluster: Cluster,
+    ssh: SshGuests,
+}
+
+impl Guest for OverSsh {
+    fn run<'a>(&'a self, node: &'a NodeName, cmd: Cmd) -> BoxFuture<'a, Result<Output, GuestError>> {
+        Box::pin(async move {
+            let answer = self.cluster.answer(node, &cmd)?;
+            self.ssh.run(node, Cmd { line: "cat".to_owned(), stdin: Some(answer), ..cmd }).await
+        })
+    }
+    fn forget<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, ()> {
+        self.ssh.forget(node)
+    }
+}
+
+impl OverSsh {
+    /// Where and with which keys the server says in a file.
+    fn at(door: &Path) -> OverSsh {
+        let text = std::fs::read_to_string(door).expect("read");
+        let door: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let word = |key: &str| door[key].as_str().expect("text").to_owned();
+        let cluster = Cluster::healthy();
+        let addr = word("addr").parse().expect("an address");
+        let targets = cluster.plan.nodes.iter().map(|node| Target { node: node.name.clone(), addr, host_key: word("host_key") });
+        let ssh = SshGuests::new(targets.collect(), "root", &Secret::new(word("client_key"))).expect("keys");
+        OverSsh { cluster, ssh }
+    }
+
+    async fn verifies(&self) {
+        let now = self.cluster.now;
+        let judge = |_: &CertPlan, _: &str, _: &str| Vec::new();
+        let trust = Trust { judge: &judge, ca: &|ca| Some(super::pem(ca.common_name())) };
+        let report = verify(&self.cluster.plan, self, &move || now, trust, &Events::nowhere()).await;
+        assert_eq!(report.verdict(), Verdict::Pass, "{:?}", report.problems().next());
+        self.cluster.asked.lock().expect("lock").clear();
+    }
+}
+
+/// Ends with the test.
+struct Serving(std::process::Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// In processes of their own, for server and client: what else the suite does, and what the other end holds, must not be seen.
 #[test]
 fn two_hundred_runs_leave_nothing_behind() {
-    print!("{}", crate::store::crash::passes("verify::tests::hostile::child_verifies_two_hundred_times", &[]));
+    let dir = tempfile::tempdir().expect("a directory");
+    let place: &Path = dir.path();
+    let _serving = Serving(crash::child("guest::ssh::tests::many::child_serves", &[("KTCW_TEST_DIR", &place)]));
+    let begin = std::time::Instant::now();
+    while !place.join("door.json").exists() {
+        assert!(begin.elapsed().as_secs() < 60, "nobody serves");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    print!("{}", crash::passes("verify::tests::hostile::child_verifies_two_hundred_times", &[("KTCW_TEST_DIR", &place)]));
 }
 
 #[test]
 #[ignore = "only as a child of the test above"]
 fn child_verifies_two_hundred_times() {
-    let cluster = Cluster::healthy();
-    // Allocators take their time until they have what they need.
-    (0..40).for_each(|_| assert_eq!(report(&cluster).verdict(), Verdict::Pass));
-    cluster.asked.lock().expect("lock").clear();
-    let before = (resident_kib(), open_files());
-    for _ in 0..200 {
-        assert_eq!(report(&cluster).verdict(), Verdict::Pass);
-        cluster.asked.lock().expect("lock").clear();
-    }
-    let after = (resident_kib(), open_files());
-    println!("200 runs of verify: {} → {} KiB resident, {} → {} open files", before.0, after.0, before.1, after.1);
-    assert_eq!(after.1, before.1, "open files");
-    assert!(after.0 < before.0 + 2048, "{} KiB more", after.0 - before.0);
+    let dir = PathBuf::from(std::env::var_os("KTCW_TEST_DIR").expect("set by the parent"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let without = open_files();
+        let cluster = OverSsh::at(&dir.join("door.json"));
+        let held = async || {
+            // What the last run needed has the time to end.
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            (resident_kib(), open_files(), tokio::runtime::Handle::current().metrics().num_alive_tasks())
+        };
+        // Allocators take their time until they have what they need.
+        for _ in 0..40 {
+            cluster.verifies().await;
+        }
+        let before = held().await;
+        for _ in 0..200 {
+            cluster.verifies().await;
+        }
+        let after = held().await;
+        println!(
+            "200 runs of verify over SSH: {} → {} KiB resident, {} → {} open files ({without} without nodes), {} → {} tasks",
+            before.0, after.0, before.1, after.1, before.2, after.2
+        );
+        let nodes = cluster.cluster.plan.nodes.len();
+        assert!(before.1 >= without + nodes, "a connection to each of {nodes} nodes is among the files");
+        assert_eq!((after.1, after.2), (before.1, before.2), "open files, tasks");
+        assert!(after.0 < before.0 + 2048, "{} KiB more", after.0.saturating_sub(before.0));
+    });
 }
