@@ -342,7 +342,7 @@ fn strangers_with_our_name_and_uuid_together_or_our_prefix_stay_as_they_were() {
         assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")), "{call}: {error}");
         assert_eq!(all(), before, "{call}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let removed = runtime.block_on(ktcw_vm::apply::remove(host.clone(), mark, |_| ())).expect("nothing of ours");
     assert!(removed.is_empty(), "{removed:?}");
     assert_eq!(all(), before, "down");
