@@ -82,7 +82,7 @@ impl Kept {
     fn new() -> Kept {
         let parent = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let plan = Arc::new(sample());
-        let dir = ClusterDir::create(&parent.path().join("clusters"), &plan.spec, Timestamp::now()).expect("made");
+        let (dir, _) = ClusterDir::create(&parent.path().join("clusters"), &plan.spec, "up", Timestamp::now()).expect("made");
         let (host, mark) = (Arc::new(FakeHost::new()), session::mark(&dir));
         host.ensure_pools(&plan.storage, &mark).expect("pools");
         host.ensure_network(&plan.network, &mark).expect("network");

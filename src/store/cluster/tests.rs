@@ -404,8 +404,7 @@ fn a_file_cut_off_or_flipped_anywhere_is_called_damaged_or_is_what_was_written()
 #[test]
 fn files_of_etcd_that_no_record_speaks_of_are_removed_and_all_others_stay() {
     let parent = parent();
-    let dir = ClusterDir::create(parent.path(), &spec("lab"), now()).expect("made");
-    let lock = dir.lock("snapshot").expect("free");
+    let (dir, lock) = ClusterDir::create(parent.path(), &spec("lab"), "snapshot", now()).expect("made");
     assert_eq!(dir.tidy_etcd_snapshots(&lock).expect("there is none"), Vec::<String>::new());
     let file = |name: &str| dir.etcd_snapshot_file(&lock, name).expect("a path");
     for name in ["whole", "killed", "unreadable"] {
