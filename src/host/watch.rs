@@ -84,7 +84,11 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
         assert_eq!(error.to_string(), "libvirt at qemu:///system cannot be reached: suspend has been under way for 1 s");
         assert!(error.hint().is_some_and(|hint| hint.contains("systemctl restart")), "{:?}", error.hint());
-        let slow = || under_way("revert", "qemu:///system", LONG_CALL, || Ok(std::thread::sleep(LOOK * 3)));
+        let slow = || under_way("revert", "qemu:///system", LONG_CALL, || std::thread::sleep(LOOK * 3));
+        let slow = move || {
+            slow();
+            Ok(())
+        };
         blocking(slow).await.expect("its time was not over");
     }
 
