@@ -27,10 +27,8 @@ pub fn adjusted(mut drill: Drill, gates: &[String], target: Option<&str>) -> Res
         gated(&mut drill, gate)?;
     }
     if let Some(rule) = target {
-        drill.target =
-            serde_json::from_value::<Target>(rule.into()).map_err(|error| {
-                CliError::usage(format!("--target: {error}")).hint(format!("ktcw-vm drill list {}", drill.name))
-            })?;
+        drill.target = serde_json::from_value::<Target>(rule.into())
+            .map_err(|error| CliError::usage(format!("--target: {error}")).hint(format!("ktcw-vm drill list {}", drill.name)))?;
     }
     let wrong = problems(&drill);
     if wrong.is_empty() {
