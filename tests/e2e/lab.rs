@@ -64,7 +64,7 @@ fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     assert!(!virsh(&["net-list", "--all", "--name"]).exits(0).out.contains("ktcw-lab"), "no network is left");
     rig.run(&["start"]).exits(1).says("only its golden snapshot is kept");
     rig.run(&["status"]).exits(0).says("ktcw-vm up -c lab lets it run");
-    let giant = ["up", "--etcd", "7", "--workers", "0", "--controller-mem", "1000000", "--yes"];
+    let giant = ["up", "--etcd", "7", "--workers", "0", "--controller-mem", "65536", "--yes"];
     rig.run(&giant).exits(69).says("its golden snapshot as it was");
     rig.run(&["up", "--etcd", "1", "--workers", "0"]).exits(2).says("--yes answers yes");
     let up = rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0).says("back from its golden snapshot");
