@@ -168,7 +168,8 @@ async fn sessions_used_up_by_processes_that_will_not_end_do_not_lock_us_out() {
     let Some(sshd) = Sshd::start("MaxSessions 2\n") else { return };
     let guests = sshd.guests(Timing::default());
     for _ in 0..3 {
-        let stubborn = Cmd::new("trap '' TERM; for i in 1 2 3 4 5 6 7 8; do sleep 1; done", Duration::from_millis(300));
+        // Long enough for the login, which is a part of it, also on a busy computer.
+        let stubborn = Cmd::new("trap '' TERM; for i in 1 2 3 4 5 6 7 8; do sleep 1; done", Duration::from_secs(2));
         let error = guests.run(&node(), stubborn).await.expect_err("late");
         assert!(matches!(error, GuestError::Deadline { .. }), "{error}");
     }
