@@ -277,8 +277,8 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
         let (host, storage, mark) = (&host, &storage, &mark);
         let node = |i: u8| {
             host.ensure_overlay(storage, &format!("worker-{i}-root.qcow2"), "base.qcow2", 20 << 30, mark)?;
-            host.ensure_content(storage, &format!("n{i}-seed.iso"), &vec![i; 400_000], mark)?;
-            host.ensure_blank(storage, &format!("n{i}-etcd.qcow2"), 2 << 30, mark)?;
+            host.ensure_content(storage, &format!("worker-{i}-seed.iso"), &vec![i; 400_000], mark)?;
+            host.ensure_blank(storage, &format!("worker-{i}-etcd.qcow2"), 2 << 30, mark)?;
             host.observe()?;
             host.remove_volume(storage, &format!("worker-{i}-root.qcow2"), mark)
         };
@@ -288,7 +288,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     assert!(errors.is_empty(), "{errors:?}");
     println!("disks of 12 nodes at once: {:.2} s", start.elapsed().as_secs_f32());
     for i in 0..12 {
-        assert!(std::fs::read(own_dir.join(format!("n{i}-seed.iso"))).expect("seed") == vec![i; 400_000], "node {i}");
+        assert!(std::fs::read(own_dir.join(format!("worker-{i}-seed.iso"))).expect("seed") == vec![i; 400_000], "node {i}");
     }
 
     // The machine.
