@@ -27,8 +27,8 @@ fn refusals_touch_nothing() {
         let refused = async |name: &str, log: &MemoryLog| {
             run(&drill(name), &site, &native, log, &options(&cluster)).await.expect_err("refused").to_string()
         };
-        assert_eq!(refused("kubelet-stop", &log).await, "nothing was injected: kubelet-stop needs 1 workers, the cluster has 0");
-        assert!(refused("apiserver-kill", &log).await.contains("virtual address"));
+        assert_eq!(refused("kubelet-stop", &log).await, "nothing was injected: kubelet-stop needs 1 worker, the cluster has 0");
+        assert!(refused("apiserver-kill", &log).await.contains("needs 2 control planes, the cluster has 0"));
         let other = Pending { run: "earlier".to_owned(), drill: "bridge".to_owned(), heal: vec![], tidy: vec![] };
         let active = MemoryLog::default();
         active.record(&other).expect("recorded");
