@@ -17,6 +17,6 @@ fn a_small_cluster_comes_up_under_emulation_with_the_images_own_kernel() {
     step(&format!("verify under TCG took {:.1} s", verify.took.as_secs_f64()));
     step("a drill whose target is not there is refused");
     rig.run(&["drill", "run", "leader-kill"]).exits(2).says("nothing was injected").says("needs 3 etcd members");
-    rig.run(&["drill", "run", "kubelet-stop"]).exits(2).says("nothing was injected").says("needs 1 workers");
+    rig.run(&["drill", "run", "kubelet-stop"]).exits(2).says("nothing was injected").says("needs 1 worker");
     rig.run(&["down", "--yes"]).exits(0);
 }
