@@ -8,6 +8,7 @@ use ktcw_vm::image::{FileRecord, Image, Inputs, Suite, Versions};
 use ktcw_vm::lab::{Book, Open, Phase};
 use ktcw_vm::snapshot::{Fits, Name, Record, State};
 use ktcw_vm::store::ClusterDir;
+use ktcw_vm::store::journal::Journal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -156,10 +157,7 @@ fn with_a_cluster_that_is_busy() {
 fn with_a_cluster_that_is_half_restored() {
     let parent = tempfile::tempdir().expect("a directory");
     let dir = kept_cluster(parent.path());
-    let lock = dir.lock("snapshot restore one").expect("free");
-    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "snapshot").expect("opens");
-    journal.begin_with("restore", None, serde_json::json!({ "snapshot": "one" })).expect("written");
-    drop((journal, lock));
+    noted(&dir, "snapshot", |journal| journal.begin_with("restore", None, serde_json::json!({ "snapshot": "one" })));
     let records = dir.path().join("snapshots");
     ktcw_vm::store::files::ensure_dir(&records).expect("made");
     with_snapshots(&dir);
@@ -204,11 +202,8 @@ fn with_an_etcd_that_is_half_restored() {
     let parent = tempfile::tempdir().expect("a directory");
     let dir = kept_cluster(parent.path());
     with_snapshots(&dir);
-    let lock = dir.lock("snapshot restore store").expect("free");
-    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "snapshot").expect("opens");
     let of = serde_json::json!({ "snapshot": "store", "etcd_only": true });
-    journal.begin_with("restore", None, of).expect("written");
-    drop((journal, lock));
+    noted(&dir, "snapshot", |journal| journal.begin_with("restore", None, of));
     cases_with_cluster("tests/cli/half-restored-etcd/*.trycmd", parent.path()).run();
 }
 
@@ -218,11 +213,8 @@ fn with_a_fault_in_force() {
     let parent = tempfile::tempdir().expect("a directory");
     let dir = kept_cluster(parent.path());
     with_snapshots(&dir);
-    let lock = dir.lock("drill run").expect("free");
-    let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), "drill").expect("opens");
     let fault = serde_json::json!({ "run": "isolate-leader-1", "drill": "isolate-leader", "heal": [], "tidy": [] });
-    journal.undo("drill isolate-leader-1", None, fault).expect("written");
-    drop((journal, lock));
+    noted(&dir, "drill", |journal| journal.undo("drill isolate-leader-1", None, fault));
     let before = dir.history().expect("readable").records.len();
     cases_with_cluster("tests/cli/fault-in-force/*.trycmd", parent.path()).run();
     assert_eq!(dir.history().expect("readable").records.len(), before, "nothing was begun");
@@ -282,7 +274,12 @@ fn with_a_lab_of_ones_own_whose_start_was_cut_off() {
 
 /// A run that has begun `step` and was never heard of again.
 fn begun(dir: &ClusterDir, verb: &str, step: &str) {
+    noted(dir, verb, |journal| journal.begin(step, None));
+}
+
+/// The last word of a run in the journal.
+fn noted<E: std::fmt::Debug>(dir: &ClusterDir, verb: &str, write: impl FnOnce(&Journal) -> Result<(), E>) {
     let lock = dir.lock(verb).expect("free");
     let (journal, _) = dir.journal(&lock, ktcw_vm::store::draw_id(), verb).expect("opens");
-    journal.begin(step, None).expect("written");
+    write(&journal).expect("written");
 }

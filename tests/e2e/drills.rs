@@ -4,7 +4,7 @@
 
 use crate::crashes::{Next, SOME, killed_and_healed};
 use crate::dying::{Dying, residue};
-use crate::excuses::{Consoles, excuse, of_the_host};
+use crate::excuses::{Consoles, excuse, of_the_host, reasons};
 use crate::rig::{Ran, Remove, Rig, eventually, keep, mode, slow, step};
 use ktcw_vm::drill::catalogue::Drill;
 use serde_json::Value;
@@ -103,7 +103,7 @@ fn tried(rig: &Rig, name: &str, gates: &[&str]) -> String {
     }
     let report = ran.exits(4).json();
     let judgement = &report["judgement"];
-    let reasons: Vec<&str> = judgement["reasons"].as_array().expect("reasons").iter().filter_map(Value::as_str).collect();
+    let reasons = reasons(judgement);
     assert!(of_the_host(&reasons), "{reasons:?}");
     assert_eq!(judgement["figures"]["checker"], "pass", "{judgement}");
     format!("{} (proves nothing on this host: {})", row_of(rig, name, &report), reasons.join("; "))
@@ -171,7 +171,7 @@ fn leader_kill_five_times(rig: &Rig) {
     assert_eq!(runs.len(), 5);
     step(&format!("write gap, µs: {}", series["series"][0]["write_gap"]));
     for run in runs.iter().filter(|run| run["result"] != "pass") {
-        let reasons: Vec<&str> = run["reasons"].as_array().expect("reasons").iter().filter_map(Value::as_str).collect();
+        let reasons = reasons(run);
         assert!(run["result"] == "invalid" && of_the_host(&reasons), "{run}");
         step(&format!("{reasons:?}: once more"));
         step(&drilled(rig, "leader-kill", &[]));

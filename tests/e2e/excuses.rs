@@ -18,7 +18,7 @@ const LATE: Duration = Duration::from_secs(2);
 
 /// Why a run that did not pass is made again, if so: a judgement, or what a series has of it. One that never began has neither.
 pub fn excuse(run: &Value, crashed: bool) -> Option<String> {
-    let reasons: Vec<&str> = run["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let reasons = reasons(run);
     let lost = run["figures"]["lost_acknowledged_writes"].as_u64().is_some_and(|lost| lost > 0);
     // What could not be looked at, be it for a machine that crashed, makes a run invalid; only what was seen to be broken fails it.
     let broken = run["result"] == "fail" && reasons.iter().any(|reason| PROMISES.iter().any(|id| about(reason, id)));
@@ -29,6 +29,11 @@ pub fn excuse(run: &Value, crashed: bool) -> Option<String> {
         return Some(reasons.join("; "));
     }
     crashed.then(|| "a guest's test kernel crashed".to_owned())
+}
+
+/// Why a judgement is what it is; none where there is no judgement.
+pub fn reasons(run: &Value) -> Vec<&str> {
+    run["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 fn about(reason: &str, id: &str) -> bool {

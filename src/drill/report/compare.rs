@@ -4,6 +4,7 @@
 
 use super::Report;
 use super::text::{five, verdict};
+use crate::drill::invariants::Check;
 use std::fmt::Write as _;
 
 pub fn compare(a: &Report, b: &Report) -> String {
@@ -21,32 +22,17 @@ pub fn compare(a: &Report, b: &Report) -> String {
     let count = |name: &str, of: &dyn Fn(&Report) -> usize| format!("  {name:26} {:>14} {:>14}\n", of(a), of(b));
     out.push_str(&count("acknowledged writes", &|r| r.judgement.figures.acked_writes));
     out.push_str(&count("writes of unknown outcome", &|r| r.judgement.figures.unknown_writes));
-    for check in &a.judgement.checks {
-        let other = b.judgement.checks.iter().find(|other| other.id == check.id);
-        match other {
-            Some(other) if other.verdict != check.verdict => {
-                let _ = writeln!(
-                    out,
-                    "\n  {} {}\n    A {}: {}\n    B {}: {}",
-                    check.id, check.title, check.verdict, check.seen, other.verdict, other.seen
-                );
-            }
-            Some(_) => (),
-            None => {
-                let _ = writeln!(
-                    out,
-                    "\n  {} {}\n    A {}: {}\n    B was not judged by it",
-                    check.id, check.title, check.verdict, check.seen
-                );
-            }
+    // Checks of both in A's order, then those that only B has.
+    let in_of = |report: &Report, id: &str| report.judgement.checks.iter().find(|check| check.id == id).cloned();
+    let only_b = b.judgement.checks.iter().filter(|check| in_of(a, &check.id).is_none());
+    let told =
+        |check: Option<&Check>| check.map_or(" was not judged by it".to_owned(), |c| format!(" {}: {}", c.verdict, c.seen));
+    for check in a.judgement.checks.iter().chain(only_b) {
+        let (left, right) = (in_of(a, &check.id), in_of(b, &check.id));
+        if left.as_ref().map(|check| check.verdict) != right.as_ref().map(|check| check.verdict) {
+            let (left, right) = (told(left.as_ref()), told(right.as_ref()));
+            let _ = writeln!(out, "\n  {} {}\n    A{left}\n    B{right}", check.id, check.title);
         }
-    }
-    for check in b.judgement.checks.iter().filter(|check| !a.judgement.checks.iter().any(|other| other.id == check.id)) {
-        let _ = writeln!(
-            out,
-            "\n  {} {}\n    A was not judged by it\n    B {}: {}",
-            check.id, check.title, check.verdict, check.seen
-        );
     }
     out
 }
