@@ -131,11 +131,7 @@ async fn replace(
         .ok()
         .flatten()
         .map(|image| resolve::files(&plan.spec, Some(&image)));
-    carry_out(
-        Settled { dir, lock, way: vec![plan], host, files, verb: "certs", only: None, verify, healed: false, golden: false },
-        events,
-    )
-    .await
+    carry_out(Settled { dir, lock, way: vec![plan], host, files, verb: "certs", only: None, verify, golden: false }, events).await
 }
 
 /// Servers that show a certificate to who asks: which one, at which port.

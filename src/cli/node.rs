@@ -107,8 +107,7 @@ async fn leave(
         .ok()
         .flatten()
         .map(|image| resolve::files(&session.plan.spec, Some(&image)));
-    let settled =
-        Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, healed: false, golden: false };
+    let settled = Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, golden: false };
     carry_out(settled, events).await
 }
 

@@ -35,7 +35,7 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
     // Disks are there already; a pool that a reboot left inactive only does not show them.
     let refusals = preflight::judge(&plan, &facts, &seen, Some(&mark), 0, host.free_disk_mib());
     refuse(&refusals.into_iter().filter(|refusal| refusal.about != "disk").collect::<Vec<_>>())?;
-    let healed = Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "start").await?;
+    Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "start").await?;
     // The image's files matter only where libvirt has lost its copies.
     let files = image::find_key(&image::cache_dir(), &plan.resolved.image.key)
         .ok()
@@ -50,7 +50,6 @@ async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome
         verb: "start",
         only: args.node.clone(),
         verify: !args.no_verify,
-        healed,
         golden: false,
     };
     carry_out(settled, events).await

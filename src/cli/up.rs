@@ -215,11 +215,10 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
         _ => begun(parent, spec)?,
     };
     dir.save_libvirt(&lock, host.uri())?;
-    let mut healed = false;
     if old.is_some() {
         no_open_restore(&dir.history()?, spec.name.as_str())?;
         // A drill that died has left a fault, and steps would be made on top of it.
-        healed = Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), verb).await?;
+        Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), verb).await?;
     }
     let way = match &old {
         // One member after the other, each of them in before the next comes.
@@ -228,7 +227,7 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
         None => vec![plan],
     };
     let (files, verify, golden) = (Some(files), asked.verify, asked.golden);
-    carry_out(Settled { dir, lock, way, host, files, verb, only: None, verify, healed, golden }, events).await
+    carry_out(Settled { dir, lock, way, host, files, verb, only: None, verify, golden }, events).await
 }
 
 /// A new cluster's directory, locked. Of all who begin it at once one has it, and the others are told of that one.

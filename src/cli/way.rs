@@ -37,15 +37,13 @@ pub(super) struct Settled {
     /// The steps of one node only.
     pub only: Option<NodeName>,
     pub verify: bool,
-    /// A drill's fault was healed just now: what it hit may need a moment.
-    pub healed: bool,
     /// Keep a golden snapshot of what was verified.
     pub golden: bool,
 }
 
 /// Keys → what is there → steps → verify: the way of `up` and of `start`.
 pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
-    let Settled { mut dir, lock, way, host, files, verb, only, verify, healed, golden } = settled;
+    let Settled { mut dir, lock, way, host, files, verb, only, verify, golden } = settled;
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
     no_open_restore(&history, dir.name().as_str())?;
     let first = way.first().cloned();
@@ -101,12 +99,8 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         None
     } else {
         let stage = Stage1::begin(events, Stage::Verify);
-        let looking = async {
-            match applied.changed {
-                0 if !healed => Ok(super::verify::checked(&plan, &world.keyring, &*world.guest, events).await),
-                _ => super::verify::settled(&plan, &world.keyring, &*world.guest, events).await,
-            }
-        };
+        // Also where nothing was to do: a control loop may just be beginning anew, and to judge the moment is what `verify` is for.
+        let looking = super::verify::settled(&plan, &world.keyring, &*world.guest, events);
         let report = or_stop(&plan, stop.clone(), looking).await??;
         stage.done(false);
         Some(report)

@@ -74,7 +74,7 @@ fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     rig.run(&["snapshot", "list"]).exits(0).says("golden (current)");
     let listed = rig.run(&["snapshot", "list", "--format", "json"]).exits(0).json();
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "later ones are gone: {listed}");
-    // A control loop that found its lease gone when the clock was put right starts anew: rightly, and `up` waits for it.
+    // A control loop that found its lease gone when the clock was put right starts anew a little later: rightly, and `up` waits.
     let said = || {
         let ran = rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0);
         format!("{}{}", ran.out, ran.err)

@@ -74,20 +74,19 @@ impl Bench {
     }
 
     /// For verbs that do not drill: heals when a drill of this cluster ended without healing, and else looks no further
-    /// than into the journal. Returns whether anything had to be healed.
+    /// than into the journal.
     pub async fn heal_after_a_crash(
         parent: &Path,
         dir: &ClusterDir,
         lock: &Lock,
         host: Arc<dyn Host>,
         verb: &str,
-    ) -> Result<bool, CliError> {
+    ) -> Result<(), CliError> {
         let open = inject::log::open(&dir.history()?).map_err(CliError::failed)?;
         if open.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        Bench::new(Session::at(parent, dir.name())?, lock, host, verb)?.heal_what_is_open().await?;
-        Ok(true)
+        Bench::new(Session::at(parent, dir.name())?, lock, host, verb)?.heal_what_is_open().await
     }
 
     /// Undoes what drills have left, and removes what they have written. Returns what was undone.
