@@ -117,10 +117,11 @@ fn kernel(private: &Private, host: &LibvirtHost) -> (PathBuf, Accel) {
             std::fs::copy(&packed, &kernel).expect("copy");
         }
         let start = Instant::now();
-        let verdict = accel::probe(&facts, &kernel, None, private.dir.path(), &|text| println!("probe: {text}")).expect("probe");
+        let boot = accel::Boot { kernel: &kernel, initrd: None, args: "" };
+        let verdict = accel::probe(&facts, &boot, private.dir.path(), &|text| println!("probe: {text}")).expect("probe");
         println!("probe: {verdict:?} after {:.1} s", start.elapsed().as_secs_f32());
         if let Verdict::Boots(cpu) = verdict {
-            assert_eq!(accel::cached(&facts, &kernel, None, private.dir.path()), Some(Verdict::Boots(cpu)));
+            assert_eq!(accel::cached(&facts, &boot, private.dir.path()), Some(Verdict::Boots(cpu)));
             return (kernel, Accel::Kvm { cpu });
         }
     }

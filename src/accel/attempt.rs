@@ -38,6 +38,8 @@ pub struct Attempt<'a> {
     pub firmware: Option<&'a Path>,
     pub kernel: &'a Path,
     pub initrd: &'a Path,
+    /// The cluster's own words on the kernel's command line.
+    pub args: &'a str,
     pub deadline: Duration,
 }
 
@@ -88,7 +90,7 @@ impl Attempt<'_> {
             command.arg("-bios").arg(firmware);
         }
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initrd);
-        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}", self.args).trim_end());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         end_with_us(&mut command);
         command
@@ -220,7 +222,7 @@ mod tests {
     #[test]
     fn an_emulator_that_is_not_there_or_never_ends_is_no_trouble() {
         let here = Path::new("/dev/null");
-        let attempt = |emulator, deadline| Attempt { emulator, firmware: None, kernel: here, initrd: here, deadline };
+        let attempt = |emulator, deadline| Attempt { emulator, firmware: None, kernel: here, initrd: here, args: "", deadline };
         let gone = attempt(Path::new("/nonexistent/qemu"), Duration::from_secs(1)).run(CpuModel::Nehalem);
         assert!(matches!(gone, Outcome::NoKvm { .. }), "{gone:?}");
         // Something that takes any argument, says nothing and stays: it must be gone after the deadline.

@@ -2,7 +2,7 @@
 //! `probe` and `cached` are the callers.
 //! A file that cannot be read or understood is no verdict; it never makes one up.
 
-use super::Verdict;
+use super::{Boot, Verdict};
 use crate::host::{HostError, HostFacts};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -17,17 +17,18 @@ pub struct Key(Option<String>);
 
 impl Key {
     /// Reads the kernel and the initrd whole. On a machine without a boot id nothing is remembered.
-    pub fn new(facts: &HostFacts, kernel: &Path, initrd: Option<&Path>, firmware: Option<&str>) -> Result<Key, HostError> {
+    pub fn new(facts: &HostFacts, boot: &Boot, firmware: Option<&str>) -> Result<Key, HostError> {
         let Ok(boot_id) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") else { return Ok(Key(None)) };
-        let initrd = initrd.map(digest).transpose()?.unwrap_or_default();
+        let initrd = boot.initrd.map(digest).transpose()?.unwrap_or_default();
         let parts = [
             PROBE,
             boot_id.trim(),
             &facts.qemu_version,
             &facts.emulator,
             firmware.unwrap_or_default(),
-            &digest(kernel)?,
+            &digest(boot.kernel)?,
             &initrd,
+            boot.args,
         ];
         Ok(Key(Some(hex(&Sha256::digest(parts.join("\n"))))))
     }

@@ -36,31 +36,35 @@ pub enum Verdict {
     Unproved(String),
 }
 
-/// Boots `kernel` (with `initrd`, when the cluster has one) under KVM, one CPU configuration after the other, until one
+/// What a cluster's machines boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Boot<'a> {
+    pub kernel: &'a Path,
+    pub initrd: Option<&'a Path>,
+    /// Words for the kernel's command line besides ours.
+    pub args: &'a str,
+}
+
+/// Boots it under KVM, one CPU configuration after the other, until one
 /// reaches its first program: at most `DEADLINE` each. Takes seconds, blocks, and remembers the answer in `cache_dir`
 /// until the machine is booted again or anything it depends on changes. `status` hears what is being tried.
-pub fn probe(
-    facts: &HostFacts,
-    kernel: &Path,
-    initrd: Option<&Path>,
-    cache_dir: &Path,
-    status: &dyn Fn(&str),
-) -> Result<Verdict, HostError> {
+pub fn probe(facts: &HostFacts, boot: &Boot, cache_dir: &Path, status: &dyn Fn(&str)) -> Result<Verdict, HostError> {
     if let Some(verdict) = known_without_trying(facts) {
         return Ok(verdict);
     }
     let firmware = fast_firmware();
-    let key = cache::Key::new(facts, kernel, initrd, firmware.as_deref())?;
+    let key = cache::Key::new(facts, boot, firmware.as_deref())?;
     if let Some(verdict) = key.load(cache_dir) {
         return Ok(verdict);
     }
     let scratch = tempfile::tempdir().map_err(|source| HostError::File { path: "temporary directory".to_owned(), source })?;
-    let initrd = init::write(scratch.path(), initrd)?;
+    let initrd = init::write(scratch.path(), boot.initrd)?;
     let attempt = Attempt {
         emulator: Path::new(&facts.emulator),
         firmware: firmware.as_deref().map(Path::new),
-        kernel,
+        kernel: boot.kernel,
         initrd: &initrd,
+        args: boot.args,
         deadline: DEADLINE,
     };
     let mut failures = Vec::new();
@@ -102,9 +106,8 @@ fn told(failures: &[(&str, String)]) -> String {
 }
 
 /// What an earlier `probe` found, if it still holds. Tries nothing.
-pub fn cached(facts: &HostFacts, kernel: &Path, initrd: Option<&Path>, cache_dir: &Path) -> Option<Verdict> {
-    known_without_trying(facts)
-        .or_else(|| cache::Key::new(facts, kernel, initrd, fast_firmware().as_deref()).ok()?.load(cache_dir))
+pub fn cached(facts: &HostFacts, boot: &Boot, cache_dir: &Path) -> Option<Verdict> {
+    known_without_trying(facts).or_else(|| cache::Key::new(facts, boot, fast_firmware().as_deref()).ok()?.load(cache_dir))
 }
 
 fn known_without_trying(facts: &HostFacts) -> Option<Verdict> {

@@ -8,7 +8,7 @@ use crate::event::{Event, Events, Stage};
 use crate::given;
 use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
 use crate::image::{self, Image};
-use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, Versions};
+use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, StoragePlan, Versions};
 use crate::preflight::{Refusal, judge_accel};
 use crate::spec::{AccelChoice, ClusterSpec};
 use ipnet::Ipv4Net;
@@ -44,13 +44,7 @@ pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option
     if let Ok(Some(image)) = kept {
         return Ok(Some(image));
     }
-    let storage = &old.storage;
-    let there = |volume: &str| {
-        let pool = seen.pools.iter().find(|pool| pool.name == storage.image_pool);
-        pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == volume))
-    };
-    let needed = [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
-    if needed.into_iter().flatten().all(|volume| there(volume)) {
+    if uploaded(&old.storage, seen) {
         return Ok(None);
     }
     // One that is broken matters only where it is needed.
@@ -62,6 +56,20 @@ pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option
     let (was, is) = (image::short(key), image::short(&image.key));
     Err(CliError::host(format!("cluster {} was made with image {was}, which is gone; this program makes {is}", old.cluster))
         .hint(format!("ktcw-vm down -c {0}, then ktcw-vm up -c {0}", old.cluster)))
+}
+
+/// Whether libvirt has all that machines are made from.
+fn uploaded(storage: &StoragePlan, seen: &HostSeen) -> bool {
+    let pool = seen.pools.iter().find(|pool| pool.name == storage.image_pool);
+    let there = |volume: &String| pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == *volume));
+    let needed = [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
+    needed.into_iter().flatten().all(there)
+}
+
+/// Reads the whole image where it is about to be uploaded: what is damaged in it is said before anything is made. Takes a second
+/// or two, once on a host.
+pub fn whole_where_needed(image: &Image, storage: &StoragePlan, seen: &HostSeen) -> Result<(), CliError> {
+    if uploaded(storage, seen) { Ok(()) } else { Ok(image::verify_image(image)?) }
 }
 
 /// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.
@@ -109,10 +117,10 @@ pub fn kernel_problems(kernel: Option<&Path>, initrd: Option<&Path>) -> Vec<Stri
         read("initrd", path);
     }
     if let Some((path, head)) = head
-        && !head.starts_with(b"\x7fELF")
+        && !is_vmlinux(&head)
         && !is_bzimage(&head)
     {
-        let said = "is neither an ELF vmlinux nor a bzImage (is it still compressed?)";
+        let said = "is neither an x86-64 vmlinux (ELF) nor a bzImage (is it still compressed?)";
         problems.push(format!("--kernel: {} {said}; accepted: either of them", path.display()));
     }
     problems
@@ -134,6 +142,11 @@ pub fn same_kernel(old: &Plan, spec: &ClusterSpec) -> Result<(), CliError> {
     }
 }
 
+/// ELF, 64 bits, little-endian, ET_EXEC, EM_X86_64: what the linker makes of a kernel, and of hardly any program today (elf(5)).
+fn is_vmlinux(head: &[u8]) -> bool {
+    head.starts_with(b"\x7fELF\x02\x01") && head.get(16..20) == Some(&[2, 0, 62, 0])
+}
+
 /// "HdrS" at 0x202: the Linux/x86 boot protocol.
 fn is_bzimage(head: &[u8]) -> bool {
     head.get(0x202..0x206) == Some(b"HdrS")
@@ -150,6 +163,12 @@ pub fn files(spec: &ClusterSpec, image: Option<&Image>) -> Files {
     }
 }
 
+/// What the cluster's machines boot, as the probe is to boot it.
+fn boot<'a>(spec: &'a ClusterSpec, files: &'a Files) -> accel::Boot<'a> {
+    let args = spec.kernel.as_ref().and_then(|kernel| kernel.args.as_deref()).unwrap_or_default();
+    accel::Boot { kernel: &files.kernel, initrd: files.initrd.as_deref(), args }
+}
+
 /// KVM as proved by a boot, or TCG where QEMU can be trusted with it.
 pub fn accel(spec: &ClusterSpec, facts: &HostFacts, files: &Files, events: &Events) -> Result<Accel, CliError> {
     let verdict = match spec.accel {
@@ -163,7 +182,7 @@ pub fn accel(spec: &ClusterSpec, facts: &HostFacts, files: &Files, events: &Even
                     status: text.to_owned(),
                 });
             };
-            let probe = accel::probe(facts, &files.kernel, files.initrd.as_deref(), &image::cache_dir(), &status)?;
+            let probe = accel::probe(facts, &boot(spec, files), &image::cache_dir(), &status)?;
             match (probe, choice) {
                 (accel::Verdict::Boots(cpu), _) => Accel::Kvm { cpu },
                 (accel::Verdict::Not(why), AccelChoice::Kvm) => {
@@ -261,7 +280,7 @@ pub fn guessed(spec: &ClusterSpec, host: Option<(&HostFacts, &HostSeen)>) -> Res
         (AccelChoice::Tcg, _, _) => Accel::Tcg,
         (_, Some((facts, _)), Some(image)) => {
             let files = files(spec, Some(image));
-            match accel::cached(facts, &files.kernel, files.initrd.as_deref(), &image::cache_dir()) {
+            match accel::cached(facts, &boot(spec, &files), &image::cache_dir()) {
                 Some(accel::Verdict::Boots(cpu)) => Accel::Kvm { cpu },
                 Some(accel::Verdict::Not(_)) if spec.accel == AccelChoice::Auto => Accel::Tcg,
                 _ => unproved(&mut notes),
@@ -337,9 +356,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut image = vec![0u8; 0x300];
         image[0x202..0x206].copy_from_slice(b"HdrS");
-        for (name, bytes) in
-            [("vmlinux", &b"\x7fELF..."[..]), ("bzImage", &image), ("vmlinux.zst", b"\x28\xb5\x2f\xfd"), ("empty", b"")]
-        {
+        let elf = |kind, machine| [&b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0"[..], &[kind, 0, machine, 0]].concat();
+        let (vmlinux, program, arm) = (elf(2, 62), elf(3, 62), elf(2, 183));
+        let files = [("vmlinux", &vmlinux[..]), ("program", &program), ("arm", &arm), ("bzImage", &image)];
+        for (name, bytes) in files.into_iter().chain([("vmlinux.zst", &b"\x28\xb5\x2f\xfd"[..]), ("empty", b"")]) {
             std::fs::write(dir.path().join(name), bytes).expect("written");
         }
         let judged = |kernel: &str, initrd: Option<&str>| {
@@ -349,7 +369,7 @@ mod tests {
         for kernel in ["vmlinux", "bzImage"] {
             assert!(judged(kernel, None).is_empty() && judged(kernel, Some("empty")).is_empty(), "{kernel}");
         }
-        for kernel in ["vmlinux.zst", "empty", "."] {
+        for kernel in ["vmlinux.zst", "program", "arm", "empty", "."] {
             let problems = judged(kernel, None);
             assert!(matches!(problems.as_slice(), [one] if one.contains("accepted")), "{kernel}: {problems:?}");
         }

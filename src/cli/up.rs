@@ -157,7 +157,7 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
                 if let (Some(dir), Some(lock)) = (existing, lock) {
                     let name = dir.name().clone();
                     let removed = super::down::remove(dir, lock, host, render::status).await?;
-                    super::down::said(&name, &removed);
+                    super::down::said(global, &name, &removed);
                 }
                 stage.done(false);
                 Box::pin(raise(global, asked, parent, events)).await
@@ -205,6 +205,11 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
     };
     let files = resolve::files(spec, image.as_ref());
     let plan = Arc::new(plan(spec, &resolved));
+    if let Some(image) = image.clone() {
+        let (plan, seen) = (plan.clone(), seen.clone());
+        let read = move || resolve::whole_where_needed(&image, &plan.storage, &seen);
+        tokio::task::spawn_blocking(read).await.map_err(CliError::failed)??;
+    }
     stage.done(false);
     let base_mib = image.map_or(0, |image| image.size_bytes >> 20);
     refuse(&preflight::judge(&plan, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()))?;
