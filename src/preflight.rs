@@ -2,6 +2,7 @@
 //! `cli up` observes and calls `judge`; all problems come at once, with the numbers.
 //! Pure: it looks at values that others observed.
 
+use crate::host::libvirt::is_local;
 use crate::host::xml::translations_mib;
 use crate::host::{DomainSeen, DomainState, HostFacts, HostSeen, Mark, PoolSeen};
 use crate::plan::{Accel, DiskKind, Plan};
@@ -44,11 +45,21 @@ pub fn judge(
     free_disk_mib: Option<u64>,
 ) -> Vec<Refusal> {
     let mut refusals = Vec::new();
+    refusals.extend(elsewhere(facts));
     refusals.extend(memory(plan, facts, seen, mark));
     refusals.extend(disk(plan, seen, base_mib, free_disk_mib));
     refusals.extend(names(plan, seen, mark));
     refusals.extend(ranges(plan, seen));
     refusals
+}
+
+/// Machines on another computer are behind its NAT: no SSH from here ends there, and `up` would wait for it in vain.
+fn elsewhere(facts: &HostFacts) -> Option<Refusal> {
+    (!is_local(&facts.uri)).then(|| Refusal {
+        about: "libvirt",
+        message: format!("{} is on another computer, whose machines cannot be reached from here", facts.uri),
+        hint: "run ktcw-vm on that computer, without --connect".to_owned(),
+    })
 }
 
 fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) -> Option<Refusal> {

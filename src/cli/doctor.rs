@@ -187,7 +187,7 @@ fn programs(family: Family, installed: impl Fn(&str) -> bool) -> Option<Finding>
 /// The processor that the guests are made for.
 fn processor() -> Option<Finding> {
     let said = format!("this computer is {}, guests are x86_64", std::env::consts::ARCH);
-    let way_out = "an x86_64 host: --connect qemu+ssh://…";
+    let way_out = "an x86_64 computer, and ktcw-vm on it";
     (std::env::consts::ARCH != "x86_64").then(|| Finding::missing("processor", said, way_out))
 }
 

@@ -45,6 +45,20 @@ fn a_roomy_host_with_nothing_on_it_takes_the_cluster() {
 }
 
 #[test]
+fn a_libvirt_of_another_computer_is_refused_because_its_machines_are_behind_it() {
+    let host = FakeHost::new();
+    let seen = host.observe().expect("observed");
+    let asked = |uri: &str| {
+        let facts = HostFacts { uri: uri.to_owned(), ..facts(&host, 6368) };
+        judge(&sample(3, 2), &facts, &seen, None, 700, PLENTY)
+    };
+    let refusals = asked("qemu+ssh://lab/system");
+    assert_eq!(about(&refusals), ["libvirt"]);
+    assert!(refusals[0].to_string().contains("run ktcw-vm on that computer"), "{refusals:?}");
+    assert_eq!(asked("qemu:///session"), []);
+}
+
+#[test]
 fn one_mebibyte_of_memory_too_few_is_refused_with_the_numbers() {
     let (host, plan) = (FakeHost::new(), sample(3, 2));
     let refusals = judge(&plan, &facts(&host, 6367), &host.observe().expect("observed"), None, 0, PLENTY);
