@@ -2,7 +2,7 @@
 //! Machines, network and disks first, the directory with its keys last: after a crash in the middle, `down` again.
 //! Twice is once.
 
-use super::args::{Down, Global};
+use super::args::{Down, Format, Global};
 use super::error::CliError;
 use super::opened::Opened;
 use super::{exit, fork, golden, render, session, tools};
@@ -36,10 +36,13 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
     let host = session::connect_to(global, &dir)?;
     let ca = std::fs::read_to_string(Keyring::ca_cert(&dir.pki(), Ca::Kubernetes)).ok();
     let removed = remove(dir, lock, host, render::status).await?;
-    said(&name, &removed);
+    said(global, &name, &removed);
     if let (Some(ca), Ok(path)) = (ca, tools::users_kubeconfig()) {
         match forgotten_by_kubectl(&path, &name, &ca) {
-            Ok(true) => render::print_line(&format!("context ktcw-{name} taken out of {}", path.display())),
+            Ok(true) => {
+                let text = format!("context ktcw-{name} taken out of {}", path.display());
+                if global.format == Format::Json { render::status(&text) } else { render::print_line(&text) }
+            }
             Err(error) => render::status(&format!("context ktcw-{name} may still be in {}: {error}", path.display())),
             Ok(false) => {}
         }
@@ -118,6 +121,11 @@ async fn keep_golden(global: &Global) -> Result<u8, CliError> {
         let again = format!("ktcw-vm down -c {name} --keep-golden again; ktcw-vm up -c {name} brings it back");
         error.left("machines that may still run").hint(again)
     })?;
+    if global.format == Format::Json {
+        let line = serde_json::json!({ "event": "down", "cluster": name, "golden_bytes": bytes });
+        render::print_line(&line.to_string());
+        return Ok(exit::OK);
+    }
     render::print_line(&format!(
         "cluster {name} is down; its golden snapshot is kept ({} MiB): ktcw-vm up -c {name} brings it back",
         bytes >> 20
@@ -125,7 +133,16 @@ async fn keep_golden(global: &Global) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-pub(super) fn said(name: &ClusterName, removed: &apply::Removed) {
+/// Says what went: a line of JSON, or of words and what stays.
+pub(super) fn said(global: &Global, name: &ClusterName, removed: &apply::Removed) {
+    if global.format == Format::Json {
+        let mut line = serde_json::json!({ "event": "removed", "cluster": name });
+        if let (Some(line), Ok(serde_json::Value::Object(what))) = (line.as_object_mut(), serde_json::to_value(removed)) {
+            line.extend(what);
+        }
+        render::print_line(&line.to_string());
+        return;
+    }
     render::print_line(&format!(
         "cluster {name} removed: {} machines, {} volumes, {} network",
         removed.domains.len(),
@@ -144,11 +161,14 @@ to remove it, move that away, then: ktcw-vm down -c {name}",
 
 /// Without a directory: what libvirt still has of a cluster of this name whose directory was the one that is gone.
 async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u8, CliError> {
-    let nothing = format!("there is no cluster {name} in {}; nothing to do", parent.display());
+    let nothing = || match global.format {
+        Format::Json => said(global, name, &apply::Removed::default()),
+        Format::Text => render::print_line(&format!("there is no cluster {name} in {}; nothing to do", parent.display())),
+    };
     let host: Arc<dyn Host> = match session::connect(global) {
         Ok(host) => host,
         Err(error) => {
-            render::print_line(&nothing);
+            nothing();
             render::status(&format!("libvirt was not asked for machines without a directory: {}", error.message));
             return Ok(exit::OK);
         }
@@ -163,7 +183,7 @@ async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u
     orphans.sort_by_key(|mark| mark.instance);
     orphans.dedup();
     if orphans.is_empty() {
-        render::print_line(&nothing);
+        nothing();
         return Ok(exit::OK);
     }
     let question = format!("{directory} is gone, with its keys; remove what libvirt still has of cluster {name}?");
@@ -173,7 +193,7 @@ async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u
     for mark in orphans {
         let removed = apply::remove(host.clone(), mark, render::status).await?;
         fork::remove_namespace(None, mark)?;
-        said(name, &removed);
+        said(global, name, &removed);
     }
     Ok(exit::OK)
 }

@@ -36,7 +36,10 @@ pub fn run(global: &Global, what: &ImageWhat) -> Result<u8, CliError> {
             }
             let in_use: Vec<String> = used.into_iter().map(|user| user.key).collect();
             let pruned = image::prune(&cache, true, &in_use)?;
-            render::print_line(&format!("{} directories removed, {} MiB freed", pruned.directories.len(), pruned.bytes >> 20));
+            render::print_line(&match global.format {
+                Format::Json => serde_json::to_string(&pruned).unwrap_or_default(),
+                Format::Text => format!("{} directories removed, {} MiB freed", pruned.directories.len(), pruned.bytes >> 20),
+            });
         }
     }
     Ok(exit::OK)

@@ -2,7 +2,7 @@
 //! Each node's `journalctl -o json` is read over SSH; lines are merged as they come, with the clocks the nodes have.
 //! It keeps no more than a small window of lines.
 
-use super::args::{Global, Logs};
+use super::args::{Format, Global, Logs};
 use super::error::CliError;
 use super::session::Session;
 use super::{exit, render, signals};
@@ -44,7 +44,8 @@ pub async fn run(global: &Global, args: &Logs) -> Result<u8, CliError> {
     let (nodes, unit) = choose(&session.plan, &args.what, args.component.as_deref())?;
     let guests = session.guests()?;
     let line = command(unit.as_deref(), args);
-    if args.follow { follow(&guests, &nodes, &line).await } else { once(&*guests, &nodes, &line).await }
+    let format = global.format;
+    if args.follow { follow(&guests, &nodes, &line, format).await } else { once(&*guests, &nodes, &line, format).await }
 }
 
 /// Which nodes and which unit a word means: a node, or a component wherever it runs.
@@ -94,7 +95,7 @@ fn command(unit: Option<&str>, args: &Logs) -> String {
     line
 }
 
-async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str) -> Result<u8, CliError> {
+async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str, format: Format) -> Result<u8, CliError> {
     let asked = nodes.iter().map(|node| async move {
         let output = guests.run(node, Cmd { limit: 64 << 20, ..Cmd::new(line, Duration::from_secs(120)) }).await;
         (node.clone(), output)
@@ -118,13 +119,13 @@ async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str) -> Result<u8, 
     }
     lines.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
     for line in &lines {
-        render::print_line(&show(line));
+        render::print_line(&show(line, format));
     }
     Ok(code)
 }
 
 /// Prints as lines come, holding each back for a moment so that nodes interleave by time.
-async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str) -> Result<u8, CliError> {
+async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str, format: Format) -> Result<u8, CliError> {
     const WINDOW: Duration = Duration::from_millis(300);
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<Line>(4096);
     let mut readers = tokio::task::JoinSet::new();
@@ -160,22 +161,22 @@ async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str) -> Resu
                 Some(line) => held.push(line),
                 None => break,
             },
-            _ = turn.tick(), if !held.is_empty() => read = flush(&mut held),
+            _ = turn.tick(), if !held.is_empty() => read = flush(&mut held, format),
             _ = stop.changed() => return Ok(exit::INTERRUPTED),
         }
         if held.len() >= 2000 {
-            read = flush(&mut held);
+            read = flush(&mut held, format);
         }
     }
     // Whoever has seen enough, as `grep -m1` has, closes the pipe: nothing went wrong.
-    let _ = flush(&mut held);
+    let _ = flush(&mut held, format);
     Ok(exit::OK)
 }
 
 /// Whether anybody still reads them.
-fn flush(held: &mut Vec<Line>) -> bool {
+fn flush(held: &mut Vec<Line>, format: Format) -> bool {
     held.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
-    held.drain(..).all(|line| render::printed(&format!("{}\n", show(&line))))
+    held.drain(..).all(|line| render::printed(&format!("{}\n", show(&line, format))))
 }
 
 fn parse(node: &NodeName, text: &str) -> Option<Line> {
@@ -195,8 +196,12 @@ fn parse(node: &NodeName, text: &str) -> Option<Line> {
     Some(Line { at: entry.at.parse().ok()?, node: node.clone(), unit, text })
 }
 
-fn show(line: &Line) -> String {
+/// As a line of words, or of JSON with the whole date.
+fn show(line: &Line, format: Format) -> String {
     let at = i64::try_from(line.at).ok().and_then(|at| jiff::Timestamp::from_microsecond(at).ok());
+    if format == Format::Json {
+        return serde_json::json!({ "at": at, "node": line.node, "unit": line.unit, "message": line.text }).to_string();
+    }
     let at = at.map_or_else(|| "-".to_owned(), |at| at.strftime("%H:%M:%S%.3f").to_string());
     format!("{at} {:<13} {:<24} {}", line.node.to_string(), line.unit, line.text)
 }
@@ -211,7 +216,11 @@ mod tests {
         let text = r#"{"__REALTIME_TIMESTAMP":"1700000000123456","_SYSTEMD_UNIT":"etcd.service","MESSAGE":"ready\u001b[31m"}"#;
         let line = parse(&node, text).expect("an entry");
         assert_eq!((line.at, line.unit.as_str(), line.text.as_str()), (1_700_000_000_123_456, "etcd", "ready\u{fffd}[31m"));
-        assert_eq!(show(&line), "22:13:20.123 controller-1  etcd                     ready\u{fffd}[31m");
+        assert_eq!(show(&line, Format::Text), "22:13:20.123 controller-1  etcd                     ready\u{fffd}[31m");
+        assert_eq!(
+            show(&line, Format::Json),
+            r#"{"at":"2023-11-14T22:13:20.123456Z","message":"ready�[31m","node":"controller-1","unit":"etcd"}"#
+        );
         let bytes = r#"{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"kernel","MESSAGE":[104,105]}"#;
         assert_eq!(parse(&node, bytes).map(|l| (l.unit, l.text)), Some(("kernel".into(), "hi".into())));
         assert_eq!(parse(&node, "garbage"), None);

@@ -10,6 +10,7 @@
 //!       logs/NAME.log      what the tools of the last build said
 //! ```
 
+use serde::Serialize;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -137,7 +138,7 @@ pub fn list(cache: &Path) -> Result<Vec<CachedImage>, ImageError> {
 }
 
 /// What [`prune`] removed.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct Pruned {
     pub directories: Vec<PathBuf>,
     /// Bytes of disk given back.
