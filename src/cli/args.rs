@@ -147,6 +147,40 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Commands of the README's blocks: up to a pipe, a redirection, a comment or whatever else is the shell's.
+    fn commands(readme: &str) -> Vec<Vec<String>> {
+        let fenced = readme.split("```").skip(1).step_by(2);
+        let mut all = Vec::new();
+        for line in fenced.flat_map(str::lines) {
+            let line = line.split("  #").next().unwrap_or_default();
+            for part in line.split("&&").flat_map(|part| part.split(['|', '&', '>', ')'])) {
+                let Some((before, rest)) = part.split_once("ktcw-vm ") else { continue };
+                if !before.trim().trim_start_matches('$').trim().is_empty() && !before.ends_with("$(") {
+                    continue;
+                }
+                // Every second piece was quoted.
+                let pieces = rest.split('"').enumerate();
+                let words = pieces.flat_map(|(at, piece)| match at % 2 {
+                    0 => piece.split_whitespace().map(str::to_owned).collect(),
+                    _ => vec![piece.to_owned()],
+                });
+                all.push(std::iter::once("ktcw-vm".to_owned()).chain(words).collect());
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_command_of_the_readme_is_one() {
+        let all = commands(include_str!("../../README.md"));
+        assert!(all.len() > 60, "{}", all.len());
+        for words in all {
+            if let Err(error) = Cli::try_parse_from(&words) {
+                panic!("{words:?}: {error}");
+            }
+        }
+    }
+
     #[test]
     fn who_reads_is_known_by_either_flag() {
         for (words, json) in [

@@ -145,6 +145,8 @@ fn certificates_say_what_the_plan_says() {
 #[test]
 fn openssl_verifies_each_for_its_purposes_and_no_other() {
     if Command::new("openssl").arg("version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs openssl");
+        eprintln!("not run: there is no openssl");
         return;
     }
     let dir = dir();
