@@ -14,7 +14,8 @@ MIRROR ?=
 
 ktcw := bin/ktcw-vm
 scripts := $(wildcard setup/*.sh images/*/*.sh) .ci/run bin/ktcw-vm
-program := $(or $(CARGO_TARGET_DIR),target)/release/ktcw-vm
+# KTCW_PROGRAM is one that is built already, for tests of these very lines.
+program := $(or $(KTCW_PROGRAM),$(or $(CARGO_TARGET_DIR),target)/release/ktcw-vm)
 
 ##@ A cluster
 
@@ -52,7 +53,7 @@ setup: ## install missing packages, make sure that a libvirt answers
 
 .PHONY: build
 build: ## the program, optimised: bin/ktcw-vm
-	cargo build --locked --release --bin ktcw-vm
+	$(if $(KTCW_PROGRAM),@:,cargo build --locked --release --bin ktcw-vm)
 
 .PHONY: images
 images: build ## what the machines run, from source; nothing to do when it is there

@@ -78,7 +78,7 @@ finish() {
   if [ -n "$tests" ] && kill "$tests" 2>/dev/null; then wait "$tests" || true; fi
   [ "$status" -eq 0 ] || keep_evidence
   private stop || say "the private libvirt of $namespace did not stop"
-  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/vmlinux"
+  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/door" "${work:?}/vmlinux"
   # Through sudo, the target directory is still the caller's: `make clean` must be able to empty it.
   if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" "$target/bench" 2>/dev/null || true; fi
   exit "$status"
@@ -143,6 +143,15 @@ environment=(KTCW_E2E="$suite" KTCW_E2E_MODE="$mode" KTCW_E2E_ARTEFACTS="$artefa
 if [ "$mode" = kvm-test-kernel ]; then environment+=(KTCW_E2E_KERNEL="$work/vmlinux"); fi
 
 mkdir -p "$artefacts"
+# What `make up` and `make down` do for whoever has just cloned this; a minute.
+case $suite in e2e | full)
+  up_flags="--accel ${mode%-test-kernel} --no-golden"
+  if [ "$mode" = kvm-test-kernel ]; then
+    up_flags+=" --kernel $work/vmlinux --kernel-args 'nokaslr dummy.numdummies=0 highres=off'"
+  fi
+  KTCW_PROGRAM=$program timeout --kill-after=60 1200 "$root/setup/front-door.sh" "$work/door" "$up_flags" </dev/null 8>&-
+  ;;
+esac
 # The libvirt edge against a libvirtd of its own that it may kill; half a minute.
 case $suite in e2e | full)
   stock=$(find "$cache/images" -maxdepth 2 -name vmlinuz -print -quit)

@@ -163,11 +163,23 @@ indextargets() {
   apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 'Component: main' | sort -u
 }
 
+# The guests are Debian's. Where apt knows none of its archives (Ubuntu) one must be named, said before minutes are spent.
+archive() {
+  local id
+  id=$(sed -n 's/^ID=//p' /etc/os-release 2>/dev/null | tr -d '"')
+  if [ "$id" = debian ] || [ -n "${MIRROR:-}" ] || ! command -v apt-get >/dev/null; then return; fi
+  if [ -n "$(find "$cache/images" -maxdepth 2 -name image.json -print -quit 2>/dev/null)" ]; then return; fi
+  # shellcheck disable=SC2016  # apt's own placeholders
+  if apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' | grep -qE ' Debian$|/debian/? '; then return; fi
+  die "$EX_HOST" "the guests are Debian 13, and apt is configured with no Debian archive here: make up MIRROR=http://ARCHIVE/debian"
+}
+
 [ $# -gt 0 ] || set -- build run
 for group; do
   case $group in build | run | test | ci) ;; *) die 2 "unknown group '$group': build, run, test or ci" ;; esac
 done
 case " $* " in *" build "*) toolchains ;; esac
+case " $* " in *" run "*) archive ;; esac
 
 missing=() packages=()
 while read -r group seen package; do
