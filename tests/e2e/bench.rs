@@ -18,6 +18,8 @@ const SIZE: [&str; 4] = ["--etcd", "3", "--workers", "2"];
 fn figures_of_the_main_job() {
     let rig = Rig::native("bench");
     let _guard = Remove(&rig);
+    // The program alone, before there are machines that take their share of the processors.
+    let plan: Vec<f64> = (0..9).map(|_| big_plan_ms()).collect();
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
         let up = measured_up(&rig);
@@ -29,7 +31,7 @@ fn figures_of_the_main_job() {
         ));
         rounds.push(json!({
             "up_s": up.whole_s, "ready_s": up.ready_s, "machines_until_ssh_s": up.ssh_s, "floor_s": floor, "ratio": ratio,
-            "cpu_share_of_wall": up.cpu_s / up.whole_s, "peak_rss_mb": up.peak_mb, "timings": up.timings,
+            "cpu_share_of_wall": up.cpu_s / up.whole_s, "peak_rss_mb": up.peak_mb, "timings": up.timings, "stages": up.stages,
         }));
         rig.run(&["down", "--yes"]).exits(0);
     }
@@ -40,7 +42,6 @@ fn figures_of_the_main_job() {
     std::thread::sleep(Duration::from_secs(600).saturating_sub(began.elapsed()));
     let resident = resident_gib();
     let verify: Vec<f64> = (0..5).map(|_| rig.run(&["verify"]).exits(0).took.as_secs_f64()).collect();
-    let plan: Vec<f64> = (0..9).map(|_| big_plan_ms()).collect();
 
     let back = back_from_memory(&rig);
     let of = |key: &str| median(&rounds.iter().filter_map(|round| round[key].as_f64()).collect::<Vec<_>>());
@@ -102,6 +103,7 @@ pub struct Up {
     cpu_s: f64,
     peak_mb: f64,
     pub timings: Value,
+    pub stages: Value,
 }
 
 /// `up --format json --timings`, with the program's own CPU time and memory as the kernel counts them.
@@ -140,7 +142,8 @@ pub fn measured_up(rig: &Rig) -> Up {
     let answered = named("ssh ").iter().map(|row| row.1).fold(0.0, f64::max);
     let ready_s = rows.iter().map(|row| seconds(&row["began"]) + seconds(&row["took"])).fold(0.0, f64::max);
     assert!(named("ssh ").len() == 5 && answered > started, "{timings}");
-    Up { whole_s, ready_s, ssh_s: answered - started, cpu_s, peak_mb, timings }
+    let stages = summary["stages"].clone();
+    Up { whole_s, ready_s, ssh_s: answered - started, cpu_s, peak_mb, timings, stages }
 }
 
 /// A duration as `--timings` has it.

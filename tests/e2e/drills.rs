@@ -1,4 +1,5 @@
-//! Drills on a 3 + 2 cluster, healed between them: ten of the catalogue by name, refusals, and runs that are killed in the middle.
+//! Drills on one cluster, as it was first made or healed between them: ten of the catalogue by name, refusals, and runs that are
+//! killed in the middle. Three controllers, brought back from their golden snapshot, then two workers besides.
 //! `make e2e` runs it; `full` has the rest of the catalogue and of the crashes.
 //! The table of results is kept in `target/bench`.
 
@@ -23,12 +24,14 @@ const DRILLS: [&str; 9] = [
     "clock-skew",
 ];
 
+const SIZE: [&str; 4] = ["--etcd", "3", "--workers", "0"];
+
 #[test]
 fn what_is_broken_on_purpose_heals_and_loses_nothing() {
     let rig = Rig::native("drills");
     let _guard = Remove(&rig);
-    let up = rig.up(&["--etcd", "3", "--workers", "0"]).exits(0);
-    if slow(&up, Duration::from_secs(35)) {
+    let up = rig.up_with_golden(&SIZE).exits(0).says("golden snapshot kept");
+    if slow(&up, Duration::from_secs(45)) {
         return a_small_round(&rig);
     }
     let mut last = Instant::now();
@@ -36,16 +39,18 @@ fn what_is_broken_on_purpose_heals_and_loses_nothing() {
         step(&format!("== {what}: {:.0} s", last.elapsed().as_secs_f64()));
         last = Instant::now();
     };
+    refusals_inject_nothing(&rig);
+    a_second_run_waits_outside(&rig);
+    took("refusals");
+    as_first_made(&rig);
+    leader_kill_five_times(&rig);
+    took("leader-kill ×5");
+    as_first_made(&rig);
     for _ in 0..2 {
         rig.run(&["node", "add"]).exits(0).says("cluster");
     }
     took("two workers added");
 
-    refusals_inject_nothing(&rig);
-    a_second_run_waits_outside(&rig);
-    took("refusals");
-    leader_kill_five_times(&rig);
-    took("leader-kill ×5");
     let mut table = String::new();
     for name in DRILLS {
         let row = drilled(&rig, name, &[]);
@@ -75,14 +80,20 @@ fn what_is_broken_on_purpose_heals_and_loses_nothing() {
 fn a_small_round(rig: &Rig) {
     step("three controllers and two drills; the others are left to make e2e-full");
     // What is lost or wrong is judged all the same; bounds of time hold on hosts that start a process in less than seconds.
-    let rows = [
-        tried(rig, "leader-kill", &["full_membership=90 s", "write_gap=20 s", "new_leader=20 s"]),
-        tried(rig, "quorum-loss", &["full_membership=90 s", "first_write=60 s"]),
-    ];
+    let killed = tried(rig, "leader-kill", &["full_membership=90 s", "write_gap=20 s", "new_leader=20 s"]);
+    as_first_made(rig);
+    let rows = [killed, tried(rig, "quorum-loss", &["full_membership=90 s", "first_write=60 s"])];
     rows.iter().for_each(|row| step(row));
     keep("drills.txt", &rows.join("\n"));
     killed_and_healed(rig, ("isolate-leader", "holding for", 1, 0, Next::Heal));
     rig.run(&["down", "--yes"]).exits(0);
+}
+
+/// Back to the moment in which `up` had just verified it: no drill meets what another has left.
+fn as_first_made(rig: &Rig) {
+    let down = rig.run(&["down", "--yes", "--keep-golden"]).exits(0);
+    let up = rig.up_with_golden(&SIZE).exits(0).says("back from its golden snapshot");
+    step(&format!("as it was first made: down in {:.0} s, up in {:.0} s", down.took.as_secs_f64(), up.took.as_secs_f64()));
 }
 
 /// So many runs that prove nothing by the host's fault are made again.

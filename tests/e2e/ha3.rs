@@ -1,6 +1,6 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
-use crate::rig::{NODES, Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, slow, step, virsh};
+use crate::rig::{NODES, Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, mode, step, virsh};
 use crate::{audit, refused};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
@@ -21,9 +21,9 @@ fn three_controllers_and_two_workers() {
     let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
     step(&up.out);
     step(&format!("up took {:.1} s", up.took.as_secs_f64()));
-    // Ten seconds are promised where guests run natively.
-    let patience = Duration::from_secs(if slow(&up, Duration::from_secs(55)) { 120 } else { 10 });
-    verify_is_green_and_quick(&rig);
+    // Ten seconds are promised under KVM, on a slow host too.
+    let patience = Duration::from_secs(if mode() == "tcg" { 120 } else { 10 });
+    verify_is_green(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);
     a_console_is_a_way_in(&rig);
@@ -44,7 +44,7 @@ fn three_controllers_and_two_workers() {
     rig.run(&["down", "--yes"]).exits(0).says("nothing to do");
 }
 
-fn verify_is_green_and_quick(rig: &Rig) {
+fn verify_is_green(rig: &Rig) {
     let ran = rig.run(&["verify", "--format", "json"]).exits(0);
     step(&format!("verify took {:.1} s: {} checks", ran.took.as_secs_f64(), ran.json()["checks"].as_array().map_or(0, Vec::len)));
     rig.verifies();
@@ -145,8 +145,10 @@ fn the_tools_work(rig: &Rig) {
     rig.run(&["plan", "--show", "controller-0:/etc/containers/systemd/etcd.container"]).exits(0).says("--initial-cluster=");
     let planned = rig.run(&["plan", "--show", "worker-0:/etc/kubernetes/kubelet.yaml"]).exits(0).out;
     assert_eq!(rig.on("worker-0", "cat /etc/kubernetes/kubelet.yaml").trim(), planned.trim());
-    let schema = rig.on("controller-0", "cloud-init schema --system 2>&1");
-    assert!(schema.contains("Valid"), "{schema}");
+    for node in NODES {
+        let schema = rig.on(node, "cloud-init schema --system 2>&1");
+        assert!(schema.contains("Valid"), "{node}: {schema}");
+    }
 
     let mut proxy = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
         .args(["proxy", "-c", rig.cluster])
