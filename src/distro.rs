@@ -42,7 +42,6 @@ const PACKAGES: &[(&str, [&str; 5])] = &[
     ("mmdebstrap",         ["mmdebstrap",             "mmdebstrap",         "",                   "",                       ""]),
     (KEYRING,              ["debian-archive-keyring", "debian-keyring",     "",                   "debian-archive-keyring", ""]),
     ("go",                 ["golang-go",              "golang",             "golang",             "go",                     "go"]),
-    ("sha256sum",          ["coreutils",              "coreutils",          "coreutils",          "coreutils",              "coreutils"]),
     ("mke2fs",             ["e2fsprogs",              "e2fsprogs",          "e2fsprogs",          "e2fsprogs",              "e2fsprogs"]),
     ("tar",                ["tar",                    "tar",                "tar",                "tar",                    "tar"]),
     ("unshare",            ["util-linux",             "util-linux",         "util-linux",         "util-linux",             "util-linux"]),

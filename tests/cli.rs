@@ -9,6 +9,7 @@ use ktcw_vm::lab::{Book, Open, Phase};
 use ktcw_vm::snapshot::{Fits, Name, Record, State};
 use ktcw_vm::store::ClusterDir;
 use ktcw_vm::store::journal::Journal;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -56,7 +57,8 @@ fn cache_with_image(disk: &str) -> TempDir {
     let mut files = BTreeMap::new();
     for name in ["base.qcow2", "vmlinuz", "initrd.img"] {
         std::fs::write(dir.join(name), name).expect("written");
-        files.insert(name.to_owned(), FileRecord { bytes: name.len() as u64, sha256: "0".repeat(64) });
+        let sha256 = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+        files.insert(name.to_owned(), FileRecord { bytes: name.len() as u64, sha256 });
     }
     let text = |text: &str| text.to_owned();
     let image = Image {
@@ -103,6 +105,17 @@ fn on_other_distributions_with_nothing_installed() {
 fn with_a_broken_image() {
     let cache = cache_with_image("base");
     cases("tests/cli/broken-image/*.trycmd", "test:///default", cache.path()).run();
+}
+
+/// Of one whose disk has other bytes nothing is made, not even a directory.
+#[test]
+fn with_an_altered_image() {
+    let cache = cache_with_image("base.qcow2");
+    let images = cache.path().join("images").read_dir().expect("a directory");
+    let disk = images.map(|entry| entry.expect("an entry").path().join("base.qcow2")).next().expect("an image");
+    let bytes = vec![7; std::fs::read(&disk).expect("there").len()];
+    std::fs::write(&disk, bytes).expect("written");
+    cases("tests/cli/altered-image/*.trycmd", "test:///default", cache.path()).run();
 }
 
 /// What is in an image is told as its build wrote it down.

@@ -60,16 +60,19 @@ pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option
 
 /// Whether libvirt has all that machines are made from.
 fn uploaded(storage: &StoragePlan, seen: &HostSeen) -> bool {
-    let pool = seen.pools.iter().find(|pool| pool.name == storage.image_pool);
-    let there = |volume: &String| pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == *volume));
     let needed = [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
-    needed.into_iter().flatten().all(there)
+    needed.into_iter().flatten().all(|volume| has(seen, storage, volume))
 }
 
-/// Reads the whole image where it is about to be uploaded: what is damaged in it is said before anything is made. Takes a second
-/// or two, once on a host.
+fn has(seen: &HostSeen, storage: &StoragePlan, volume: &str) -> bool {
+    let pool = seen.pools.iter().find(|pool| pool.name == storage.image_pool);
+    pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == volume))
+}
+
+/// Reads the whole image where its disk is about to be uploaded: what is damaged in it is said before anything is made. Takes a
+/// second or two, once on a host.
 pub fn whole_where_needed(image: &Image, storage: &StoragePlan, seen: &HostSeen) -> Result<(), CliError> {
-    if uploaded(storage, seen) { Ok(()) } else { Ok(image::verify_image(image)?) }
+    if has(seen, storage, &storage.base_volume) { Ok(()) } else { Ok(image::verify_image(image)?) }
 }
 
 /// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.

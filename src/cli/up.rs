@@ -193,10 +193,12 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
     let stage = Stage1::begin(events, Stage::Image);
     let (image, resolved) = {
         let (spec, facts, seen, old, events) = (spec.clone(), facts.clone(), seen.clone(), old.clone(), events.clone());
+        let storage = draft.storage.clone();
         let settle = move || match old {
             Some(old) => Ok((resolve::kept_image(&old, &seen, &events)?, resolve::kept(&old))),
             None => {
                 let image = resolve::ensure_image(&events)?;
+                resolve::whole_where_needed(&image, &storage, &seen)?;
                 let resolved = resolve::fresh(&spec, &facts, &seen, &image, &events)?;
                 Ok::<_, CliError>((Some(image), resolved))
             }
@@ -205,11 +207,6 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
     };
     let files = resolve::files(spec, image.as_ref());
     let plan = Arc::new(plan(spec, &resolved));
-    if let Some(image) = image.clone() {
-        let (plan, seen) = (plan.clone(), seen.clone());
-        let read = move || resolve::whole_where_needed(&image, &plan.storage, &seen);
-        tokio::task::spawn_blocking(read).await.map_err(CliError::failed)??;
-    }
     stage.done(false);
     let base_mib = image.map_or(0, |image| image.size_bytes >> 20);
     refuse(&preflight::judge(&plan, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()))?;

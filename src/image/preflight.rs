@@ -26,7 +26,7 @@ impl fmt::Display for MissingTool {
 }
 
 /// What a build runs.
-const TOOLS: &[&str] = &["apt-get", "sha256sum", "mke2fs", "go", "mmdebstrap", "qemu-img", "tar", "unshare", "setpriv"];
+const TOOLS: &[&str] = &["apt-get", "mke2fs", "go", "mmdebstrap", "qemu-img", "tar", "unshare", "setpriv"];
 
 /// What an ordinary user needs besides.
 const TOOLS_WITHOUT_ROOT: &[&str] = &["newuidmap"];
