@@ -39,6 +39,7 @@ make up SIZE="--etcd 1 --workers 0" ARGS="$*"
 make verify
 # What `make shell` is for, as a program types it.
 PATH="$root/bin:$PATH" setup/libvirt.sh exec ktcw-vm kubectl get --raw /readyz
+echo
 make down
 [ ! -e "/run/netns/$KTCW_NETNS" ] || die 1 "make down left namespace $KTCW_NETNS"
 [ ! -e "$KTCW_LIBVIRT_DIR" ] || die 1 "make down left $(find "$KTCW_LIBVIRT_DIR" | head -n 5 | paste -sd ' ')"

@@ -69,10 +69,13 @@ fn has(seen: &HostSeen, storage: &StoragePlan, volume: &str) -> bool {
     pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == volume))
 }
 
-/// Reads the whole image where its disk is about to be uploaded: what is damaged in it is said before anything is made. Takes a
-/// second or two, once on a host.
+/// Reads the whole image where its disk is about to be uploaded and somebody has written into it: what is damaged in it is said
+/// before anything is made. Takes a second or two; the upload itself compares what it sends.
 pub fn whole_where_needed(image: &Image, storage: &StoragePlan, seen: &HostSeen) -> Result<(), CliError> {
-    if has(seen, storage, &storage.base_volume) { Ok(()) } else { Ok(image::verify_image(image)?) }
+    if has(seen, storage, &storage.base_volume) || !image::written_since(image) {
+        return Ok(());
+    }
+    Ok(image::verify_image(image)?)
 }
 
 /// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.

@@ -89,6 +89,14 @@ pub(super) fn go_version() -> Option<String> {
     Tool::new("go").args(["env", "GOVERSION"]).answer().ok().filter(|version| !version.is_empty())
 }
 
+/// Whether a file of an image was written after the image's description was, or cannot be looked at: then its bytes are worth
+/// reading. Bytes that a disk has lost by itself are found by whoever reads them.
+pub fn written_since(image: &Image) -> bool {
+    let modified = |name: &str| fs::metadata(image.dir.join(name)).and_then(|found| found.modified()).ok();
+    let described = modified(IMAGE_FILE);
+    described.is_none() || image.files.keys().any(|name| modified(name).is_none_or(|at| Some(at) > described))
+}
+
 /// Reads every file of an image and compares it with what was built.
 ///
 /// # Errors

@@ -144,6 +144,10 @@ fn a_stored_image_loads_with_whole_paths() {
     assert_eq!(image.disk, dir.join("base.qcow2"));
     assert_eq!(image.bin, dir.join("bin"));
     verify_image(&image).unwrap();
+    assert!(!written_since(&image), "nobody has touched it");
+    let later = std::time::SystemTime::now() + Duration::from_secs(1);
+    File::options().append(true).open(&image.disk).unwrap().set_modified(later).unwrap();
+    assert!(written_since(&image));
     assert!(load(&cache.image_dir("k2")).unwrap().is_none());
 }
 

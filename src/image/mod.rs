@@ -25,7 +25,7 @@ use crate::distro::Family;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
-pub use cache::{CachedImage, Pruned, cache_dir, find, find_key, list, prune, verify_image};
+pub use cache::{CachedImage, Pruned, cache_dir, find, find_key, list, prune, verify_image, written_since};
 pub use command::installed;
 pub use inputs::{ImageNames, Inputs};
 pub use preflight::{MissingTool, preflight};

@@ -94,8 +94,8 @@ mod tests {
         let hint = error.hint().unwrap();
         assert_eq!(
             hint,
-            "sudo apt-get install apt coreutils debian-archive-keyring \
-             e2fsprogs golang-go mmdebstrap qemu-utils tar uidmap util-linux (Go: or a newer one from go.dev)"
+            "sudo apt-get install apt debian-archive-keyring e2fsprogs \
+             golang-go mmdebstrap qemu-utils tar uidmap util-linux (Go: or a newer one from go.dev)"
         );
     }
 

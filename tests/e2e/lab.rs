@@ -1,5 +1,6 @@
 //! A lab that lives: power cut and back, saved and rewound, frozen and woken, stopped and started; nothing acknowledged is lost.
 
+use crate::drills::healthy;
 use crate::labs::{looked_at_live, solved};
 use crate::rig::{Remove, Rig, command, eventually, libvirt_names, slow, step, virsh};
 use crate::writer::{all_kept, written_while};
@@ -292,7 +293,7 @@ fn stopped_and_started(rig: &Rig) {
         let kept = command("qemu-img", &["snapshot", "-l", "-U", file]).exits(0).out;
         assert!(!kept.contains("ktcw."), "{file}: {kept}");
     }
-    rig.verifies();
+    healthy(rig);
 }
 
 fn pool_directory() -> String {

@@ -1,6 +1,7 @@
 //! Labs as somebody does them: started, looked at, solved by typing what the solution says, looked at again, taken back.
 //! Functions on a cluster that is there; `lab` has four of them on its own, `labs_full` all.
 
+use crate::drills::healthy;
 use crate::rig::{Ran, Rig, command, eventually, step};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -74,7 +75,8 @@ pub fn solved(rig: &Rig, name: &str) -> String {
     assert!(!kept.contains(&format!("lab-{name}")), "{kept}");
     rig.run(&["lab", "check"]).exits(2).says("no lab is open");
     rig.run(&["lab", "list"]).exits(0).says("solved with one hint");
-    rig.verifies();
+    // Time has jumped for the machines: a control loop that lost its lease by that is beginning anew, ten seconds later.
+    healthy(rig);
     let seconds = |time: Duration| time.as_secs_f64();
     format!(
         "lab {name:22} start {:5.1} s · {got:2} of {of:2} points broken · solved and passing after {:5.1} s · reset and verified {:5.1} s",

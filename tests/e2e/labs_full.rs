@@ -1,5 +1,6 @@
 //! `make e2e-full`: every lab is started, solved and taken back, and a start and a reset that are killed are finished by the next.
 
+use crate::drills::healthy;
 use crate::labs::solved;
 use crate::rig::{Remove, Rig, eventually, keep, step};
 use std::io::{BufRead, BufReader};
@@ -77,6 +78,6 @@ fn a_start_and_a_reset_that_are_killed_are_finished_by_the_next() {
     killed_at(&rig, &["lab", "reset"], "taking all machines back");
     rig.run(&["lab", "check"]).exits(1).says("was cut off");
     rig.run(&["lab", "reset"]).exits(0).says("as it was before");
-    rig.verifies();
+    healthy(&rig);
     rig.run(&["snapshot", "list"]).exits(0).says("no snapshots");
 }

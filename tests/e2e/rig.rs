@@ -67,7 +67,7 @@ pub fn keep(name: &str, text: &str) {
 /// virtual machine itself. Told by what `up` took against what it takes where they run natively. Then `make e2e` leaves to
 /// `make e2e-full` what would not end in time, and says so; `make e2e-full` leaves nothing out.
 pub fn slow(up: &Ran, natively: Duration) -> bool {
-    let slow = mode() == "tcg" || (!suite_is("full") && up.took > natively * 2);
+    let slow = mode() == "tcg" || (!suite_is("full") && up.took > natively * 3 / 2);
     if slow {
         step(&format!("machines are slow here: up took {:.0} s, natively about {}", up.took.as_secs_f64(), natively.as_secs()));
     }
