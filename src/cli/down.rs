@@ -5,7 +5,7 @@
 use super::args::{Down, Format, Global};
 use super::error::CliError;
 use super::opened::Opened;
-use super::{exit, fork, golden, render, session, tools};
+use super::{etcd_only, exit, fork, golden, render, session, tools};
 use crate::apply;
 use crate::host::{Host, Mark, blocking};
 use crate::pki::{Keyring, kubeconfig};
@@ -30,7 +30,9 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
     }
     let dir = ClusterDir::open(&parent, &name)?;
     let lock = dir.lock("down")?;
-    if !global.yes && !render::confirm(&format!("remove cluster {name} with all its machines, disks and keys?"))? {
+    if !global.yes
+        && !render::confirm(&format!("remove cluster {name} with all its machines, disks{} and keys?", etcd_only::among(&dir)))?
+    {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
     let host = session::connect_to(global, &dir)?;

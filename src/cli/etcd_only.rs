@@ -43,6 +43,16 @@ pub fn all(dir: &ClusterDir) -> Result<Vec<EtcdSnapshot>, CliError> {
     Ok(dir.load_etcd_snapshots::<EtcdSnapshot>()?.into_iter().filter_map(|(_, record)| record.ok()).collect())
 }
 
+/// `, 2 snapshots of etcd`, for a question before the directory goes; nothing where there are none. What cannot be counted does not
+/// keep anybody from removing it.
+pub fn among(dir: &ClusterDir) -> String {
+    match dir.load_etcd_snapshots::<EtcdSnapshot>().map_or(0, |all| all.len()) {
+        0 => String::new(),
+        1 => ", 1 snapshot of etcd".to_owned(),
+        n => format!(", {n} snapshots of etcd"),
+    }
+}
+
 /// Those that are there and cannot be read, each with the reason.
 pub fn unreadable(dir: &ClusterDir) -> Result<Vec<(String, String)>, CliError> {
     let broken = |(name, record): (String, Result<EtcdSnapshot, _>)| record.err().map(|why: StoreError| (name, why.to_string()));

@@ -51,9 +51,17 @@ pub fn refuse_down(history: &History, cluster: &str) -> Result<(), CliError> {
 }
 
 /// The golden snapshot if there is a whole one.
+///
+/// # Errors
+/// Its record cannot be read: nobody can say then that it is gone.
 pub fn record(dir: &ClusterDir) -> Result<Option<Record>, CliError> {
-    let all = dir.load_snapshots::<Record>()?;
-    let own = all.into_iter().find(|(name, _)| name == NAME).and_then(|(_, record)| record.ok());
+    let own = dir.load_snapshots::<Record>()?.into_iter().find(|(name, _)| name == NAME).map(|(_, record)| record);
+    let own = own.transpose().map_err(|error| {
+        let cluster = dir.name();
+        CliError::from(error)
+            .left("everything as it was")
+            .hint(format!("ktcw-vm snapshot list -c {cluster} shows what can be read"))
+    })?;
     Ok(own.filter(|record| record.state == State::Whole))
 }
 
@@ -87,9 +95,10 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
     let asked = host.clone();
     let facts = blocking(move || asked.facts()).await?;
     let fits = Fits::of(plan, &facts);
-    let there = record(desk.dir)?;
+    let parts = snapshot::parts(desk.machines).await?;
+    let there = record(desk.dir).unwrap_or_default();
     if let Some(record) = &there
-        && against(record, &fits, &snapshot::parts(desk.machines).await?).is_none()
+        && against(record, &fits, &parts).is_none()
     {
         return Ok(Keeping::Untouched);
     }
@@ -103,7 +112,8 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
         return Ok(Keeping::Untouched);
     }
     let name = Name::parse(NAME).map_err(CliError::failed)?;
-    if there.is_some() {
+    // Also what machines keep under a record that cannot be read: a new record would call it a part of this moment.
+    if there.is_some() || parts.names().contains(NAME) {
         snapshot::remove(desk, &name).await?;
     }
     let begun = Record::begun(name, fits, then.clone(), Timestamp::now());
@@ -242,7 +252,7 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
     if !after.is_well() {
         after.lines().into_iter().for_each(|text| events.send(Event::Note { text }));
     }
-    Ok(Outcome { changed: plan.nodes.len(), plan, report, golden: Some(Golden::Used) })
+    Ok(Outcome { changed: plan.nodes.len(), plan, report, golden: Some(Golden::Used), well: after.is_well() })
 }
 
 /// What became of the golden snapshot, for the last lines of `up`.

@@ -15,7 +15,7 @@ use crate::event::Events;
 use crate::image;
 use crate::plan::{Plan, plan};
 use crate::spec::{ClusterSpec, NodeName, Role};
-use crate::store::ClusterDir;
+use crate::store::{ClusterDir, Lock};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,9 @@ async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
 }
 
 async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
-    let name = session::cluster_name(global)?;
+    let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
+    // What is decided here must still be so when the question has been answered.
+    let lock = ClusterDir::open(&parent, &name)?.lock("node remove")?;
     let session = Session::open(global)?;
     whole_moment(&session)?;
     lab::none_open_of_these_nodes(&session.dir)?;
@@ -58,7 +60,7 @@ async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
     if !global.yes && !render::confirm(&format!("remove {} of cluster {name} with its machine and disks?", args.node))? {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm node remove {} -c {name} --yes", args.node)));
     }
-    shown(global, &name, args.timings, |events| async move { leave(global, args, session, next, &events).await }).await
+    shown(global, &name, args.timings, |events| async move { leave(global, args, session, lock, next, &events).await }).await
 }
 
 /// The spec without the node, or why that cannot be. One that is on its way out already is finished.
@@ -83,11 +85,11 @@ async fn leave(
     global: &Global,
     args: &NodeRemove,
     session: Session,
+    lock: Lock,
     next: ClusterSpec,
     events: &Events,
 ) -> Result<Outcome, CliError> {
     let dir = session.dir.clone();
-    let lock = dir.lock("node remove")?;
     let host = session::connect_to(global, &dir)?;
     Bench::heal_after_a_crash(&session::parent(global)?, &dir, &lock, host.clone(), "node remove").await?;
     let begun = dir.spec().lineage.leaving.as_ref().is_some_and(|leaving| leaving.node == args.node);

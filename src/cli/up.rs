@@ -71,7 +71,10 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
             summary["verify"] = serde_json::to_value(report).unwrap_or_default();
         }
         match &outcome.golden {
-            Some(Golden::Used) => summary["golden"] = "used".into(),
+            Some(Golden::Used) => {
+                summary["golden"] = "used".into();
+                summary["as_recorded"] = outcome.well.into();
+            }
             Some(Golden::Kept { took, bytes }) => {
                 summary["golden"] = serde_json::json!({ "kept_ms": took.as_millis() as u64, "bytes": bytes });
             }
@@ -90,6 +93,7 @@ pub(super) async fn shown<F: Future<Output = Result<Outcome, CliError>>>(
     }
     Ok(match &outcome.report {
         Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,
+        _ if !outcome.well => exit::CHECK_FAILED,
         _ => exit::OK,
     })
 }
@@ -100,6 +104,8 @@ pub(super) struct Outcome {
     pub report: Option<verify::Report>,
     /// What became of the golden snapshot; `None`: it was not touched.
     pub golden: Option<Golden>,
+    /// Members and clocks are as the golden snapshot that it came back from has them.
+    pub well: bool,
 }
 
 pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, events: &Events) -> Result<Outcome, CliError> {
@@ -136,6 +142,8 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
     if let (Some(dir), Some(held), Some(old)) = (&existing, &lock, &old)
         && golden::is_down(&dir.history()?)
     {
+        // Another ktcw-vm would write other files into the same cluster: what is in its memory is not planned anew.
+        let draft = if old.spec == *spec { old.clone() } else { draft };
         let record = golden::record(dir)?;
         let kernel = resolve::same_kernel(old, spec).err().map(|error| error.message);
         let machines = Machines { plan: Arc::new(old.clone()), host: host.clone(), mark: session::mark(dir) };
@@ -152,7 +160,8 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
             (why, _) => {
                 let why = why.unwrap_or_else(|| "it is gone".to_owned());
                 let (mark, free_disk_mib) = (session::mark(dir), host.free_disk_mib());
-                let anew = Anew { spec: spec.clone(), facts, seen: anew::once_gone(seen, &mark), mark, free_disk_mib };
+                let stores = super::etcd_only::among(dir);
+                let anew = Anew { spec: spec.clone(), stores, facts, seen: anew::once_gone(seen, &mark), mark, free_disk_mib };
                 anew.allowed(&why, global.yes, events).await?;
                 if let (Some(dir), Some(lock)) = (existing, lock) {
                     let name = dir.name().clone();

@@ -107,7 +107,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     };
     let good = report.as_ref().is_some_and(|report| report.verdict() == Verdict::Pass);
     let mut kept = None;
-    if golden && good && applied.changed > 0 {
+    if golden && good {
         let began = Instant::now();
         let stage = Stage1::begin(events, Stage::Golden);
         let journal = Arc::into_inner(journal).ok_or_else(|| CliError::failed("a step still holds the journal"))?;
@@ -128,7 +128,7 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         }
     }
     drop(lock);
-    Ok(Outcome { plan, changed: applied.changed, report, golden: kept })
+    Ok(Outcome { plan, changed: applied.changed, report, golden: kept, well: true })
 }
 
 /// What stays the same from plan to plan on the way, and what was done so far.

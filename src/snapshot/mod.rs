@@ -46,7 +46,7 @@ impl SnapshotError {
             SnapshotError::Journal(error) => error.hint(),
             SnapshotError::Lacking { cluster, name, .. } => Some(format!(
                 "ktcw-vm snapshot list -c {cluster} says which can be gone back to; ktcw-vm snapshot delete {name} -c {cluster} removes \
-                 what is left of it"
+                 what is left of it; where a restore was cut off another snapshot ends it, or ktcw-vm down"
             )),
         }
     }

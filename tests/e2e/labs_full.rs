@@ -74,6 +74,11 @@ fn a_start_and_a_reset_that_are_killed_are_finished_by_the_next() {
     rig.run(&["lab", "start", lab]).exits(0);
     rig.run(&["lab", "check"]).exits(3);
 
+    step("killed on its way back to a new beginning, and begun again");
+    killed_at(&rig, &["lab", "start", lab], "taking all machines back");
+    rig.run(&["lab", "start", lab]).exits(0);
+    rig.run(&["lab", "check"]).exits(3);
+
     step("killed while it goes back, and finished");
     killed_at(&rig, &["lab", "reset"], "taking all machines back");
     rig.run(&["lab", "check"]).exits(1).says("was cut off");

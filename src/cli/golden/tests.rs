@@ -52,6 +52,24 @@ fn a_golden_snapshot_is_good_only_while_every_machine_has_its_part() {
 }
 
 #[test]
+fn a_record_that_cannot_be_read_does_not_pass_for_one_that_is_gone() {
+    let place = tempfile::tempdir().expect("a directory");
+    let spec = validate(&RawSpec::default()).expect("valid");
+    let (dir, _lock) = ClusterDir::create(place.path(), &spec, "up", Timestamp::now()).expect("made");
+    assert!(record(&dir).expect("there is none").is_none());
+    let kept = dir.path().join("snapshots");
+    std::fs::create_dir_all(&kept).expect("made");
+    std::fs::write(kept.join("golden.json"), "{\"format\":").expect("written");
+    let error = record(&dir).expect_err("somebody must look at it");
+    assert!(error.message.contains("golden.json"), "{}", error.message);
+    assert_eq!(crate::cli::etcd_only::among(&dir), "");
+    let stores = dir.path().join("etcd-snapshots");
+    std::fs::create_dir_all(&stores).expect("made");
+    std::fs::write(stores.join("one.json"), "{}").expect("written");
+    assert_eq!(crate::cli::etcd_only::among(&dir), ", 1 snapshot of etcd", "readable or not, it goes with the directory");
+}
+
+#[test]
 fn a_cluster_is_down_from_the_first_word_of_leaving_to_the_last_of_a_restore() {
     for (steps, down) in [
         (&[][..], false),

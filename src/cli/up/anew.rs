@@ -16,6 +16,8 @@ use crate::spec::ClusterSpec;
 #[derive(Clone)]
 pub struct Anew {
     pub spec: ClusterSpec,
+    /// What else goes with the old cluster's directory, as words of the question.
+    pub stores: String,
     pub facts: HostFacts,
     /// As `once_gone` has it.
     pub seen: HostSeen,
@@ -33,7 +35,8 @@ impl Anew {
         let (draft, mut refusals) = resolve::draft(&self.spec, &self.facts, &self.seen, there.as_ref());
         refusals.extend(self.refusals(&draft, resolve::base_mib(there.as_ref())));
         refuse(&refusals).map_err(kept)?;
-        let question = format!("give up cluster {name} with its golden snapshot, disks and keys, and make another? ({why})");
+        let question =
+            format!("give up cluster {name} with its golden snapshot, disks{} and keys, and make another? ({why})", self.stores);
         if !yes && !render::confirm(&question).map_err(kept)? {
             return Err(kept(CliError::failed("not made anew"))
                 .hint(format!("ktcw-vm up -c {name} with the flags it was made with brings it back; --yes answers yes")));
@@ -89,7 +92,7 @@ mod tests {
         let facts = host.facts().expect("facts");
         let seen = once_gone(host.observe().expect("observed"), &mark);
         let spec = validate(&RawSpec { accel: Some(AccelChoice::Tcg), ..wanted }).expect("valid");
-        Anew { spec, facts, seen, mark, free_disk_mib: None }
+        Anew { spec, stores: String::new(), facts, seen, mark, free_disk_mib: None }
     }
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -50,6 +50,11 @@ pub fn revert(conn: &Connect, plan: &DomainPlan, name: &str, mark: &Mark) -> Res
     let Some(snapshot) = find(&domain, plan, name)? else {
         return Err(HostError::Missing { kind: "snapshot", name: format!("{name} of {}", plan.name) });
     };
+    // Memory that somebody has saved beside it (`virsh managedsave`, a host that suspends its guests) would be loaded over these
+    // disks at the next start.
+    if domain.has_managed_save(0).map_err(|error| refused("look for saved memory of", KIND, &plan.name, &error))? {
+        domain.managed_save_remove(0).map_err(|error| refused("drop the saved memory of", KIND, &plan.name, &error))?;
+    }
     let paused = sys::VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED;
     let reverted = match snapshot.revert(paused) {
         // Its running process cannot take the state in: what runs in it is given up anyway.
