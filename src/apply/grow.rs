@@ -11,12 +11,20 @@ use crate::spec::{NodeName, Role};
 
 /// Nodes whose files changed, one after the other, controllers first; a member that joins or leaves is known to etcd before the
 /// others are told. Returns the id of the last step.
+///
+/// Where the API does not answer new certificates go to all nodes at once and first: those that are there may have run out, and then
+/// nothing that is else waited for comes. Keys stay, so a mixture of old and new is good.
 pub(super) fn roll_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) -> Vec<String> {
+    let dark = !plan.spec.lineage.in_motion() && !seen.vip_ready;
     let mut after = vec!["virtual address".to_owned(), "leaders".to_owned()];
     if plan.spec.lineage.joining.is_none() {
         after.extend(plan.control_planes().map(|node| format!("control plane {}", node.name)));
     }
     after.extend(plan.spec.lineage.joining.iter().map(|node| format!("promote {node}")));
+    if dark {
+        let told = |node: &&NodePlan| !seen.node(&node.name).stale.is_empty();
+        after = plan.nodes.iter().filter(told).map(|node| format!("files {}", node.name)).collect();
+    }
     for node in &plan.nodes {
         let observed = seen.node(&node.name);
         let mut owed = roll::owed(node, &observed.stale);
@@ -25,7 +33,10 @@ pub(super) fn roll_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) ->
         let owed: Vec<String> = owed.into_iter().collect();
         let mut add = |verb: &str, action| {
             let id = format!("{verb} {}", node.name);
-            let before = std::mem::replace(&mut after, vec![id.clone()]);
+            let before = match verb {
+                "files" if dark => vec![format!("ssh {}", node.name)],
+                _ => std::mem::replace(&mut after, vec![id.clone()]),
+            };
             list.push(Step { id, stage, node: Some(node.name.clone()), action, after: before });
         };
         if !observed.stale.is_empty() {
@@ -65,7 +76,8 @@ pub fn seeds(plan: &Plan) -> Vec<Step> {
 }
 
 /// Of `steps` those that bring up who stays, where one of them is not up: before they are, nobody joins or leaves, and whose
-/// files are stale is not known. `None`: all are up.
+/// files are stale is not known. Where nobody moves and only certificates are new, the machines: what they run may need those.
+/// `None`: all are up.
 pub fn settled_first(plan: &Plan, seen: &Inventory, steps: &[Step]) -> Option<Vec<Step>> {
     let moves = |name: &NodeName| {
         let lineage = &plan.spec.lineage;
@@ -75,7 +87,9 @@ pub fn settled_first(plan: &Plan, seen: &Inventory, steps: &[Step]) -> Option<Ve
     if !down {
         return None;
     }
-    let stays = |step: &&Step| step.node.as_ref().is_none_or(|node| !moves(node));
+    let machines = |step: &Step| matches!(step.stage, Stage::Network | Stage::Machines);
+    let in_motion = plan.spec.lineage.in_motion();
+    let stays = |step: &&Step| step.node.as_ref().is_none_or(|node| !moves(node)) && (in_motion || machines(step));
     Some(steps.iter().filter(stays).cloned().collect())
 }
 
@@ -181,6 +195,32 @@ mod tests {
         let first = settled_first(&plan, &seen, &list).expect("one is down");
         assert!(first.iter().any(|step| step.id == "ssh controller-1"));
         assert!(!first.iter().any(|step| step.id.ends_with("controller-3")), "{first:?}");
+    }
+
+    #[test]
+    fn certificates_that_have_run_out_are_replaced_everywhere_before_anything_is_waited_for() {
+        let plan = sample(kvm(), 3, 1);
+        let mut seen = applied(&plan);
+        seen.vip_ready = false;
+        seen.leaders_elected = false;
+        for node in ["controller-0", "controller-2", "worker-0"] {
+            let name = NodeName::parse(node).expect("a name");
+            let path = if name.role() == Role::Worker { "kubelet-server.pem" } else { "apiserver.pem" };
+            seen.nodes.get_mut(&name).expect("there").stale.insert(format!("/etc/kubernetes/pki/{path}"));
+        }
+        let list = steps(&plan, &seen);
+        assert!(list.iter().any(|step| step.id == "virtual address"), "the API is waited for in this run");
+        for node in ["controller-0", "controller-2", "worker-0"] {
+            assert_eq!(before(&list, &format!("files {node}")), Vec::<String>::new(), "{node}");
+            comes_before(&list, &format!("files {node}"), "roll controller-0");
+        }
+        comes_before(&list, "roll controller-0", "roll controller-2");
+        comes_before(&list, "roll controller-2", "roll worker-0");
+
+        seen.nodes.get_mut(&NodeName::controller(1)).expect("there").ssh = false;
+        let first = settled_first(&plan, &seen, &steps(&plan, &seen)).expect("one is down");
+        assert!(first.iter().any(|step| step.id == "ssh controller-1"), "{first:?}");
+        assert!(first.iter().all(|step| matches!(step.stage, Stage::Network | Stage::Machines)), "{first:?}");
     }
 
     #[test]

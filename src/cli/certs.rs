@@ -89,9 +89,12 @@ async fn compare(global: &Global, session: &Session) -> Result<u8, CliError> {
 async fn renew(global: &Global, within: Option<u16>, timings: bool, verify: bool) -> Result<u8, CliError> {
     let opened = Opened::new(global, "certs renew", whole_moment)?;
     opened.without_fault()?;
-    opened.all(&opened.machines.power().await?, &Whole::Running)?;
     let (plan, now) = (opened.session.plan.clone(), jiff::Timestamp::now());
     let rows = opened.session.keyring.list(&plan.certs, now);
+    // With certificates that have run out no cluster comes up to be renewed: its machines are switched on on the way.
+    if rows.iter().all(|row| row.not_after > now) {
+        opened.all(&opened.machines.power().await?, &Whole::Running)?;
+    }
     let soon = |cert: &&CertPlan| match within {
         None => true,
         Some(days) => rows.iter().any(|row| row.id == cert.id && row.days_left <= i64::from(days)),

@@ -11,8 +11,9 @@ mod tree;
 pub use keyring::{Ensured, Keyring};
 pub use make::{KeyCert, Lifetimes};
 
+use crate::plan::Ca;
 use crate::store::files::FileError;
-use check::Finding;
+use check::{Finding, Problem};
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +41,23 @@ pub struct Wrong {
     pub finding: Finding,
 }
 
+impl Wrong {
+    /// Good but for its age, and no authority.
+    fn is_an_old_leaf(&self) -> bool {
+        let authority = Ca::ALL.iter().any(|ca| ca.common_name() == self.finding.cert);
+        matches!(self.finding.problem, Problem::Expired { .. }) && !authority
+    }
+}
+
 impl PkiError {
     /// What to do about it, when we know.
     pub fn hint(&self) -> Option<String> {
         match self {
             PkiError::File(error) => error.hint(),
+            PkiError::Mismatch(wrong) if wrong.iter().all(Wrong::is_an_old_leaf) => Some(
+                "nothing was changed; `ktcw-vm certs renew` makes new ones for the same keys, and switches on what is off"
+                    .to_owned(),
+            ),
             PkiError::Mismatch(_) => Some(
                 "nothing was changed; move a named certificate away and `ktcw-vm up` makes a new one for the same key, \
                  or take the cluster down and up again for new authorities"
