@@ -32,6 +32,8 @@ case $suite in
 esac
 deadline=${KTCW_E2E_DEADLINE:-$deadline}
 program=$target/$profile/ktcw-vm
+# As tests/e2e/rig.rs has them, and why.
+test_kernel_args="nokaslr dummy.numdummies=0 highres=off"
 packed_kernel=${KTCW_TEST_KERNEL:-$root/../shared/kernel/vmlinux.zst}
 [ -z "${KTCW_TEST_KERNEL:-}" ] || [ -e "$packed_kernel" ] || die 2 "KTCW_TEST_KERNEL: no such file: $packed_kernel"
 case ${KTCW_E2E_MODE:-} in
@@ -121,7 +123,7 @@ choose_mode() {
   if suits_host --accel kvm; then
     mode=kvm reason="the image's kernel was seen to boot under KVM"
   elif [ -e "$packed_kernel" ] && unpack_kernel &&
-    suits_host --accel kvm --kernel "$work/vmlinux" --kernel-args "nokaslr dummy.numdummies=0 highres=off"; then
+    suits_host --accel kvm --kernel "$work/vmlinux" --kernel-args "$test_kernel_args"; then
     mode=kvm-test-kernel reason="only the test kernel was seen to boot under KVM"
   else
     reason="no kernel was seen to boot under KVM"
@@ -147,7 +149,7 @@ mkdir -p "$artefacts"
 case $suite in e2e | full)
   up_flags="--accel ${mode%-test-kernel} --no-golden"
   if [ "$mode" = kvm-test-kernel ]; then
-    up_flags+=" --kernel $work/vmlinux --kernel-args 'nokaslr dummy.numdummies=0 highres=off'"
+    up_flags+=" --kernel $work/vmlinux --kernel-args '$test_kernel_args'"
   fi
   KTCW_PROGRAM=$program timeout --kill-after=60 1200 "$root/setup/front-door.sh" "$work/door" "$up_flags" </dev/null 8>&-
   ;;

@@ -32,7 +32,7 @@ finish() {
 trap finish EXIT
 
 # Machines of a test are in a namespace of their own, also where this computer has a libvirt to offer.
-if [ -d /run/systemd/system ] || timeout 10 virsh -q -c qemu:///system version >/dev/null 2>&1; then private start; fi
+if [ -d /run/systemd/system ] || setup/libvirt.sh where >/dev/null 2>&1; then private start; fi
 
 make up SIZE="--etcd 1 --workers 0" ARGS="$*"
 [ -e "/run/netns/$KTCW_NETNS" ] || die 1 "make up used a libvirt that is not the test's"

@@ -23,6 +23,7 @@ pub mod spec;
 
 pub mod plan;
 
+pub mod digest;
 pub mod event;
 pub mod secret;
 pub mod timings;

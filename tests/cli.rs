@@ -9,7 +9,6 @@ use ktcw_vm::lab::{Book, Open, Phase};
 use ktcw_vm::snapshot::{Fits, Name, Record, State};
 use ktcw_vm::store::ClusterDir;
 use ktcw_vm::store::journal::Journal;
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -57,7 +56,7 @@ fn cache_with_image(disk: &str) -> TempDir {
     let mut files = BTreeMap::new();
     for name in ["base.qcow2", "vmlinuz", "initrd.img"] {
         std::fs::write(dir.join(name), name).expect("written");
-        let sha256 = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = ktcw_vm::digest::of(name.as_bytes()).expect("read");
         files.insert(name.to_owned(), FileRecord { bytes: name.len() as u64, sha256 });
     }
     let text = |text: &str| text.to_owned();
@@ -80,6 +79,12 @@ fn cache_with_image(disk: &str) -> TempDir {
     std::fs::write(dir.join("image.json"), serde_json::to_string(&image).expect("JSON")).expect("written");
     std::fs::write(dir.join("base.qcow2"), disk).expect("written");
     cache
+}
+
+/// Where the one image of a cache is.
+fn image_in(cache: &TempDir) -> PathBuf {
+    let images = cache.path().join("images").read_dir().expect("a directory");
+    images.map(|entry| entry.expect("an entry").path()).next().expect("an image")
 }
 
 /// Neither libvirt nor an image: what can be said without, is; what cannot says what is missing.
@@ -111,8 +116,7 @@ fn with_a_broken_image() {
 #[test]
 fn with_an_altered_image() {
     let cache = cache_with_image("base.qcow2");
-    let images = cache.path().join("images").read_dir().expect("a directory");
-    let disk = images.map(|entry| entry.expect("an entry").path().join("base.qcow2")).next().expect("an image");
+    let disk = image_in(&cache).join("base.qcow2");
     let bytes = vec![7; std::fs::read(&disk).expect("there").len()];
     std::fs::write(&disk, bytes).expect("written");
     cases("tests/cli/altered-image/*.trycmd", "test:///default", cache.path()).run();
@@ -122,8 +126,7 @@ fn with_an_altered_image() {
 #[test]
 fn with_a_whole_image() {
     let cache = cache_with_image("base.qcow2");
-    let images = cache.path().join("images").read_dir().expect("a directory");
-    let image = images.map(|entry| entry.expect("an entry").path()).next().expect("an image");
+    let image = image_in(&cache);
     let bill = r#"{"guest":{"libc6":"2.41-12"},"modules":{"etcd":{"go.etcd.io/bbolt":"v1.4.0"}}}"#;
     std::fs::write(image.join("sbom.json"), bill).expect("written");
     cases("tests/cli/whole-image/*.trycmd", "test:///default", cache.path()).run();

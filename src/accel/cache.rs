@@ -3,10 +3,11 @@
 //! A file that cannot be read or understood is no verdict; it never makes one up.
 
 use super::{Boot, Verdict};
+use crate::digest::{self, hex};
 use crate::host::{HostError, HostFacts};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Raised when the probe itself changes, so that old verdicts are not believed.
@@ -62,17 +63,5 @@ impl Key {
 
 fn digest(path: &Path) -> Result<String, HostError> {
     let failed = |source| HostError::File { path: path.display().to_string(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(hex(&hash.finalize())),
-            got => hash.update(buffer.get(..got).unwrap_or_default()),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    File::open(path).and_then(digest::of).map_err(failed)
 }

@@ -16,15 +16,12 @@ use crate::spec::{NodeName, Role};
 /// nothing that is else waited for comes. Keys stay, so a mixture of old and new is good.
 pub(super) fn roll_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) -> Vec<String> {
     let dark = !plan.spec.lineage.in_motion() && !seen.vip_ready;
-    let mut after = vec!["virtual address".to_owned(), "leaders".to_owned()];
-    if plan.spec.lineage.joining.is_none() {
-        after.extend(plan.control_planes().map(|node| format!("control plane {}", node.name)));
-    }
-    after.extend(plan.spec.lineage.joining.iter().map(|node| format!("promote {node}")));
-    if dark {
+    let mut after = if dark {
         let told = |node: &&NodePlan| !seen.node(&node.name).stale.is_empty();
-        after = plan.nodes.iter().filter(told).map(|node| format!("files {}", node.name)).collect();
-    }
+        plan.nodes.iter().filter(told).map(|node| format!("files {}", node.name)).collect()
+    } else {
+        all_is_up(plan)
+    };
     for node in &plan.nodes {
         let observed = seen.node(&node.name);
         let mut owed = roll::owed(node, &observed.stale);
@@ -46,6 +43,16 @@ pub(super) fn roll_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) ->
             add("roll", Action::Roll { owed });
         }
     }
+    after
+}
+
+/// What is waited for before a node of a running cluster is told anything new.
+fn all_is_up(plan: &Plan) -> Vec<String> {
+    let mut after = vec!["virtual address".to_owned(), "leaders".to_owned()];
+    if plan.spec.lineage.joining.is_none() {
+        after.extend(plan.control_planes().map(|node| format!("control plane {}", node.name)));
+    }
+    after.extend(plan.spec.lineage.joining.iter().map(|node| format!("promote {node}")));
     after
 }
 

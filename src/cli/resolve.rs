@@ -4,6 +4,7 @@
 
 use super::error::CliError;
 use crate::accel;
+use crate::digest;
 use crate::event::{Event, Events, Stage};
 use crate::given;
 use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
@@ -12,7 +13,6 @@ use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, StorageP
 use crate::preflight::{Refusal, judge_accel};
 use crate::spec::{AccelChoice, ClusterSpec};
 use ipnet::Ipv4Net;
-use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -340,10 +340,7 @@ fn planned_versions() -> Versions {
 /// sha256 of a file, hex.
 pub fn file_digest(path: &Path) -> Result<String, CliError> {
     let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
-    let mut file = given::open(path).map_err(failed)?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).map_err(failed)?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    given::open(path).and_then(digest::of).map_err(failed)
 }
 
 #[cfg(test)]

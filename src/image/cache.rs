@@ -11,7 +11,6 @@
 //! ```
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::command::{Namespaces, Tool};
 use super::{FileRecord, Image, ImageError, ImageEvent, Inputs, Suite};
+use crate::digest;
 
 /// How long a build waits for another one in the same cache.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -363,12 +363,7 @@ pub(super) fn records(dir: &Path) -> Result<std::collections::BTreeMap<String, F
 /// SHA-256 of a file, in hex. By the tool: it uses the processor's instructions
 /// whatever this program was compiled with, and these files are large.
 pub(super) fn digest(path: &Path) -> Result<String, ImageError> {
-    let failed = ImageError::io("computing the digest of", path);
-    let mut hash = Sha256::new();
-    match File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)) {
-        Ok(_) => Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-        Err(error) => Err(failed(error)),
-    }
+    File::open(path).and_then(digest::of).map_err(ImageError::io("computing the digest of", path))
 }
 
 /// The regular files below a directory. Links are not followed, nor listed.

@@ -11,8 +11,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::inputs::hex;
 use super::{ContainerImage, ImageError, Store};
+use crate::digest::hex;
 
 /// One thing in a layer of ours.
 pub enum Entry {

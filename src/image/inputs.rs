@@ -3,6 +3,7 @@
 //! stage before it does anything, `cache` for the key of the image that belongs to
 //! this program. It knows nothing of files, processes or the machine it runs on.
 
+use crate::digest::hex;
 use sha2::{Digest, Sha256};
 
 use super::{Suite, Versions};
@@ -317,11 +318,6 @@ impl Hash {
     fn finish(self) -> String {
         hex(&self.0.finalize())
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
