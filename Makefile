@@ -64,7 +64,7 @@ images: build ## what the machines run, from source; nothing to do when it is th
 .PHONY: test
 test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down; drills on real etcd processes
 	@setup/install.sh build run test $(if $(CI),ci)
-	cargo test --locked
+	cargo test --locked -- --show-output
 	@setup/e2e.sh smoke
 	@setup/native.sh test
 	@setup/go.sh vet

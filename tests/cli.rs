@@ -127,7 +127,7 @@ fn with_an_altered_image() {
 fn with_a_whole_image() {
     let cache = cache_with_image("base.qcow2");
     let image = image_in(&cache);
-    let bill = r#"{"guest":{"libc6":"2.41-12"},"modules":{"etcd":{"go.etcd.io/bbolt":"v1.4.0"}}}"#;
+    let bill = r#"{"suite":"trixie","guest_packages":{"libc6":"2.41-12"},"go_modules":{"etcd":{"go.etcd.io/bbolt":"v1.4.0"}}}"#;
     std::fs::write(image.join("sbom.json"), bill).expect("written");
     cases("tests/cli/whole-image/*.trycmd", "test:///default", cache.path()).run();
 }

@@ -8,6 +8,8 @@ use ktcw_vm::secret::Secret;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 #[path = "../../src/secret/shapes.rs"]
 mod shapes;
@@ -34,6 +36,9 @@ pub fn secrets_are_where_they_belong(rig: &Rig) {
         let kept = rig.on(node, "cat /etc/etcd/pki/* /etc/kubernetes/pki/* /etc/kubernetes/*.kubeconfig /var/lib/cloud/instance/user-data.txt /run/cloud-init/*.json 2>/dev/null; true");
         assert!(others.iter().any(|word| kept.contains(word)), "{node} has keys of its own, and they are found");
         assert!(!authorities.iter().any(|word| kept.contains(word)), "{node} has a CA's key");
+        let theirs = words_of_others(&rig.dir(), node);
+        assert!(theirs.len() > 100, "{node}: {} words", theirs.len());
+        assert!(!theirs.iter().any(|word| kept.contains(word)), "{node} has another node's key");
         no_key_in_arguments(node, &rig.on(node, ARGUMENTS), "/usr/lib/systemd/systemd", &others);
     }
     no_key_in_arguments("this computer", &command("bash", &["-c", ARGUMENTS]).exits(0).out, "qemu-system", &others);
@@ -44,10 +49,43 @@ pub fn secrets_are_where_they_belong(rig: &Rig) {
     }
 }
 
+/// Does it, and returns besides the arguments of every process that was met on this computer meanwhile, five times a second.
+pub fn arguments_while<T>(work: impl FnOnce() -> T) -> (T, BTreeSet<String>) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut met = BTreeSet::new();
+            while !over.load(Ordering::SeqCst) {
+                met.extend(arguments_now());
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            met
+        });
+        let done = work();
+        over.store(true, Ordering::SeqCst);
+        (done, watching.join().expect("watched"))
+    })
+}
+
+fn arguments_now() -> Vec<String> {
+    let files = entries(Path::new("/proc")).into_iter().map(|of| of.join("cmdline"));
+    let read = files.filter_map(|file| std::fs::read(file).ok()).filter(|bytes| !bytes.is_empty());
+    read.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " ")).collect()
+}
+
+/// Of all that was started on this computer while the cluster was made.
+pub fn no_key_was_an_argument(rig: &Rig, arguments: &BTreeSet<String>) {
+    let all = arguments.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+    for seen in [format!("up -c {}", rig.cluster), "qemu-system".to_owned()] {
+        no_key_in_arguments("this computer during up", &all, &seen, &words(&rig.dir()));
+    }
+    assert!(!all.contains("PRIVATE KEY"), "a key is among the arguments of a process");
+}
+
 const ARGUMENTS: &str = "cat /proc/[0-9]*/cmdline | tr '\\0' ' '";
 
 fn no_key_in_arguments(whose: &str, arguments: &str, seen: &str, words: &BTreeSet<String>) {
-    assert!(arguments.contains(seen) || arguments.contains("init"), "{whose}: the processes are seen");
+    assert!(arguments.contains(seen), "{whose}: the processes are seen");
     assert!(!words.iter().any(|word| arguments.contains(word)), "{whose}: a key is among the arguments of a process");
 }
 
@@ -63,6 +101,7 @@ pub fn nothing_that_was_written_tells_a_secret(rig: &Rig) {
         .expect("written");
     in_the_state_directory(rig, wanted.path());
     in_logs_here(wanted.path(), &planted);
+    in_a_support_bundle(rig, wanted.path());
     for node in NODES {
         in_logs_of(rig, node, &words, &planted);
     }
@@ -94,6 +133,25 @@ fn in_the_state_directory(rig: &Rig, wanted: &Path) {
         }
     }
     assert!(read > 60, "{read} files");
+}
+
+/// What a user would hand to a stranger.
+fn in_a_support_bundle(rig: &Rig, wanted: &Path) {
+    let place = tempfile::tempdir().expect("a directory");
+    let (packed, open) = (place.path().join("bundle.tar.gz"), place.path().join("open"));
+    // As a drill that was killed leaves it: all that the cluster keeps, and its pages are no text.
+    let left = rig.dir().join("snapshot.db.partial");
+    std::fs::write(&left, b"ktcw-audit-\x00left by a drill").expect("written");
+    rig.run(&["support", "bundle", &packed.to_string_lossy()]).exits(0);
+    std::fs::remove_file(left).expect("removed");
+    std::fs::create_dir(&open).expect("a directory");
+    command("tar", &["-xzf", &packed.to_string_lossy(), "-C", &open.to_string_lossy()]).exits(0);
+    let grep = |how: &str| command("bash", &["-c", &format!("LC_ALL=C grep -rla {how} {}", open.display())]);
+    assert!(grep("-e ha3-controller-0").exits(0).out.lines().count() > 3, "plan, journal and definitions are in it");
+    for how in [format!("-F -f {}", wanted.display()), format!("-E -e {}", quote(SHAPED)), "-e ktcw-audit-".to_owned()] {
+        let found = grep(&how);
+        assert_eq!((found.code, found.out.as_str()), (1, ""), "{how}: a secret is in the bundle");
+    }
 }
 
 /// Logs of libvirt and QEMU, consoles, definitions, what systemd and this suite have kept; no disks: keys are on those.
@@ -145,6 +203,15 @@ fn in_logs_of(rig: &Rig, node: &str, words: &BTreeSet<String>, planted: &str) {
 /// All that the secrets below a directory may be met as.
 fn words(dir: &Path) -> BTreeSet<String> {
     secrets(dir).iter().flat_map(|(_, secret)| shapes::words(secret)).collect()
+}
+
+/// The same of what is another node's by its file's name.
+fn words_of_others(dir: &Path, node: &str) -> BTreeSet<String> {
+    let others = |path: &Path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        NODES.iter().any(|other| *other != node && name.contains(other))
+    };
+    secrets(dir).iter().filter(|(path, _)| others(path)).flat_map(|(_, secret)| shapes::words(secret)).collect()
 }
 
 /// Keys, kubeconfigs and the configuration with the key of Secrets at rest.

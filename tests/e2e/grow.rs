@@ -119,7 +119,10 @@ mod full {
         rig.run(&["snapshot", "restore", "before"]).exits(69).says("worker-1 has no part in it").says("everything as it was");
         rig.run(&["snapshot", "list", "-o", "json"]).exits(0).says("worker-1 has no part in it");
         rig.run(&["snapshot", "delete", "before"]).exits(0);
+        step("a removal that is killed is over when it is typed again");
+        rig.killed_at(&["node", "remove", "worker-1", "--yes"], "✓ drain worker-1");
         rig.run(&["node", "remove", "worker-1", "--yes"]).exits(0);
+        assert_eq!(traces(rig, "worker-1"), Vec::<String>::new());
         rig.verifies();
     }
 

@@ -1,6 +1,6 @@
 //! The main job: `up --etcd 3 --workers 2` on real machines, looked at from all sides, broken, and taken away.
 
-use crate::rig::{NODES, Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, mode, step, virsh};
+use crate::rig::{NODES, Remove, Rig, artefacts, command, command_with, eventually, libvirt_names, mode, program, step, virsh};
 use crate::{audit, refused};
 use ktcw_vm::guest::quote;
 use serde_json::Value;
@@ -18,12 +18,15 @@ fn three_controllers_and_two_workers() {
     let _guard = Remove(&rig);
 
     step("up --etcd 3 --workers 2");
-    let up = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0).says("ktcw-vm");
+    let (up, arguments) = audit::arguments_while(|| rig.up(&["--etcd", "3", "--workers", "2", "--timings"]));
+    let up = up.exits(0).says("ktcw-vm");
+    audit::no_key_was_an_argument(&rig, &arguments);
     step(&up.out);
     step(&format!("up took {:.1} s", up.took.as_secs_f64()));
     // Ten seconds are promised under KVM, on a slow host too.
     let patience = Duration::from_secs(if mode() == "tcg" { 120 } else { 10 });
     verify_is_green(&rig);
+    what_runs_is_what_the_bill_says(&rig);
     a_second_up_changes_nothing(&rig);
     the_tools_work(&rig);
     a_console_is_a_way_in(&rig);
@@ -37,12 +40,16 @@ fn three_controllers_and_two_workers() {
     a_removed_member_is_named(&rig);
     audit::nothing_that_was_written_tells_a_secret(&rig);
 
-    step("down leaves nothing");
+    step("down leaves nothing, killed in the middle and typed again");
+    rig.killed_at(&["down", "--yes"], "removing machine ha3-controller-1");
     rig.run(&["down", "--yes"]).exits(0);
     assert_eq!(libvirt_names(), before);
     assert!(!rig.dir().exists());
     rig.run(&["down", "--yes"]).exits(0).says("nothing to do");
 }
+
+/// Services of all roles.
+const UNITS: &str = "etcd kube-apiserver kube-controller-manager kube-scheduler keepalived containerd kubelet kube-proxy ssh";
 
 fn verify_is_green(rig: &Rig) {
     let ran = rig.run(&["verify", "--format", "json"]).exits(0);
@@ -51,11 +58,27 @@ fn verify_is_green(rig: &Rig) {
     rig.run(&["verify"]).exits(0).says("controller-0…2");
 }
 
-/// Boot ids, serials and the term say whether anything was touched.
+/// Debian's own list on a node, and etcd's own word, against `image list --sbom`.
+fn what_runs_is_what_the_bill_says(rig: &Rig) {
+    let bill = program(&["image", "list", "--sbom"]).exits(0).json();
+    let written: BTreeMap<String, String> = serde_json::from_value(bill["guest_packages"].clone()).expect("packages");
+    let there = rig.on("worker-0", "dpkg-query -W -f '${Package} ${Version}\n'");
+    let there: BTreeMap<String, String> =
+        there.lines().filter_map(|line| line.split_once(' ')).map(|(name, version)| (name.into(), version.into())).collect();
+    assert!(there.len() > 50, "{there:?}");
+    assert_eq!(written, there, "the bill of materials, and what dpkg says on a node");
+    assert!(bill["go_modules"]["etcd"]["go.etcd.io/raft/v3"].as_str().is_some_and(|version| version.starts_with('v')), "{bill}");
+}
+
+/// Boot ids, starts of units, serials and the term say whether anything was touched.
 fn identity(rig: &Rig) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for node in NODES {
         all.insert(format!("{node} boot"), rig.on(node, "cat /proc/sys/kernel/random/boot_id"));
+        // Of a unit that a node does not have nothing is said but its name.
+        let starts = rig.on(node, &format!("systemctl show --property=Id,NRestarts,ExecMainStartTimestampMonotonic {UNITS}"));
+        assert!(starts.contains("containerd.service"), "{node}: {starts}");
+        all.insert(format!("{node} units"), starts);
     }
     let certs = rig.run(&["certs", "list", "--format", "json"]).exits(0).json();
     for row in certs.as_array().expect("rows") {

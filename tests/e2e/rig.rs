@@ -1,6 +1,7 @@
 //! Runs the program as a user would and looks at the host beside it.
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -117,6 +118,25 @@ impl Rig {
         words.extend(flags);
         words.extend(self.accel.iter().map(String::as_str));
         self.run(&words)
+    }
+
+    /// Starts a verb and kills it with no word of warning when a line on standard error says `moment`.
+    #[track_caller]
+    pub fn killed_at(&self, words: &[&str], moment: &str) {
+        let (verb, rest) = words.split_first().expect("a verb");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
+            .args([verb, "-c", self.cluster])
+            .args(rest)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let seen = lines.any(|line| line.expect("text").contains(moment));
+        child.kill().expect("kill it");
+        child.wait().expect("it ends");
+        assert!(seen, "{verb} has never said {moment:?}");
     }
 
     /// Standard output of a command on a node that must succeed.

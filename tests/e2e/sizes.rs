@@ -1,8 +1,6 @@
 //! Other sizes: `make e2e-full`.
 
 use crate::rig::{Remove, Rig, eventually, step, virsh};
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Brings it up and verifies it.
@@ -11,24 +9,6 @@ fn comes_up(rig: &Rig, flags: &[&str]) {
     step(&format!("{flags:?}: up took {:.1} s", up.took.as_secs_f64()));
     // `up` has ended with all green; eight machines on two cores may have a slow moment after that.
     eventually("verify is green", Duration::from_secs(180), || rig.not_passing().0 == 0);
-}
-
-/// Starts `up` and kills it with no word of warning when a line says `moment`.
-fn killed_in_the_middle(rig: &Rig, flags: &[&str], moment: &str) {
-    let words = [&["up", "-c", rig.cluster], flags].concat();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ktcw-vm"))
-        .args(words)
-        .args(rig.accel())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let seen = lines.any(|line| line.expect("text").contains(moment));
-    child.kill().expect("kill it");
-    child.wait().expect("it ends");
-    assert!(seen, "up has never said {moment:?}");
 }
 
 #[test]
@@ -53,8 +33,9 @@ fn one_control_plane_on_three_etcd_members_isolated_and_interrupted() {
     let _guard = Remove(&rig);
     let size = ["--etcd", "3", "--control-planes", "1", "--workers", "1", "--isolated"];
     step("killed as the first machine answers, and again as etcd is started");
-    killed_in_the_middle(&rig, &size, "✓ ssh ");
-    killed_in_the_middle(&rig, &size, "✓ etcd ");
+    let up: Vec<&str> = [&["up"], &size[..], &rig.accel().iter().map(String::as_str).collect::<Vec<_>>()].concat();
+    rig.killed_at(&up, "✓ ssh ");
+    rig.killed_at(&up, "✓ etcd ");
     comes_up(&rig, &size);
     let xml = virsh(&["net-dumpxml", "ktcw-cp1"]).exits(0).out;
     assert!(!xml.contains("<forward"), "{xml}");
