@@ -40,6 +40,16 @@ make verify
 # What `make shell` is for, as a program types it.
 PATH="$root/bin:$PATH" setup/libvirt.sh exec ktcw-vm kubectl get --raw /readyz
 echo
+# The same from a shell that is not in there, in a directory of its own: a file by its name, the API by the proxy.
+(cd "$dir" && "$root/bin/ktcw-vm" support bundle here.tar.gz && [ -s here.tar.gz ])
+bin/ktcw-vm proxy --listen 127.0.0.1:0 >"$dir/proxy.log" &
+proxy=$!
+# shellcheck disable=SC2016
+timeout 60 sh -c 'until grep -q "curl --cacert" "$1"; do sleep 0.1; done' sh "$dir/proxy.log"
+eval "$(grep -o 'curl --cacert .*' "$dir/proxy.log") --silent --show-error --max-time 30" >"$dir/proxy.answer"
+kill "$proxy"
+wait "$proxy" || true
+grep -q '"code": 403' "$dir/proxy.answer" || die 1 "the proxy answers $(cat "$dir/proxy.answer")"
 make down
 [ ! -e "/run/netns/$KTCW_NETNS" ] || die 1 "make down left namespace $KTCW_NETNS"
 [ ! -e "$KTCW_LIBVIRT_DIR" ] || die 1 "make down left $(find "$KTCW_LIBVIRT_DIR" | head -n 5 | paste -sd ' ')"

@@ -11,8 +11,8 @@
 # From outside, `exec` is not needed for libvirt alone: qemu+unix:///system?socket=STATE_DIR/run/libvirt-sock is the same one.
 #
 # How: libvirt's directories are compiled in (/etc/libvirt, /var/lib/libvirt, /run/libvirt, …). A private mount
-# namespace, held open by virtlogd, has directories of STATE_DIR bound over them. Nothing is mounted outside of it, so a
-# crash leaves no mount behind, and removing STATE_DIR after `stop` removes everything.
+# namespace, held open by virtlogd, has directories of STATE_DIR bound over them. Nothing is mounted outside of it but network
+# namespaces below /run/netns, so a crash leaves no mount behind, and removing STATE_DIR after `stop` removes everything.
 set -euo pipefail
 
 usage() { sed -n '6,9s/^# *//p' "$0" >&2; exit 2; }
@@ -75,10 +75,15 @@ start() {
         # Sockets and pid files of a former run mean nothing now.
         rm -rf "${state:?}/run"
         mkdir "$state/run"
-        # `unshare --mount` makes propagation private: what is mounted here is seen by what is started here, and nobody else.
+        # What is mounted here is seen by what is started here, and nobody else; but /run/netns is everybody's, or a namespace
+        # that is made in here (a fork's) could not be entered from out there.
         # shellcheck disable=SC2016
-        nsenter --net="/run/netns/$namespace" unshare --mount -- bash -euc '
+        nsenter --net="/run/netns/$namespace" unshare --mount --propagation unchanged -- bash -euc '
             state=$1
+            while read -r _ _ _ _ at _; do
+                [ "$at" = /run/netns ] || mount --make-private "$(printf %b "$at")" || true
+            done <<<"$(</proc/self/mountinfo)"
+            if grep " shared:" /proc/self/mountinfo | grep -v " /run/netns "; then echo "these mounts stay shared" >&2; exit 1; fi
             mount -t sysfs sysfs /sys # own interfaces in /sys/class/net, as `ip netns exec` does
             for pair in run:/run/libvirt etc/libvirt:/etc/libvirt lib:/var/lib/libvirt log:/var/log/libvirt cache:/var/cache/libvirt; do
                 mkdir -p "${pair#*:}"
@@ -132,6 +137,7 @@ status) answers || fail "no libvirt answers in $namespace ($state)" ;;
 exec)
     [ $# -gt 0 ] || usage
     pid=$(alive "$pids/virtlogd.pid" virtlogd) || fail "not running; first: $0 $namespace $state start"
-    exec nsenter --target "$pid" --mount --net --wd="$PWD" -- "$@"
+    # The same directory as it is seen in there: one that was opened out here is on another mount, where nothing can be renamed to.
+    exec nsenter --target "$pid" --mount --net -- env -C "$PWD" "$@"
     ;;
 esac

@@ -83,6 +83,8 @@ run_there() {
   [ $# -gt 0 ] || die 2 "exec: which command?"
   if private_is_there; then
     if [ "$EUID" -eq 0 ]; then exec "$root/setup/libvirt-private.sh" "$namespace" "$state" exec "$@"; fi
+    # sudo hands no file descriptors on.
+    unset KTCW_CALLER_NETNS
     private exec "$@"
   elif member_in_name_only; then
     exec sg libvirt -c "exec $(quoted "$@")"

@@ -19,6 +19,9 @@ use uuid::Uuid;
 static OUTSIDE: OnceLock<File> = OnceLock::new();
 /// The namespace that a thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// Environment variable: the file descriptor of the network that the user types in, where a script has entered another one before it
+/// started the program (bin/ktcw-vm).
+const CALLER: &str = "KTCW_CALLER_NETNS";
 /// Name of the end inside.
 const INNER: &str = "eth0";
 
@@ -206,21 +209,46 @@ impl Namespace {
     }
 
     fn is_here(&self) -> bool {
-        let of = |path: &Path| std::fs::metadata(path).map(|seen| (seen.dev(), seen.ino())).ok();
-        of(Path::new(OWN)).is_some_and(|own| of(&self.ends.path()) == Some(own))
+        same(Path::new(OWN), &self.ends.path())
     }
+}
+
+/// Whether both are there and one file.
+fn same(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| std::fs::metadata(path).map(|seen| (seen.dev(), seen.ino())).ok();
+    of(one).is_some_and(|one| of(other) == Some(one))
 }
 
 /// Does something in the network that the process was started in: sockets, and processes that it starts, belong there.
 pub fn outside<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    let Some(outside) = OUTSIDE.get() else { return Ok(work()) };
-    // A namespace is a thread's: this one ends with its work.
+    match OUTSIDE.get() {
+        Some(outside) => there(outside, work),
+        None => Ok(work()),
+    }
+}
+
+/// Does something in the network that the user types in, which a script may have left before it started the process.
+///
+/// # Errors
+/// The script's word is no namespace, or not one that this user may enter.
+pub fn at_the_user<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    let given = std::env::var(CALLER).ok().and_then(|number| number.parse::<u32>().ok());
+    let Some(path) = given.map(|number| PathBuf::from(format!("/proc/self/fd/{number}"))) else { return outside(work) };
+    // To stay where one is no rights are needed.
+    if OUTSIDE.get().is_none() && same(Path::new(OWN), &path) {
+        return Ok(work());
+    }
+    there(&File::open(path)?, work)
+}
+
+/// A namespace is a thread's: the one that enters it ends with its work.
+fn there<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            setns(outside, CloneFlags::CLONE_NEWNET)?;
+        let done = scope.spawn(|| {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
             Ok(work())
         });
-        there.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread has panicked")))
+        done.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread has panicked")))
     })
 }
 

@@ -20,8 +20,8 @@ pub async fn run(global: &Global, args: &Proxy) -> Result<u8, CliError> {
     let ca = super::session::item(&session.keyring, &PkiItem::CaCert { ca: Ca::Kubernetes })?;
     let ca_path = session.dir.path().join("ca.pem");
     files::write_atomic(&ca_path, ca.expose().as_bytes(), 0o644).map_err(CliError::failed)?;
-    // A fork is reached from a namespace of its own, and its proxy from where the user is.
-    let bound = netns::outside(|| std::net::TcpListener::bind(args.listen)).and_then(|bound| bound);
+    // The cluster's network may be in a namespace: libvirt's, a fork's. Its proxy is where the user is.
+    let bound = netns::at_the_user(|| std::net::TcpListener::bind(args.listen)).and_then(|bound| bound);
     let listener = bound.and_then(|bound| bound.set_nonblocking(true).and_then(|()| TcpListener::from_std(bound)));
     let listener = listener.map_err(|error| {
         CliError::failed(format!("--listen {}: {error}", args.listen)).hint("another address: --listen 127.0.0.1:16443")
