@@ -13,6 +13,7 @@ pub use presented::{is_certificate, presented};
 pub use servers::ApiServers;
 
 use crate::plan::{ELECTIONS, Plan};
+use crate::said::one_line;
 use crate::secret::Secret;
 use crate::spec::NodeName;
 use serde_json::Value;
@@ -75,7 +76,7 @@ impl Api {
         let no_answer = |error: reqwest::Error| ApiError::NoAnswer { address, reason: chain(&error) };
         let response = request.timeout(deadline).send().await.map_err(no_answer)?;
         let status = response.status();
-        let body = response.text().await.map_err(no_answer)?;
+        let body = read(response, address).await?;
         if status.is_success() { Ok(body) } else { Err(ApiError::Status { address, status: status.as_u16(), body: gist(&body) }) }
     }
 
@@ -158,6 +159,22 @@ impl Api {
     }
 }
 
+/// Most bytes of an answer: far above any list that is asked for here, far below what would take the memory of this computer.
+const LIMIT: usize = 8 << 20;
+
+/// The body of an answer as text, as long as it may be. A server that has been taken over ends when it likes.
+async fn read(mut response: reqwest::Response, address: Ipv4Addr) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| ApiError::NoAnswer { address, reason: chain(&error) })? {
+        if bytes.len() + chunk.len() > LIMIT {
+            let reason = format!("it is longer than {} MiB", LIMIT >> 20);
+            return Err(ApiError::Invalid { what: format!("the answer of the API at {address}"), reason });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The whole chain of causes in one line: reqwest's own message says only "error sending request".
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -179,10 +196,10 @@ fn gist(body: &str) -> String {
         .collect();
     let text = match message {
         Some(message) => message,
-        None if failed.is_empty() => body.split_whitespace().collect::<Vec<_>>().join(" "),
+        None if failed.is_empty() => body.to_owned(),
         None => format!("not passed: {}", failed.join(", ")),
     };
-    text.chars().take(400).collect()
+    one_line(&text)
 }
 
 fn judge_node(object: &Value) -> Result<(), String> {
@@ -193,7 +210,7 @@ fn judge_node(object: &Value) -> Result<(), String> {
         Some(c) if c.get("status").and_then(Value::as_str) == Some("True") => Ok(()),
         Some(c) => {
             let message = c.get("message").and_then(Value::as_str).unwrap_or("no message");
-            Err(format!("not Ready: {message}"))
+            Err(format!("not Ready: {}", one_line(message)))
         }
     }
 }
@@ -226,6 +243,46 @@ mod tests {
         let readyz = "[+]ping ok\n[-]etcd-readiness failed: reason withheld\n[-]informer-sync failed: reason withheld\nreadyz check failed";
         assert_eq!(gist(readyz), "not passed: etcd-readiness, informer-sync");
         assert_eq!(gist("502 Bad\n Gateway\n"), "502 Bad Gateway");
+        assert_eq!(gist(r#"{"message":"no \u001b[2J room\n"}"#), "no [2J room");
+    }
+
+    /// Answers one request with `head` and then `block` as often as it is read.
+    async fn server(head: &'static str, block: Vec<u8>, times: usize) -> std::net::SocketAddr {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback");
+        let bound = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("asked");
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|got| got > 0) {}
+            let mut told = stream.write_all(head.as_bytes()).await;
+            for _ in 0..times {
+                told = told.and(stream.write_all(&block).await);
+                if told.is_err() {
+                    break;
+                }
+            }
+        });
+        bound
+    }
+
+    /// A server that has been taken over: its answers go into messages, and who asks has only so much memory.
+    #[tokio::test]
+    async fn an_answer_without_end_is_given_up_and_names_who_gave_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let api = Api { client: reqwest::Client::builder().no_proxy().build().expect("a client") };
+        let ask = async |head: &'static str, block: Vec<u8>, times: usize| {
+            let url = format!("http://{}/", server(head, block, times).await);
+            api.request(api.client.get(url), Ipv4Addr::LOCALHOST, Duration::from_secs(60)).await
+        };
+        let (ok, refused) = ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", "HTTP/1.1 500 No\r\nConnection: close\r\n\r\n");
+        assert_eq!(ask(ok, b"ok".to_vec(), 1).await.as_deref(), Ok("ok"));
+        assert_eq!(ask(ok, vec![b'x'; 1 << 20], 8).await.map(|body| body.len()), Ok(LIMIT), "as long as it may be");
+        for head in [ok, refused] {
+            let error = ask(head, vec![b'x'; 1 << 20], 64).await.expect_err("too long");
+            assert!(matches!(&error, ApiError::Invalid { what, .. } if what.contains("127.0.0.1")), "{error}");
+            assert!(error.to_string().contains("longer than 8 MiB"), "{error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::host::{Done, Host, HostError, Mark, Progress, VolumeFormat, blocking}
 use crate::pki::Keyring;
 use crate::plan::user_data::{self, SshKeys as SeedKeys};
 use crate::plan::{DiskKind, NodePlan, PkiItem, Plan};
+use crate::said::one_line;
 use crate::seed;
 use crate::spec::NodeName;
 use crate::store::SshKeys;
@@ -361,7 +362,7 @@ async fn boot(plan: &Plan, node: &NodePlan, step: &Step, world: &World, events: 
     })
     .await?;
     let result = world.guest.run(&node.name, Cmd::new("cat /run/cloud-init/result.json", probe)).await?;
-    let failed = |errors| StepError::CloudInit { node: node.name.clone(), errors };
+    let failed = |errors: String| StepError::CloudInit { node: node.name.clone(), errors: one_line(&errors) };
     cloud_init_errors(&result.stdout).map(|()| true).map_err(failed)
 }
 
@@ -382,9 +383,9 @@ async fn start_units(plan: &Plan, node: &NodePlan, units: &[String], world: &Wor
     if output.ok() {
         return Ok(true);
     }
-    let said = output.stderr_text().trim().to_owned();
-    let unit = failed_unit(&said).map_or_else(|| units.join(", "), str::to_owned);
-    Err(StepError::Unit { node: node.name.clone(), unit, said })
+    let said = output.stderr_text();
+    let unit = failed_unit(&said).map(one_line).filter(|unit| !unit.is_empty()).unwrap_or_else(|| units.join(", "));
+    Err(StepError::Unit { node: node.name.clone(), unit, said: one_line(&said) })
 }
 
 /// The unit that systemctl complains of: `Job for etcd.service failed because …`.
@@ -414,12 +415,13 @@ async fn addons(plan: &Plan, world: &World, step: &Step, events: &Events) -> Res
 }
 
 /// A wait whose last statuses are events. What was waited for was not there before: it counts as a change.
+/// Why it is not there yet is often told in a node's own words: they go on one line, whoever's they are.
 pub(super) async fn wait<F, Fut>(
     step: &Step,
     events: &Events,
     what: impl Display,
     deadline: Duration,
-    probe: F,
+    mut probe: F,
 ) -> Result<bool, StepError>
 where
     F: FnMut() -> Fut,
@@ -435,6 +437,15 @@ where
     };
     let seldom = matches!(step.action, Action::AwaitBoot | Action::PromoteMember | Action::RemoveMember | Action::Drain { .. });
     let every = if seldom { SELDOM } else { OFTEN };
+    let probe = || {
+        let asked = probe();
+        async move {
+            match asked.await {
+                Seen::NotYet(said) => Seen::NotYet(one_line(&said)),
+                ready @ Seen::Ready(()) => ready,
+            }
+        }
+    };
     until(what, deadline, every, told, probe).await?;
     Ok(true)
 }

@@ -6,6 +6,7 @@ use super::perform::{StepError, World, perform};
 use super::step::Step;
 use crate::event::{Event, Events, Stage};
 use crate::plan::Plan;
+use crate::said::bounded;
 use crate::spec::NodeName;
 use crate::store::journal::{Entry, History, Journal, JournalError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,8 +40,13 @@ pub enum ApplyError {
 }
 
 fn describe(failures: &[Failure]) -> String {
-    let lines = failures.iter().map(|failure| format!("{}: {}", failure.step, failure.error));
+    let lines = failures.iter().map(|failure| format!("{}: {}", failure.step, told(&failure.error)));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// An error as it leaves here, for a terminal, an event or the journal: much of it may be a node's own words.
+fn told(error: &StepError) -> String {
+    bounded(&error.to_string())
 }
 
 /// Runs all steps. On a failure no new step begins; those under way are let finish, so that nothing is cut in half.
@@ -120,7 +126,7 @@ pub async fn run(
             Err(error) => {
                 note_failed(&journal, &step, &error)?;
                 let Step { id, stage, node, .. } = step;
-                let text = error.to_string();
+                let text = told(&error);
                 events.send(Event::StepFailed { stage, step: id.clone(), node: node.clone(), elapsed: took, error: text });
                 failures.push(Failure { step: id, node, error });
             }
@@ -198,7 +204,7 @@ fn note_done(journal: &Mutex<Journal>, step: &Step) -> Result<(), ApplyError> {
 }
 
 fn note_failed(journal: &Mutex<Journal>, step: &Step, error: &StepError) -> Result<(), ApplyError> {
-    with(journal, |journal| journal.failed(&step.id, step.node.as_ref(), &error.to_string()))
+    with(journal, |journal| journal.failed(&step.id, step.node.as_ref(), &told(error)))
 }
 
 fn with(journal: &Mutex<Journal>, note: impl FnOnce(&mut Journal) -> Result<(), JournalError>) -> Result<(), ApplyError> {

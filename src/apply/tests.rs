@@ -9,9 +9,9 @@ mod lab;
 mod secrets;
 mod strangers;
 
-use super::{Applied, ApplyError, observe, remove, run, settle, steps};
+use super::{Applied, ApplyError, World, observe, remove, run, settle, steps};
 use crate::event::{Event, Events};
-use crate::guest::fake::FakeGuests;
+use crate::guest::fake::{FakeGuests, Reply};
 use crate::host::fake::Strike;
 use crate::plan::Plan;
 use crate::spec::NodeName;
@@ -57,6 +57,10 @@ impl Runs {
     /// `lost`: the command of that number loses its connection. `stop_after`: Ctrl-C once so many steps have begun.
     fn up_with(&self, lost: Option<usize>, stop_after: usize) -> Ran {
         let (world, guests) = self.lab.world(lost);
+        self.up_in(world, guests, stop_after)
+    }
+
+    fn up_in(&self, world: Arc<World>, guests: Arc<FakeGuests>, stop_after: usize) -> Ran {
         let plan = self.lab.plan.clone();
         block_on(async {
             let seen = observe(&plan, &world).await.expect("observed");
@@ -355,4 +359,38 @@ fn a_removal_that_fails_anywhere_is_finished_by_the_next() {
             runs.goes_away(&format!("{strike:?} {k}"));
         }
     }
+}
+
+/// Nodes that answer a failed start with megabytes of what moves cursors: nothing of it reaches an event or the report, and the
+/// journal is read again, by this `up` and by every verb after it.
+#[test]
+fn what_a_node_shouts_is_kept_short_and_moves_no_cursor() {
+    let runs = Runs::new(&sample("lab", 3, 2));
+    let (world, _) = runs.lab.world(None);
+    let mut world = Arc::into_inner(world).expect("nobody else has it");
+    let lab = runs.lab.clone();
+    let mut flood = b"Job for ".to_vec();
+    flood.resize(4 << 20, 0x1b);
+    let shouts = FakeGuests::new()
+        .then("true", [Reply::exit(1, "", flood.clone())])
+        .on("systemctl daemon-reload", Reply::exit(1, "", flood))
+        .with("", move |node, cmd| lab.answer(node, cmd));
+    let shouts = Arc::new(shouts);
+    world.guest = shouts.clone();
+    let ran = runs.up_in(Arc::new(world), shouts, usize::MAX);
+    let error = ran.error("shouted at").to_string();
+    assert!(error.contains("did not start: Job for"), "{error}");
+    let clean = |text: &str| text.len() <= 4096 && !text.chars().any(|c| c.is_control() && c != '\n');
+    assert!(clean(&error), "{} bytes", error.len());
+    for event in &ran.events {
+        let text = match event {
+            Event::StepFailed { error, .. } => error,
+            Event::StepStatus { status, .. } => status,
+            _ => continue,
+        };
+        assert!(clean(text), "{} bytes", text.len());
+    }
+    let journal = std::fs::read_to_string(runs.journal()).expect("text");
+    assert!(journal.lines().all(|line| clean(line) && !line.contains("\\u001b")), "{} bytes", journal.len());
+    assert_eq!(runs.history().failed().len(), ran.events.iter().filter(|e| matches!(e, Event::StepFailed { .. })).count());
 }

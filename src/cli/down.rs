@@ -226,4 +226,22 @@ mod tests {
         let left = std::fs::read_to_string(&path).expect("there");
         assert!(!left.contains(&format!("ktcw-{name}")), "{left}");
     }
+
+    /// What goes is known from libvirt: a journal that has grown beyond reading holds nobody up.
+    #[tokio::test]
+    async fn a_journal_too_long_to_be_read_does_not_hold_up_a_removal() {
+        let place = tempfile::tempdir().expect("a directory");
+        let raw = crate::spec::RawSpec { cluster: Some("too-long".into()), ..crate::spec::RawSpec::default() };
+        let spec = crate::spec::validate(&raw).expect("valid");
+        let now = jiff::Timestamp::from_second(1_795_000_000).expect("a time");
+        let (dir, lock) = ClusterDir::create(place.path(), &spec, "up", now).expect("made");
+        dir.journal(&lock, crate::store::draw_id(), "up").expect("opened");
+        let journal = std::fs::OpenOptions::new().write(true).open(dir.path().join("journal.jsonl")).expect("there");
+        journal.set_len(300 << 20).expect("all of it a hole");
+        let error = CliError::from(dir.history().expect_err("too long"));
+        assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("ktcw-vm down")), "{}", error.text());
+        let path = dir.path().to_owned();
+        remove(dir, lock, Arc::new(crate::host::fake::FakeHost::new()), |_| ()).await.expect("removed");
+        assert!(!path.exists(), "with its keys");
+    }
 }

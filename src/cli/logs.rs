@@ -9,6 +9,7 @@ use super::{exit, render, signals};
 use crate::guest::ssh::SshGuests;
 use crate::guest::{Cmd, Guest, quote};
 use crate::plan::{NodePlan, Plan};
+use crate::said::{one_line, visible};
 use crate::spec::NodeName;
 use futures::future::join_all;
 use serde::Deserialize;
@@ -106,7 +107,7 @@ async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str, format: Format
         match output {
             Ok(output) => {
                 if !output.ok() {
-                    render::status(&format!("{node}: journalctl: {}", output.stderr_text().trim()));
+                    render::status(&format!("{node}: journalctl: {}", one_line(&output.stderr_text())));
                     code = exit::FAILED;
                 }
                 lines.extend(output.stdout_text().lines().filter_map(|text| parse(&node, text)));
@@ -181,7 +182,7 @@ fn flush(held: &mut Vec<Line>, format: Format) -> bool {
 
 fn parse(node: &NodeName, text: &str) -> Option<Line> {
     let entry: Entry = serde_json::from_str(text).ok()?;
-    let unit = if entry.unit.is_empty() { entry.identifier } else { entry.unit.trim_end_matches(".service").to_owned() };
+    let unit = if entry.unit.is_empty() { entry.identifier.as_str() } else { entry.unit.trim_end_matches(".service") };
     let text = match entry.message {
         serde_json::Value::String(text) => text,
         serde_json::Value::Array(bytes) => {
@@ -191,9 +192,8 @@ fn parse(node: &NodeName, text: &str) -> Option<Line> {
         }
         _ => String::new(),
     };
-    // A log may hold anything; a terminal should not obey it.
-    let text = text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-    Some(Line { at: entry.at.parse().ok()?, node: node.clone(), unit, text })
+    // A log may hold anything, also in the name that a program there has given itself.
+    Some(Line { at: entry.at.parse().ok()?, node: node.clone(), unit: one_line(unit), text: visible(&text) })
 }
 
 /// As a line of words, or of JSON with the whole date.
@@ -223,6 +223,8 @@ mod tests {
         );
         let bytes = r#"{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"kernel","MESSAGE":[104,105]}"#;
         assert_eq!(parse(&node, bytes).map(|l| (l.unit, l.text)), Some(("kernel".into(), "hi".into())));
+        let named = r#"{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"\u001b]0;mine\u0007sh","MESSAGE":"hi"}"#;
+        assert_eq!(parse(&node, named).map(|line| line.unit).as_deref(), Some("]0;minesh"));
         assert_eq!(parse(&node, "garbage"), None);
     }
 }

@@ -11,6 +11,7 @@ use crate::host::libvirt::LibvirtHost;
 use crate::host::{DomainState, Host, HostSeen, blocking};
 use crate::life::power::{Power, Whole, word};
 use crate::plan::{ELECTIONS, NodePlan, Plan, lease_holder};
+use crate::said::one_line;
 use crate::spec::Role;
 use crate::store::{self, ClusterDir};
 use comfy_table::{Table, presets};
@@ -107,7 +108,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
             }
             let lease = api.get_json(plan.network.vip, &path, patience).await.ok();
             let holder = lease.and_then(|l| l.pointer("/spec/holderIdentity").and_then(|h| h.as_str()).map(str::to_owned));
-            (name.to_owned(), holder.map(|holder| lease_holder(&holder).to_owned()))
+            (name.to_owned(), holder.map(|holder| one_line(lease_holder(&holder))))
         }
     };
     let ready = join_all(plan.nodes.iter().map(|node| {
@@ -156,7 +157,7 @@ async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeSt
     let text = output.map(|output| output.stdout_text()).unwrap_or_default();
     let mut lines = text.lines();
     let states = lines.next().unwrap_or_default().split_whitespace();
-    let units = node.units.iter().cloned().zip(states.map(str::to_owned)).collect();
+    let units = node.units.iter().cloned().zip(states.map(one_line)).collect();
     let addresses = lines.next().unwrap_or_default();
     let holds_vip = addresses.split_whitespace().any(|address| address.ends_with("/32"));
     let etcd = lines.next().and_then(etcd_status);
@@ -312,5 +313,21 @@ mod tests {
         assert_eq!(etcd_status(&text(8)).map(|s| s.leader), Some(false));
         assert_eq!(etcd_status("[]"), None);
         assert_eq!(etcd_status("Error: context deadline exceeded"), None);
+    }
+
+    #[tokio::test]
+    async fn a_state_that_a_node_makes_up_moves_no_cursor() {
+        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let (accel, image) = (crate::plan::Accel::Tcg, crate::plan::samples::image());
+        let resolved = crate::plan::Resolved { subnet, accel, image, kernel: None, fork_of: None };
+        let plan = crate::plan::plan(&spec, &resolved);
+        let node = plan.nodes.iter().find(|node| node.units.len() > 1).expect("a node with units");
+        let said = format!("active \u{1b}]0;mine\u{7}{}\neth0 UP\n", "x".repeat(1 << 20));
+        let guests = crate::guest::fake::FakeGuests::new().on("is-active", crate::guest::fake::Reply::ok(said));
+        let (status, _) = ask(node, &guests, PATIENCE).await;
+        let [first, second, ..] = node.units.as_slice() else { panic!("{:?}", node.units) };
+        assert_eq!(status.units[first], "active");
+        assert!(status.units[second].starts_with("]0;minexx") && status.units[second].len() < 400, "{:?}", status.units);
     }
 }

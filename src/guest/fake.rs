@@ -238,4 +238,16 @@ mod tests {
         assert!(!error.to_string().contains("secret"), "{error}");
         assert_eq!(guests.seen()[3].1.stdin.as_deref(), Some(&b"secret"[..]));
     }
+
+    /// What a node says of a failure goes into messages, events and the journal.
+    #[tokio::test]
+    async fn a_node_that_shouts_is_told_in_three_short_lines() {
+        let node = NodeName::worker(0);
+        let flood = format!("first\n\n{}\nnot\ttoday\r\nlast\n", "\u{1b}".repeat(1 << 20));
+        let guests = FakeGuests::new().on("flood", Reply::exit(1, "", flood)).on("line", Reply::exit(1, vec![b'x'; 4 << 20], ""));
+        let error = run_ok(&guests, &node, cmd("flood")).await.expect_err("1 is not 0");
+        assert!(matches!(&error, GuestError::Failed { stderr, .. } if stderr == "first / not today / last"), "{error}");
+        let error = run_ok(&guests, &node, cmd("line")).await.expect_err("1 is not 0").to_string();
+        assert!(error.len() < 1000, "{} bytes", error.len());
+    }
 }

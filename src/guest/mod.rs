@@ -10,6 +10,7 @@ pub mod ssh;
 pub use put::put;
 pub use ssh::keys;
 
+use crate::said::one_line;
 use crate::spec::NodeName;
 use futures::future::BoxFuture;
 use std::time::Duration;
@@ -103,10 +104,11 @@ pub async fn run_ok(guest: &dyn Guest, node: &NodeName, cmd: Cmd) -> Result<Outp
     Err(GuestError::Failed { node: node.clone(), command, exit: output.exit, stderr: last_lines(&said) })
 }
 
-/// The last three lines, on one.
+/// The last three lines, on one. It goes into messages and records: a line may be as long as all that was kept of the output.
 fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" / ")
+    let mut lines: Vec<String> = text.lines().rev().map(one_line).filter(|line| !line.is_empty()).take(3).collect();
+    lines.reverse();
+    lines.join(" / ")
 }
 
 /// Quotes one word for a POSIX shell.

@@ -10,6 +10,7 @@ use crate::drill::packets::{TABLE, dropped};
 use crate::guest::{Cmd, clock};
 use crate::host::DomainState;
 use crate::plan::NodePlan;
+use crate::said::one_line;
 use crate::spec::{NodeName, Role};
 use crate::wait::{self, Seen};
 use futures::future::join_all;
@@ -93,7 +94,7 @@ fn read(node: &NodeName, text: &str, cert: Option<&str>) -> Result<Vec<Leftover>
     if whole {
         Ok(all)
     } else {
-        Err(format!("{node}: the answer was cut off after {:?}", text.lines().last().unwrap_or_default()))
+        Err(format!("{node}: the answer was cut off after {:?}", one_line(text.lines().last().unwrap_or_default())))
     }
 }
 
@@ -136,7 +137,7 @@ impl Machines {
                 // One that ended early, as on a machine that is going down, says nothing of what is left.
                 Ok(output) => match read(&node.name, &output.stdout_text(), sum.as_deref()) {
                     Ok(all) => Seen::Ready(all),
-                    Err(cut) => Seen::NotYet(format!("{cut} ({:?}) {}", output.exit, output.stderr_text().trim())),
+                    Err(cut) => Seen::NotYet(format!("{cut} ({:?}) {}", output.exit, one_line(&output.stderr_text()))),
                 },
                 Err(error) => {
                     self.guest.forget(&node.name).await;

@@ -6,6 +6,7 @@ use super::{LifeError, Machines};
 use crate::guest::{Cmd, Guest, GuestError};
 use crate::host::DomainState;
 use crate::plan::Plan;
+use crate::said::one_line;
 use crate::spec::{NodeName, Role};
 use crate::store::journal::{Entry, History, Journal};
 use crate::wait::{Seen, until};
@@ -127,7 +128,7 @@ async fn stop_units(
     for (node, ran) in join_all(asked).await {
         match ran {
             Ok(output) if output.ok() => {}
-            Ok(output) => told(&format!("{node}: {}", output.stderr_text().trim())),
+            Ok(output) => told(&format!("{node}: {}", one_line(&output.stderr_text()))),
             Err(error) => told(&error.to_string()),
         }
     }
@@ -208,7 +209,7 @@ async fn power_off(
 async fn ask(guest: &dyn Guest, node: &NodeName) -> Option<String> {
     match guest.run(node, Cmd::new("systemctl poweroff", ASKED)).await {
         Ok(output) if output.ok() => None,
-        Ok(output) => Some(format!("systemctl poweroff: {}", output.stderr_text().trim())),
+        Ok(output) => Some(format!("systemctl poweroff: {}", one_line(&output.stderr_text()))),
         Err(GuestError::Lost { .. }) => None,
         Err(error) => Some(error.to_string()),
     }

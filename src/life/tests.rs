@@ -133,6 +133,16 @@ async fn who_does_not_answer_has_its_button_pressed_and_who_does_not_obey_loses_
     assert_eq!((lab.whole(), lab.pending()), (Whole::Off, 0));
 }
 
+/// Why a node did not go by itself is kept and shown: it is the node's own word.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_refuses_and_shouts_is_told_in_a_line() {
+    let lab = lab(1, 0);
+    let flood = format!("\u{1b}[2Jno\n{}", "x".repeat(1 << 20));
+    let stopped = lab.stop(&FakeGuests::new().on("", Reply::exit(1, "", flood)), None).await.expect("stopped");
+    let why = stopped[0].why.as_ref().expect("it was not clean");
+    assert!(why.starts_with("systemctl poweroff: [2Jno xx") && why.len() < 400, "{} bytes", why.len());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_paused_machine_is_let_go_on_to_hear_that_it_is_to_stop() {
     let lab = lab(3, 0);

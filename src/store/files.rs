@@ -17,7 +17,7 @@ pub const PUBLIC: u32 = 0o644;
 /// Prefix of files under way; `sweep` removes what a crash left of them.
 const TEMPORARY: &str = ".tmp-";
 /// Most bytes read from one file: far above anything we write, far below what a wrong path could hold.
-const LIMIT: u64 = 256 << 20;
+pub(super) const LIMIT: u64 = 256 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -54,6 +54,9 @@ impl FileError {
                 Some(format!("look who could have read it, then: chmod {allowed:04o} {}", quoted(path)))
             }
             FileError::Owner { path, us, .. } => Some(format!("run as its owner, or: chown -R {us} {}", quoted(path))),
+            FileError::Big { path, .. } => {
+                Some(format!("look what has filled it, then move {} away or bring it back from a backup", path.display()))
+            }
             FileError::Kind { path, .. } => Some(format!("move {} away; it was not made by this program", path.display())),
             _ if self.is_full() => Some("free space on that file system, then run the same command again".to_owned()),
             _ => None,
@@ -288,6 +291,16 @@ mod tests {
         let missing = read_secret(&at("missing"));
         assert!(missing.as_ref().is_err_and(FileError::is_missing));
         assert!(if_there(missing).expect("not an error").is_none());
+    }
+
+    #[test]
+    fn what_is_longer_than_any_file_of_ours_is_not_read_and_the_hint_names_it() {
+        let dir = private();
+        let path = dir.path().join("plan");
+        write_atomic(&path, b"x", SECRET).expect("written");
+        OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(LIMIT + 1)).expect("all of it a hole");
+        let error = read_text(&path).expect_err("too long");
+        assert!(matches!(error, FileError::Big { .. }) && error.hint().is_some_and(|hint| hint.contains("plan")), "{error}");
     }
 
     #[test]

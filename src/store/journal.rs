@@ -4,6 +4,7 @@
 
 use super::failpoint::{self, Class};
 use super::files::{self, FileError};
+use crate::said::bounded;
 use crate::spec::NodeName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,9 @@ impl JournalError {
 
     pub fn hint(&self) -> Option<String> {
         match self {
+            JournalError::File(FileError::Big { .. }) => {
+                Some("`ktcw-vm down` works from what libvirt shows and keeps the journal aside, unread".to_owned())
+            }
             JournalError::File(error) => error.hint(),
             JournalError::Damaged { .. } => {
                 Some("`ktcw-vm down` works from what libvirt shows and keeps the damaged journal aside".to_owned())
@@ -323,8 +327,10 @@ impl Journal {
         self.step(step, node, Phase::Done, Value::Null)
     }
 
+    /// Of a long `why` both ends are kept: it may be a node's own words, and a journal that grows with them is too long to be read
+    /// one day.
     pub fn failed(&self, step: &str, node: Option<&NodeName>, why: &str) -> Result<(), JournalError> {
-        self.step(step, node, Phase::Failed, Value::from(why))
+        self.step(step, node, Phase::Failed, Value::from(bounded(why)))
     }
 
     /// Before a fault: `key` names it until `undone`, `undo` is what the healer needs.
@@ -369,13 +375,16 @@ impl Journal {
     }
 }
 
-/// Puts a damaged journal aside, beside itself, and begins a new one with the lines that are whole, numbered anew.
+/// Puts a damaged journal aside, beside itself, and begins a new one with the lines that are whole, numbered anew; of one that is too
+/// long to be read, with none.
 /// Returns where the damaged one went, or `None` when nothing was wrong with it. Only for who holds the lock.
 pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, JournalError> {
-    let (history, damage) = salvage(path)?;
-    if damage.is_empty() {
-        return Ok(None);
-    }
+    let history = match salvage(path) {
+        Ok((_, damage)) if damage.is_empty() => return Ok(None),
+        Ok((history, _)) => history,
+        Err(JournalError::File(FileError::Big { .. })) => History::default(),
+        Err(error) => return Err(error),
+    };
     let write = |source| JournalError::Write { path: path.to_owned(), source };
     let aside = (1..)
         .map(|n: u32| path.with_extension(format!("damaged-{n}.jsonl")))

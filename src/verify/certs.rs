@@ -4,9 +4,10 @@
 
 use super::machines::by_path;
 use super::observe::Observed;
-use super::report::{Check, Finding, Group, list, one_line};
+use super::report::{Check, Finding, Group, list};
 use super::{hint, script};
 use crate::plan::{Ca, CertPlan, Content, NodePlan, PkiItem, Plan};
+use crate::said::one_line;
 use std::collections::BTreeMap;
 
 /// Something about a certificate that is not as planned.

@@ -3,6 +3,7 @@
 //! It knows no URL: which server is asked for what is the caller's.
 
 use crate::guest::quote;
+use crate::said::one_line;
 use std::collections::BTreeMap;
 
 /// One request; `body` makes it a POST.
@@ -110,7 +111,7 @@ impl Reply {
                 None => format!("HTTP {status}"),
             }),
             (exit, _) if self.error.is_empty() => Err(format!("curl ended with {exit} after {:.1} s", self.seconds)),
-            (_, _) => Err(format!("{} (after {:.1} s)", super::report::one_line(&self.error), self.seconds)),
+            (_, _) => Err(format!("{} (after {:.1} s)", one_line(&self.error), self.seconds)),
         }
     }
 }
@@ -122,7 +123,7 @@ fn message(body: &str) -> Option<String> {
         Some(said) => said,
         None => body,
     };
-    Some(super::report::one_line(said)).filter(|said| !said.is_empty())
+    Some(one_line(said)).filter(|said| !said.is_empty())
 }
 
 /// Replies by name. One that came twice, or whose frame does not parse, is not here.

@@ -7,6 +7,7 @@ use super::hint;
 use super::observe::Observed;
 use super::report::{Check, Finding, Group, list};
 use crate::plan::{ELECTIONS, Plan, lease_holder};
+use crate::said::one_line;
 use crate::spec::NodeName;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -76,7 +77,7 @@ fn one(plan: &Plan, seen: &Observed, name: &'static str) -> Finding {
                 let LeaseSpec { holder_identity, lease_transitions, .. } = &lease.spec;
                 facts.push(format!(
                     "{via}: held by {:?}, renewed {:.1} s ago, transition {lease_transitions}",
-                    super::report::one_line(holder_identity),
+                    one_line(holder_identity),
                     lease.age_s
                 ));
                 if newest.as_ref().is_none_or(|newest| newest.spec.renew_time < lease.spec.renew_time) {

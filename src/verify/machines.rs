@@ -4,13 +4,14 @@
 
 use super::hint;
 use super::observe::{Link, NodeSeen, Observed};
-use super::report::{Check, Finding, Group, Report, list, one_line};
+use super::report::{Check, Finding, Group, Report, list};
 use super::script::TIME_DAEMON;
 use super::sections::Sections;
 use crate::event::Verdict;
 use crate::guest::clock::ClockSeen;
 use crate::host::DomainState;
 use crate::plan::{NodePlan, Plan};
+use crate::said::one_line;
 use crate::spec::NodeName;
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ use super::{etcd, workers};
 use crate::guest::clock::{self, Clock, ClockSeen};
 use crate::guest::{Cmd, Guest, GuestError};
 use crate::plan::{NodePlan, Plan};
+use crate::said::one_line;
 use crate::spec::NodeName;
 use futures::future::join_all;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
@@ -146,7 +147,7 @@ pub(super) async fn ask(plan: &Plan, guest: &dyn Guest, node: &NodeName, script:
     let cmd = Cmd { line, stdin: Some(script.into_bytes()), deadline, limit: MOST_BYTES };
     match guest.run(node, cmd).await {
         Ok(output) => Ok(Sections::parse(&output.stdout, token, output.truncated)),
-        Err(error) => Err(super::report::one_line(&error.to_string())),
+        Err(error) => Err(one_line(&error.to_string())),
     }
 }
 

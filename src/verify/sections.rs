@@ -2,6 +2,7 @@
 //! `observe` parses every answer with it; the token is new for each run, so that no file on a node can imitate a frame.
 //! It knows nothing of what is inside a section, only whether the section is whole.
 
+use crate::said::one_line;
 use std::collections::BTreeMap;
 
 /// More than this in one section is a flood: the section is not used.
@@ -90,7 +91,7 @@ impl Sections {
         if section.exit == 0 {
             return Ok(&section.body);
         }
-        let said = super::report::one_line(&section.body);
+        let said = one_line(&section.body);
         Err(format!("{name} ended with {}{}{said}", section.exit, if said.is_empty() { "" } else { ": " }))
     }
 }

@@ -4,10 +4,11 @@
 
 use super::curl;
 use super::observe::{Answer, Observed, PodSeen};
-use super::report::{Check, Finding, Group, list, one_line};
+use super::report::{Check, Finding, Group, list};
 use super::sections::Sections;
 use super::{hint, script};
 use crate::plan::{NodePlan, Plan};
+use crate::said::one_line;
 use crate::spec::NodeName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

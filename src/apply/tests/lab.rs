@@ -340,7 +340,8 @@ impl Lab {
         strike.is_none()
     }
 
-    fn answer(&self, name: &NodeName, cmd: &Cmd) -> Reply {
+    /// What a node of this lab does with a command.
+    pub fn answer(&self, name: &NodeName, cmd: &Cmd) -> Reply {
         let leaving = self.plan.leaving.as_ref().filter(|leaving| leaving.name == *name);
         let Some(node) = leaving.or(self.plan.node(name)).filter(|node| self.running(node)) else {
             return Reply::unreachable(name);

@@ -136,6 +136,36 @@ fn damage_before_the_end_is_reported_with_its_line_and_salvage_keeps_the_rest() 
     }
 }
 
+/// Who takes a cluster down needs no word of it, and nobody is left with a cluster that no verb opens.
+#[test]
+fn a_journal_too_long_to_be_read_is_set_aside_unread() {
+    let dir = dir();
+    let path = dir.path().join("journal.jsonl");
+    eventful(dir.path());
+    OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(files::LIMIT + 1)).expect("most of it a hole");
+    let error = read(&path).expect_err("too long");
+    assert!(error.hint().is_some_and(|hint| hint.contains("ktcw-vm down")), "{error}");
+    let aside = set_aside(&path).expect("set aside").expect("it was not read");
+    assert_eq!(std::fs::metadata(aside).expect("kept").len(), files::LIMIT + 1);
+    assert_eq!(read(&path).expect("whole"), History::default());
+    journal(dir.path()).0.begin("remove", None).expect("written");
+}
+
+#[test]
+fn what_failed_is_kept_short_however_long_a_node_says_why() {
+    let dir = dir();
+    let (journal, _) = journal(dir.path());
+    for word in ["\u{1b}", "x", "\u{1}\n"] {
+        journal.failed("start", None, &format!("controller-0: {} refused", word.repeat(2 << 20))).expect("written");
+    }
+    let text = std::fs::read_to_string(dir.path().join("journal.jsonl")).expect("text");
+    assert!(text.lines().all(|line| line.len() < 8 << 10), "{} bytes", text.len());
+    let Entry::Step { detail, .. } = &read(&dir.path().join("journal.jsonl")).expect("whole").records[1].entry else {
+        panic!("a step")
+    };
+    assert!(detail.as_str().is_some_and(|why| why.starts_with("controller-0: x") && why.ends_with("x refused")), "{detail}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
