@@ -11,16 +11,17 @@ use crate::apply::{self, ApplyError, World};
 use crate::event::{Event, Events, Stage, Verdict};
 use crate::guest::Guest;
 use crate::guest::ssh::keys;
-use crate::host::Host;
 use crate::host::libvirt::LibvirtHost;
+use crate::host::{DomainState, Host, blocking};
 use crate::life::Machines;
-use crate::life::power::Whole;
+use crate::life::power::{Power, Whole};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::Plan;
 use crate::snapshot;
 use crate::spec::NodeName;
 use crate::store::journal::{History, Journal};
 use crate::store::{ClusterDir, Lock, SshKey, SshKeys};
+use crate::verify;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -243,10 +244,40 @@ impl Run {
     ) -> Result<(), CliError> {
         let (journal, stop) = (self.journal.clone(), self.stop.clone());
         let ran = apply::run(plan.clone(), steps, world.clone(), journal, events.clone(), stop).await;
-        let more = ran.map_err(|error| explain(plan, error))?;
-        self.applied.changed += more.changed;
+        match ran {
+            Ok(more) => self.applied.changed += more.changed,
+            Err(error) => return Err(explain_seen(plan, world.host.clone(), error).await),
+        }
         Ok(())
     }
+}
+
+/// What failed, after one look at the host. A step that waits for a machine only hears its silence: that QEMU has paused it, because
+/// the host could not write its disk, is known to libvirt alone. The next `up` would let it go on, to be paused again.
+async fn explain_seen(plan: &Plan, host: Arc<dyn Host>, error: ApplyError) -> CliError {
+    let steps_failed = matches!(error, ApplyError::Failed { .. });
+    let said = explain(plan, error);
+    if !steps_failed {
+        return said;
+    }
+    match blocking(move || host.observe()).await {
+        Ok(seen) => paused_first(plan, &Power::of(plan, &seen), said),
+        // It has nothing to add to what failed.
+        Err(_) => said,
+    }
+}
+
+/// Puts the machines that stand because of the host's disk in front, in the words of `verify`.
+fn paused_first(plan: &Plan, power: &Power, mut said: CliError) -> CliError {
+    let full = DomainState::PausedIoError;
+    let Some((why, next)) = verify::machines::silent(plan, full) else { return said };
+    let stuck: Vec<String> =
+        power.0.iter().filter(|(_, state)| *state == Some(full)).map(|(node, _)| format!("{node}: {why}\n")).collect();
+    if !stuck.is_empty() {
+        said.message = format!("{}{}", stuck.concat(), said.message);
+        said.hint = Some(said.hint.map_or_else(|| next.clone(), |hint| format!("{next}; {hint}")));
+    }
+    said
 }
 
 fn with_journal<T>(journal: &Mutex<Journal>, act: impl FnOnce(&Journal) -> T) -> T {
@@ -304,3 +335,6 @@ impl Stage1 {
         self.events.send(Event::StageFinished { stage: self.stage, elapsed: self.begin.elapsed(), changed });
     }
 }
+
+#[cfg(test)]
+mod tests;

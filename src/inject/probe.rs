@@ -109,12 +109,12 @@ impl Machines {
             match states.get(&name) {
                 None => return Err(format!("{name} has no machine any more")),
                 Some(DomainState::Running) => asked.push(node),
-                Some(DomainState::Paused | DomainState::PausedIoError) => {
-                    all.push(Leftover {
-                        node: name.clone(),
-                        what: "a suspended machine".to_owned(),
-                        undo: Act::Resume { node: name },
-                    });
+                Some(state @ (DomainState::Paused | DomainState::PausedIoError)) => {
+                    // No drill's doing, and resumed in vain as long as there is no room.
+                    let full = *state == DomainState::PausedIoError;
+                    let what =
+                        if full { "a machine paused by a disk that the host could not write" } else { "a suspended machine" };
+                    all.push(Leftover { node: name.clone(), what: what.to_owned(), undo: Act::Resume { node: name } });
                 }
                 Some(_) => {
                     let undo = Act::PowerOn { node: name.clone() };

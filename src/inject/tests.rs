@@ -130,6 +130,16 @@ async fn whatever_is_left_is_undone_machines_first_and_twice_is_once() {
     assert_eq!(heal(&site(&machines.plan), &machines, &MemoryLog::default()).await.expect("healed again"), Vec::<String>::new());
 }
 
+/// QEMU pauses a machine whose disk the host cannot write. Nobody has suspended it, and who reads the report looks at the disk.
+#[tokio::test]
+async fn a_machine_paused_by_a_full_disk_is_not_called_a_suspended_one() {
+    let (machines, host) = machines(FakeGuests::new().on("echo end", "end\n").on("", ""));
+    let full = &machines.plan.node(&NodeName::controller(0)).expect("planned").domain.name;
+    host.set_state(full, DomainState::PausedIoError).expect("paused");
+    let found: Vec<String> = machines.leftovers().await.expect("a look").iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["a machine paused by a disk that the host could not write on controller-0"]);
+}
+
 /// Whole seconds are what its hardware clock gives it, and the next look must not be the one that finds it.
 #[tokio::test]
 async fn a_machine_without_power_comes_back_with_its_clock_set() {

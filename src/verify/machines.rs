@@ -56,23 +56,28 @@ pub fn judge(plan: &Plan, seen: &Observed) -> Vec<Check> {
     checks
 }
 
+/// What libvirt's word means for a machine that says nothing, and what to do next. `None`: it runs.
+pub fn silent(plan: &Plan, state: DomainState) -> Option<(&'static str, String)> {
+    let again = hint(plan, "up");
+    Some(match state {
+        DomainState::Running => return None,
+        DomainState::PausedIoError => (
+            "the machine is paused: the host could not write to its disk (no space left?)",
+            format!("free space where the pool lies (df -h), then: {again}"),
+        ),
+        DomainState::Paused => ("the machine is paused", again),
+        DomainState::ShuttingDown => ("the machine is shutting down", again),
+        DomainState::ShutOff => ("the machine is off", again),
+        DomainState::Crashed => ("the machine has crashed", again),
+    })
+}
+
 /// Puts libvirt's word beside the silence of machines that could not be reached: one that is paused because the host could not
 /// write, or is off, is that and not a network or an etcd that is down.
 pub fn explain(report: &mut Report, plan: &Plan, states: &BTreeMap<NodeName, DomainState>) {
     for check in report.checks.iter_mut().filter(|check| check.id == "ssh.reachable" && check.verdict == Verdict::Fail) {
-        let Some(state) = check.node.as_ref().and_then(|node| states.get(node)) else { continue };
-        let again = hint(plan, "up");
-        let (why, next) = match state {
-            DomainState::Running => continue,
-            DomainState::PausedIoError => (
-                "the machine is paused: the host could not write to its disk (no space left?)",
-                format!("free space where the pool lies (df -h), then: {again}"),
-            ),
-            DomainState::Paused => ("the machine is paused", again),
-            DomainState::ShuttingDown => ("the machine is shutting down", again),
-            DomainState::ShutOff => ("the machine is off", again),
-            DomainState::Crashed => ("the machine has crashed", again),
-        };
+        let state = check.node.as_ref().and_then(|node| states.get(node));
+        let Some((why, next)) = state.and_then(|state| silent(plan, *state)) else { continue };
         let silence = std::mem::replace(&mut check.summary, why.to_owned());
         check.evidence = if check.evidence.is_empty() { silence } else { format!("{silence}\n{}", check.evidence) };
         check.hint = Some(next);
