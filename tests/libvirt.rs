@@ -3,13 +3,16 @@
 //! cannot do (streams, running machines) is in `libvirt_real.rs`.
 
 #![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
+#![expect(clippy::disallowed_methods, reason = "it waits in its own thread")]
 
 use ktcw_vm::host::fake::FakeHost;
 use ktcw_vm::host::libvirt::LibvirtHost;
-use ktcw_vm::host::{DomainState, Done, Host, HostError, Mark};
+use ktcw_vm::host::{DomainState, Done, Host, HostError, Mark, VolumeFormat};
 use ktcw_vm::plan::{Accel, CpuModel, DiskKind, DiskPlan, DomainPlan, NetworkPlan, StoragePlan, identity};
 use ktcw_vm::spec::{ClusterName, NodeName};
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::storage_vol::StorageVol;
@@ -500,6 +503,50 @@ fn overlays_need_a_finished_base_and_keep_it() {
     make("another-base.qcow2.complete", 0);
     let error = ensure("another-base.qcow2", 10 << 30).expect_err("another base");
     assert!(matches!(&error, HostError::Differs { what, .. } if what.contains(base)), "{error}");
+    host.remove_pool(&lab.storage.pool, &lab.mark).expect("removed");
+}
+
+/// The driver takes no bytes, as a pool takes none that is full. What was made for them is gone again, also after another program's
+/// unfinished upload, which is given up once it has stood still for long enough.
+#[test]
+fn an_upload_that_fails_leaves_nothing_on_the_disk() {
+    let (host, conn) = (test_host().with_abandoned_after(Duration::from_millis(300)), libvirt());
+    let lab = lab("uploads", Accel::Tcg);
+    host.ensure_pools(&lab.storage, &lab.mark).expect("pools");
+    let images = conn.lookup_storage_pool_by_name(&lab.storage.image_pool).expect("image pool");
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(&[7; 4096]).expect("written");
+    let image = "kernel-of-uploads";
+    let fails = || {
+        let begin = Instant::now();
+        let done = host.ensure_image_volume(&lab.storage, image, VolumeFormat::Raw, file.path(), &mut |_, _| ());
+        let error = done.expect_err("there are no streams").to_string();
+        assert!(error.contains(&format!("could not upload volume {image}")), "{error}");
+        let left = images.lookup_storage_vol_by_name(image).and_then(|volume| volume.path());
+        assert!(left.is_err(), "{left:?} is left");
+        begin.elapsed()
+    };
+    fails();
+    let torso = format!("<volume><name>{image}</name><capacity>4096</capacity></volume>");
+    StorageVol::create_xml(&images, &torso, 0).expect("somebody's");
+    let took = fails();
+    assert!(took > Duration::from_millis(300) && took < Duration::from_secs(30), "{took:?}");
+    // Finished while it was waited for: it is not made anew, for machines may stand on it.
+    StorageVol::create_xml(&images, &torso, 0).expect("somebody's");
+    let host = test_host();
+    let done = std::thread::scope(|scope| {
+        let file = file.path();
+        let waits = scope.spawn(|| host.ensure_image_volume(&lab.storage, image, VolumeFormat::Raw, file, &mut |_, _| ()));
+        let mark = format!("<volume><name>{image}.complete</name><capacity>0</capacity></volume>");
+        while !waits.is_finished() {
+            // Before it waits it takes away a mark that is there: the first one may come too early.
+            std::thread::sleep(Duration::from_millis(500));
+            let _ = StorageVol::create_xml(&images, &mark, 0);
+        }
+        waits.join().expect("no panic")
+    });
+    assert_eq!(done.expect("it is there"), Done::Unchanged);
+    assert_eq!(host.remove_image_volume(&lab.storage, image).expect("removed"), Done::Changed);
     host.remove_pool(&lab.storage.pool, &lab.mark).expect("removed");
 }
 

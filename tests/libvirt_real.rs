@@ -163,6 +163,7 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     let private = Private::start();
     let pools = private.dir.path().join("pools");
     let host = LibvirtHost::connect(Some(&private.uri())).expect("connect").with_pool_root(Some(pools.clone()));
+    let host = host.with_abandoned_after(Duration::from_secs(3));
     let facts = host.facts().expect("facts");
     println!("{facts:?}");
     assert!(facts.emulator.contains("qemu-system-x86_64") && host.is_local(), "{facts:?}");
@@ -250,6 +251,35 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     let error =
         host.ensure_image_volume(&storage, "broken.qcow2", VolumeFormat::Qcow2, &broken, &mut |_, _| ()).expect_err("no qcow2");
     assert!(error.to_string().contains("not a qcow2"), "{error}");
+    assert!(!pools.join("images/broken.qcow2").exists(), "what was refused is not left on the disk");
+
+    // A file that becomes shorter on its way leaves nothing where nobody would see it.
+    let cut = private.dir.path().join("cut");
+    std::fs::write(&cut, vec![7; 8 << 20]).expect("write");
+    let mut shorten = |done: u64, _: u64| {
+        if done == 0 {
+            std::fs::File::options().write(true).open(&cut).and_then(|file| file.set_len(4096)).expect("cut");
+        }
+    };
+    let error = host.ensure_image_volume(&storage, "cut", VolumeFormat::Raw, &cut, &mut shorten).expect_err("too short");
+    assert!(error.to_string().contains("shorter"), "{error}");
+    assert!(!pools.join("images/cut").exists());
+
+    // Somebody took the upload for abandoned and began another of that name: it is neither marked as whole nor taken away.
+    let (taken, marked) = (pools.join("images/taken"), pools.join("images/taken.complete"));
+    let mut take_over = |done: u64, all: u64| {
+        if done == all {
+            std::fs::remove_file(&taken).expect("deleted under the upload");
+            std::fs::File::create(&taken).and_then(|file| file.set_len(all)).expect("begun anew");
+        }
+    };
+    let error = host.ensure_image_volume(&storage, "taken", VolumeFormat::Raw, &base, &mut take_over).expect_err("not ours");
+    assert!(error.to_string().contains("another upload took over"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("again")), "{error}");
+    assert!(taken.exists() && !marked.exists());
+    assert_eq!(upload("taken", VolumeFormat::Raw, &base).0, Done::Changed);
+    assert!(marked.exists());
+    assert_eq!(host.remove_image_volume(&storage, "taken").expect("image"), Done::Changed);
     upload(&storage.kernel_volume, VolumeFormat::Raw, &kernel);
     let archive = private.dir.path().join("initrd");
     std::fs::write(&archive, initrd()).expect("write");

@@ -23,6 +23,9 @@ pub enum HostError {
     Damaged { path: String, volume: String },
     #[error("{path}: {source}")]
     File { path: String, source: io::Error },
+    /// An upload failed for `why`, and what it had written by then could not be deleted.
+    #[error("{why}; what was uploaded so far is left in pool {pool} as volume {volume}: {stuck}")]
+    Torso { why: Box<HostError>, pool: String, volume: String, stuck: String },
 }
 
 impl HostError {
@@ -39,6 +42,10 @@ impl HostError {
             HostError::Libvirt { reason, .. } => libvirt_hint(reason).map(str::to_owned),
             HostError::Damaged { .. } => {
                 Some("ktcw-vm image build --force, or the right file for --kernel and --initrd".to_owned())
+            }
+            HostError::Torso { why, pool, volume, .. } => {
+                let delete = format!("virsh vol-delete --pool {pool} {volume} frees its space");
+                Some(why.hint().map_or_else(|| delete.clone(), |hint| format!("{hint}; {delete}")))
             }
             HostError::Missing { .. } | HostError::File { .. } => None,
         }
@@ -66,6 +73,9 @@ fn unreachable_hint(uri: &str, reason: &str) -> String {
     }
 }
 
+/// Why an upload that went through is not taken for whole.
+pub(super) const TAKEN_OVER: &str = "another upload took over";
+
 /// What a refusal of libvirt's most likely means.
 fn libvirt_hint(reason: &str) -> Option<&'static str> {
     let says = |words: &str| reason.contains(words);
@@ -75,6 +85,8 @@ fn libvirt_hint(reason: &str) -> Option<&'static str> {
         Some("the pool's file system has no direct I/O; put the pool elsewhere with KTCW_POOL_DIR")
     } else if says("Cannot allocate memory") || says("cannot set up guest memory") {
         Some("the host is out of memory: smaller machines (--controller-mem, --worker-mem) or fewer of them")
+    } else if says(TAKEN_OVER) {
+        Some("run the same command again: it waits for that upload")
     } else if says("No space left") {
         Some("the file system of the storage pool is full; `ktcw-vm image prune` frees unused images")
     } else if says("cannot access storage file") && says("Permission denied") {
@@ -108,5 +120,21 @@ mod tests {
             HostError::NotOurs { kind: "domain", name: "lab-controller-0".into(), whose: "it carries no ktcw-vm mark".into() };
         assert_eq!(error.to_string(), "domain lab-controller-0 exists and is not of this cluster (it carries no ktcw-vm mark)");
         assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")));
+    }
+
+    #[test]
+    fn an_upload_says_what_it_has_left_behind_and_how_that_goes() {
+        let why =
+            |reason: &str| HostError::Libvirt { action: "upload", kind: "volume", name: "base".into(), reason: reason.into() };
+        let full = Box::new(why("No space left on device"));
+        let error = HostError::Torso { why: full, pool: "ktcw.images".into(), volume: "base".into(), stuck: "in use".into() };
+        let said = error.to_string();
+        assert!(said.contains("No space left") && said.contains("left in pool ktcw.images as volume base: in use"), "{said}");
+        let hint = error.hint().expect("two things to do");
+        assert!(
+            hint.contains("image prune") && hint.ends_with("virsh vol-delete --pool ktcw.images base frees its space"),
+            "{hint}"
+        );
+        assert!(why(TAKEN_OVER).hint().is_some_and(|hint| hint.contains("again")));
     }
 }

@@ -26,6 +26,7 @@ pub use connection::is_local;
 pub use facts::fast_firmware;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 use virt::connect::Connect;
 
@@ -34,6 +35,8 @@ pub struct LibvirtHost {
     connection: Connection,
     /// Directory under which pools are made; `None`: libvirt's own place for images.
     pool_root: Option<PathBuf>,
+    /// How long an unfinished image may stand still before somebody else's upload of it is given up.
+    abandoned: Duration,
 }
 
 /// The libvirt of the whole computer.
@@ -46,13 +49,19 @@ impl LibvirtHost {
         let pool_root = std::env::var_os("KTCW_POOL_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
         let named = std::env::var_os("LIBVIRT_DEFAULT_URI").is_some_and(|uri| !uri.is_empty());
         let uri = uri.or((!named).then_some(SYSTEM));
-        Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root })
+        Ok(LibvirtHost { connection: Connection::open(uri)?, pool_root, abandoned: volumes::ABANDONED })
     }
 
     /// Makes new pools under this directory of libvirt's machine, instead of `KTCW_POOL_DIR` or libvirt's own directory
     /// for images. Pools that exist stay where they are.
     pub fn with_pool_root(mut self, root: Option<PathBuf>) -> LibvirtHost {
         self.pool_root = root;
+        self
+    }
+
+    /// Gives up another one's upload of an image that has stood still for this long, and not for a minute: for tests.
+    pub fn with_abandoned_after(mut self, abandoned: Duration) -> LibvirtHost {
+        self.abandoned = abandoned;
         self
     }
 
@@ -131,7 +140,8 @@ impl Host for LibvirtHost {
         file: &Path,
         progress: &mut Progress<'_>,
     ) -> Result<Done, HostError> {
-        self.long_call("ensure image volume", |conn| volumes::ensure_image(conn, plan, volume, format, file, progress))
+        let image = volumes::Image { name: volume, format, file, abandoned: self.abandoned };
+        self.long_call("ensure image volume", |conn| volumes::ensure_image(conn, plan, &image, progress))
     }
 
     fn remove_image_volume(&self, plan: &StoragePlan, volume: &str) -> Result<Done, HostError> {

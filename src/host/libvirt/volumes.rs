@@ -5,6 +5,7 @@
 use super::connection::{is_absent, pause, present, refused, unreadable};
 use super::pools;
 use super::transfer::{self, Broken};
+use crate::host::errors::TAKEN_OVER;
 use crate::host::xml::{self, NewVolume};
 use crate::host::{Done, HostError, Mark, Progress, VolumeFormat, VolumeSeen};
 use crate::plan::{StoragePlan, is_image};
@@ -23,8 +24,9 @@ pub const KIND: &str = "volume";
 
 /// How long somebody else's upload of the same image is waited for.
 const OTHERS_UPLOAD: Duration = Duration::from_secs(900);
-/// An unfinished image that has not grown for this long has nobody uploading it.
-const ABANDONED: Duration = Duration::from_secs(3);
+/// An unfinished image that has not grown for this long has nobody uploading it. A living upload stands still for many seconds where
+/// a disk writes back, or the way to another computer is cut for a moment; to wait once after a crash costs less than to take it over.
+pub const ABANDONED: Duration = Duration::from_secs(60);
 
 /// An empty volume of this name says that the upload of the one before it was finished: without it, an image is a
 /// torso left by a crash, whatever its size.
@@ -56,16 +58,25 @@ pub fn complete(all: Vec<VolumeSeen>) -> Vec<VolumeSeen> {
     all.into_iter().filter(|volume| names.contains(&complete_mark(&volume.name))).collect()
 }
 
-/// Uploads `file` into the image pool. One program at a time does it: they take turns on the file itself, with a lock
+/// An image that is to be in the image pool.
+pub struct Image<'a> {
+    pub name: &'a str,
+    pub format: VolumeFormat,
+    /// Its bytes, on this computer.
+    pub file: &'a Path,
+    /// `ABANDONED`, but in tests.
+    pub abandoned: Duration,
+}
+
+/// Uploads the image's file into the image pool. One program at a time does it: they take turns on the file itself, with a lock
 /// that the kernel releases when its holder dies.
 pub fn ensure_image(
     conn: &Connect,
     plan: &StoragePlan,
-    name: &str,
-    format: VolumeFormat,
-    file: &Path,
+    image: &Image<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Done, HostError> {
+    let Image { name, file, .. } = *image;
     let unread = |source| HostError::File { path: file.display().to_string(), source };
     let source = File::open(file).map_err(unread)?;
     let length = source.metadata().map_err(unread)?.len();
@@ -79,31 +90,73 @@ pub fn ensure_image(
         return Ok(Done::Unchanged);
     }
     delete(&pool, &complete_mark(name))?;
-    wait_until_abandoned(&pool, name)?;
+    if finished_meanwhile(&pool, name, length, image.abandoned)? {
+        return Ok(Done::Unchanged);
+    }
     // Bytes go in as they are. libvirt finds out the format by itself when it looks at the pool again.
     let raw = NewVolume { name, capacity: length, format: VolumeFormat::Raw, backing: None, public: true };
     let volume = create_anew(&pool, &raw)?;
-    let mut source = Digesting { source, sha256: Sha256::new() };
-    transfer::upload(&pool, &volume, &mut source, length, progress).map_err(|broken| unsent(name, file, broken))?;
+    let mut source = Watched::new(source);
+    let failed = |why| without_torso(&pool, &plan.image_pool, name, why);
+    transfer::upload(&pool, &volume, &mut source, length, progress).map_err(|broken| failed(unsent(name, file, broken)))?;
+    let judged = judge(&pool, plan, image, &source);
+    if !has_end(&pool, name, length, &source.end).map_err(failed)? {
+        // What lies there, and was judged, is another's, who is at it: neither marked nor deleted.
+        let reason = format!("{TAKEN_OVER} while this one stood still");
+        return Err(HostError::Libvirt { action: "upload", kind: KIND, name: name.to_owned(), reason });
+    }
+    judged.map_err(failed)?;
+    let mark = complete_mark(name);
+    match create(&pool, &NewVolume { name: &mark, capacity: 0, format: VolumeFormat::Raw, backing: None, public: true }) {
+        Ok(_) => Ok(Done::Changed),
+        // Whoever took over has come to its end as well.
+        Err(_) if is_complete(&pool, name, length)? => Ok(Done::Changed),
+        Err(why) => Err(failed(why)),
+    }
+}
+
+/// Whether what was uploaded is what its name says it is.
+fn judge(pool: &StoragePool, plan: &StoragePlan, image: &Image<'_>, sent: &Watched) -> Result<(), HostError> {
+    let Image { name, format, file, .. } = *image;
     if let Some(wanted) = digest_in(name)
-        && !source.hex().starts_with(wanted)
+        && !sent.hex().starts_with(wanted)
     {
-        delete(&pool, name)?;
         return Err(HostError::Damaged { path: file.display().to_string(), volume: name.to_owned() });
     }
     if format == VolumeFormat::Qcow2 {
         // Overlays need its virtual size, which libvirt reads at a refresh.
         pools::when_idle(|| pool.refresh(0)).map_err(|error| refused("refresh", pools::KIND, &plan.image_pool, &error))?;
-        let seen = describe(&pool, name)?.ok_or_else(|| missing(name))?;
+        let seen = describe(pool, name)?.ok_or_else(|| missing(name))?;
         if seen.format.as_deref() != Some("qcow2") {
-            delete(&pool, name)?;
             let reason = format!("{} is not a qcow2 disk", file.display());
             return Err(HostError::Libvirt { action: "upload", kind: KIND, name: name.to_owned(), reason });
         }
     }
-    let mark = complete_mark(name);
-    create(&pool, &NewVolume { name: &mark, capacity: 0, format: VolumeFormat::Raw, backing: None, public: true })?;
-    Ok(Done::Changed)
+    Ok(())
+}
+
+/// Why an upload failed, once what it has written is gone: on a full disk that is what is in the way, and nothing shows it. What
+/// cannot be deleted is said. Should the name be another's by now, who took it over from us, that one finds its volume gone.
+fn without_torso(pool: &StoragePool, pool_name: &str, name: &str, why: HostError) -> HostError {
+    match delete(pool, name) {
+        Ok(_) => why,
+        Err(stuck) => {
+            HostError::Torso { why: Box::new(why), pool: pool_name.to_owned(), volume: name.to_owned(), stuck: stuck.to_string() }
+        }
+    }
+}
+
+/// Whether the volume of that name ends with the bytes that were sent last. Whoever took ours for abandoned deleted it under our
+/// upload and began another, as long as ours from the start and full of zeros: its end comes last, and is the same once it is whole.
+/// libvirt shows nothing else by which the two could be told apart from afar.
+fn has_end(pool: &StoragePool, name: &str, length: u64, end: &[u8]) -> Result<bool, HostError> {
+    let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(false) };
+    let bytes = end.len() as u64;
+    match transfer::download(pool, &volume, length.saturating_sub(bytes), bytes) {
+        Ok(there) => Ok(there == end),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(refused("read back", KIND, name, &error)),
+    }
 }
 
 /// The digest that is part of an image volume's name (`StoragePlan`): `base-<16 hex digits>.qcow2`.
@@ -112,22 +165,34 @@ fn digest_in(name: &str) -> Option<&str> {
     (digest.len() == 16 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digest)
 }
 
-/// What is uploaded is digested on its way, so that a file that went bad on this disk does not become every node's.
-struct Digesting {
+/// What is uploaded is digested on its way, so that a file that went bad on this disk does not become every node's; and its last
+/// bytes are kept, to be compared with what then lies there.
+struct Watched {
     source: File,
     sha256: Sha256,
+    end: Vec<u8>,
 }
 
-impl Digesting {
+/// So many bytes that some of them are not zero in any image.
+const END: usize = 256 << 10;
+
+impl Watched {
+    fn new(source: File) -> Watched {
+        Watched { source, sha256: Sha256::new(), end: Vec::new() }
+    }
+
     fn hex(&self) -> String {
         self.sha256.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-impl Read for Digesting {
+impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let got = self.source.read(buffer)?;
-        self.sha256.update(buffer.get(..got).unwrap_or_default());
+        let got_bytes = buffer.get(..got).unwrap_or_default();
+        self.sha256.update(got_bytes);
+        self.end.extend_from_slice(got_bytes);
+        self.end.drain(..self.end.len().saturating_sub(END));
         Ok(got)
     }
 }
@@ -185,10 +250,7 @@ pub fn ensure_content(conn: &Connect, plan: &StoragePlan, name: &str, bytes: &[u
         create_anew(&pool, &NewVolume { name, capacity: length, format: VolumeFormat::Raw, backing: None, public: false })?;
     match transfer::upload(&pool, &volume, &mut &*bytes, length, &mut |_, _| ()) {
         Ok(()) => Ok(Done::Changed),
-        Err(broken) => {
-            delete(&pool, name)?;
-            Err(unsent(name, Path::new("(memory)"), broken))
-        }
+        Err(broken) => Err(without_torso(&pool, &plan.pool, name, unsent(name, Path::new("(memory)"), broken))),
     }
 }
 
@@ -302,18 +364,22 @@ fn take_turn(file: &File, name: &str) -> Result<(), HostError> {
 }
 
 /// Somebody whose copy of the file is another one (another user, another machine) takes no turns with us: as long as
-/// the volume grows, somebody is at it.
-fn wait_until_abandoned(pool: &StoragePool, name: &str) -> Result<(), HostError> {
+/// the volume grows, somebody is at it. `true`: and has finished it. `false`: there is none, or nobody is at it any more.
+fn finished_meanwhile(pool: &StoragePool, name: &str, length: u64, abandoned: Duration) -> Result<bool, HostError> {
     let deadline = Instant::now() + OTHERS_UPLOAD;
     let (mut last, mut since) = (None, Instant::now());
     loop {
-        let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(()) };
+        let Some(volume) = present(pool.lookup_storage_vol_by_name(name), KIND, name)? else { return Ok(false) };
+        // A whole one grows no more either, and machines may stand on it.
+        if is_complete(pool, name, length)? {
+            return Ok(true);
+        }
         let now = volume.info().ok().map(|info| info.allocation);
         if now != last {
             (last, since) = (now, Instant::now());
         }
-        if since.elapsed() >= ABANDONED {
-            return Ok(());
+        if since.elapsed() >= abandoned {
+            return Ok(false);
         }
         if Instant::now() >= deadline {
             return Err(still_uploading(name));
@@ -338,4 +404,32 @@ fn unsent(name: &str, file: &Path, broken: Broken) -> HostError {
 
 fn missing(name: &str) -> HostError {
     HostError::Missing { kind: KIND, name: name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn what_passes_is_digested_and_its_last_bytes_are_kept() {
+        for length in [0, 5, END, END + 1, 3 * END + 77] {
+            let bytes: Vec<u8> = (0..=250_u8).cycle().take(length).collect();
+            let mut file = tempfile::NamedTempFile::new().expect("a file");
+            file.write_all(&bytes).expect("written");
+            let mut watched = Watched::new(file.reopen().expect("there"));
+            let mut buffer = vec![0; 100_000];
+            let mut read = 0;
+            loop {
+                match watched.read(&mut buffer).expect("read") {
+                    0 => break,
+                    got => read += got,
+                }
+            }
+            assert_eq!(read, length);
+            assert!(watched.end == bytes[length.saturating_sub(END)..], "{length}");
+            let hex: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(watched.hex(), hex);
+        }
+    }
 }
