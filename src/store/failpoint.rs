@@ -1,6 +1,6 @@
 //! Places where a test may kill the program: before and after every journal record, every file and every effect of a fake.
 //! `journal`, `files` and fakes name them; crash tests choose one through the environment and look at what is left.
-//! Where something is written a test may also have the disk full (`room`).
+//! Where something is written a test may also have the disk full, or its quota used up (`room`).
 //! In a release build there is nothing here: `at` and `room` are empty functions.
 //!
 //! `KTCW_FAIL_AT=17` aborts at the 17th journal point, `file:17` at the 17th file point, `effect:17` at the 17th of a fake,
@@ -44,14 +44,23 @@ pub(super) fn room() -> std::io::Result<()> {
     let (from, passed) = armed::ROOM.with(std::cell::Cell::get);
     armed::ROOM.with(|cell| cell.set((from, passed + 1)));
     // What the kernel says, word for word.
-    if from != 0 && passed + 1 >= from { Err(nix::errno::Errno::ENOSPC.into()) } else { Ok(()) }
+    if from != 0 && passed + 1 >= from { Err(armed::REFUSAL.with(std::cell::Cell::get).into()) } else { Ok(()) }
 }
 
 /// In a test: the `number`th write of this thread, and all after it, find the disk full. 0 makes room again. Returns how many
 /// writes there have been since the last call.
 #[cfg(test)]
 pub(crate) fn full_from(number: u64) -> u64 {
+    armed::REFUSAL.with(|cell| cell.set(nix::errno::Errno::ENOSPC));
     armed::ROOM.with(|cell| cell.replace((number, 0)).1)
+}
+
+/// The same with room on the disk, and none in the quota of its user.
+#[cfg(test)]
+pub(crate) fn over_quota_from(number: u64) -> u64 {
+    let passed = full_from(number);
+    armed::REFUSAL.with(|cell| cell.set(nix::errno::Errno::EDQUOT));
+    passed
 }
 
 /// In a test: the `number`th journal point that this thread passes unwinds instead of ending the process, so that fakes in
@@ -108,6 +117,9 @@ mod armed {
         pub(super) static UNWIND: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
         /// From which of its writes on this thread's disk is full, and the writes it has made.
         pub(super) static ROOM: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) };
+        /// What the kernel says to those writes.
+        pub(super) static REFUSAL: std::cell::Cell<nix::errno::Errno> =
+            const { std::cell::Cell::new(nix::errno::Errno::ENOSPC) };
     }
 
     /// Passes a point, or ends the process there.

@@ -44,7 +44,7 @@ impl FileError {
 
     /// There was no room for it.
     pub fn is_full(&self) -> bool {
-        matches!(self, FileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, FileError::Io { source, .. } if is_full(source))
     }
 
     /// The command or action that helps.
@@ -62,6 +62,11 @@ impl FileError {
             _ => None,
         }
     }
+}
+
+/// There is no room: on the disk, or in what its user may have of it.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// For messages only: a path as a shell takes it.
@@ -351,6 +356,19 @@ mod tests {
         fs::create_dir(&target).expect("dir");
         assert!(write_atomic(&target, b"x", SECRET).is_err(), "a directory cannot be renamed over");
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_and_a_quota_used_up_are_both_no_room() {
+        use nix::errno::Errno;
+        for (errno, full) in [(Errno::ENOSPC, true), (Errno::EDQUOT, true), (Errno::EIO, false), (Errno::EROFS, false)] {
+            let error = || io::Error::from(errno);
+            assert_eq!(is_full(&error()), full, "{errno}");
+            let file = FileError::Io { action: "write", path: PathBuf::from("plan.json"), source: error() };
+            let record = super::super::JournalError::Write { path: PathBuf::from("journal.jsonl"), source: error() };
+            assert_eq!((file.is_full(), file.hint().is_some()), (full, full), "{errno}");
+            assert_eq!((record.is_full(), record.hint().is_some()), (full, full), "{errno}");
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl JournalError {
     pub fn is_full(&self) -> bool {
         match self {
             JournalError::File(error) => error.is_full(),
-            JournalError::Write { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            JournalError::Write { source, .. } => files::is_full(source),
             _ => false,
         }
     }

@@ -4,7 +4,7 @@
 
 use super::StoreError;
 use super::failpoint::room;
-use super::files::FileError;
+use super::files::{FileError, is_full};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -108,7 +108,7 @@ pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, St
         let command = command.chars().filter(|c| !c.is_control()).take(COMMAND_LIMIT).collect();
         match sign(&mut file, &Holder { pid: std::process::id(), command, since: now }) {
             // A full disk costs the name that others would be told, not the lock: `down` may be about to make room.
-            Err(error) if error.kind() != std::io::ErrorKind::StorageFull => return Err(io("write", error)),
+            Err(error) if !is_full(&error) => return Err(io("write", error)),
             _ => return Ok(Lock { file, dir: dir.to_owned() }),
         }
     }
@@ -198,6 +198,19 @@ mod tests {
         assert!(matches!(take(dir.path(), "down", now()), Err(StoreError::Busy { holder: None, .. })));
         drop(held);
         assert!(take(dir.path(), "down", now()).is_ok());
+    }
+
+    #[test]
+    fn without_room_for_its_word_it_is_a_lock_all_the_same() {
+        use crate::store::failpoint::{full_from, over_quota_from};
+        for no_room in [full_from as fn(u64) -> u64, over_quota_from] {
+            let dir = tempfile::tempdir().expect("dir");
+            no_room(1);
+            let taken = take(dir.path(), "down", now());
+            full_from(0);
+            let _held = taken.expect("held");
+            assert!(matches!(take(dir.path(), "up", now()), Err(StoreError::Busy { holder: None, .. })));
+        }
     }
 
     #[test]

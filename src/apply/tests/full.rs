@@ -42,6 +42,20 @@ fn a_disk_full_from_any_write_of_up_on_is_told_and_up_goes_on_once_there_is_room
     println!("up: the disk full from each of {writes} writes on");
 }
 
+/// Who is over quota has to be able to make room: `down` writes what it can and does all the rest.
+#[test]
+fn over_quota_down_removes_everything() {
+    let place = place();
+    let whole = Computer::fresh(&place.path().join("computer"));
+    let before = whole.lab().host_seen();
+    whole.comes_up("undisturbed");
+    failpoint::over_quota_from(1);
+    let ended = whole.down();
+    assert!(failpoint::full_from(0) > 0, "it tried to write");
+    ended.unwrap_or_else(|error| panic!("over quota: {}", said(&error)));
+    whole.goes_down(&before, "over quota");
+}
+
 const CHILD: &str = "apply::tests::full::child_on_a_small_file_system";
 
 /// What there is too little of.
