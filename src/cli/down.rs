@@ -1,5 +1,6 @@
 //! `ktcw-vm down`: removes the cluster, whole or half-made, and only what carries its mark.
-//! Machines, network and disks first, the directory with its keys last: after a crash in the middle, `down` again.
+//! Machines, network and disks first, then the context in the user's kubeconfig, the directory with its keys last: after a crash in the
+//! middle, `down` again.
 //! Twice is once.
 
 use super::args::{Down, Format, Global};
@@ -36,33 +37,51 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
         return Err(CliError::failed("not removed").hint(format!("ktcw-vm down -c {name} --yes")));
     }
     let host = session::connect_to(global, &dir)?;
-    let ca = std::fs::read_to_string(Keyring::ca_cert(&dir.pki(), Ca::Kubernetes)).ok();
-    let removed = remove(dir, lock, host, render::status).await?;
+    let removed = remove(dir, lock, host, tools::users_kubeconfig().ok().as_deref(), render::status).await?;
     said(global, &name, &removed);
-    if let (Some(ca), Ok(path)) = (ca, tools::users_kubeconfig()) {
-        match forgotten_by_kubectl(&path, &name, &ca) {
-            Ok(true) => {
-                let text = format!("context ktcw-{name} taken out of {}", path.display());
-                if global.format == Format::Json { render::status(&text) } else { render::print_line(&text) }
-            }
-            Err(error) => render::status(&format!("context ktcw-{name} may still be in {}: {error}", path.display())),
-            Ok(false) => {}
-        }
-    }
     Ok(exit::OK)
 }
 
-/// What `kubeconfig --merge` put into the user's own file leads nowhere now. Returns whether it was in there.
-fn forgotten_by_kubectl(path: &Path, name: &ClusterName, ca: &str) -> Result<bool, StoreError> {
-    let without = |there: &str| kubeconfig::remove(there, name, ca).map_err(|error| error.to_string());
-    if path.exists() { shared::edit(path, without) } else { Ok(false) }
+/// What `kubeconfig --merge` has put into the user's own file: known by the CA, which goes with the directory.
+struct Context<'a> {
+    path: &'a Path,
+    name: ClusterName,
+    ca: String,
 }
 
-/// All of a cluster, under its lock.
+impl Context<'_> {
+    /// `None`: there is no such file, or no CA that anything in it could be of.
+    fn of<'a>(kubeconfig: Option<&'a Path>, dir: &ClusterDir) -> Option<Context<'a>> {
+        let ca = std::fs::read_to_string(Keyring::ca_cert(&dir.pki(), Ca::Kubernetes)).ok()?;
+        Some(Context { path: kubeconfig.filter(|path| path.exists())?, name: dir.name().clone(), ca })
+    }
+
+    /// Returns whether it was in there. Twice is once.
+    fn take_out(&self) -> Result<bool, StoreError> {
+        let without = |there: &str| kubeconfig::remove(there, &self.name, &self.ca).map_err(|error| error.to_string());
+        shared::edit(self.path, without)
+    }
+
+    fn say(&self, out: Result<bool, StoreError>, told: &(impl Fn(&str) + ?Sized)) {
+        let (name, path) = (&self.name, self.path.display());
+        match out {
+            Ok(true) => told(&format!("context ktcw-{name} taken out of {path}")),
+            Ok(false) => {}
+            Err(error) => told(&format!(
+                "context ktcw-{name} may still be in {path}, with its key: {}; kubectl config delete-context ktcw-{name}, and \
+                 delete-cluster and delete-user likewise",
+                render::chain(&error)
+            )),
+        }
+    }
+}
+
+/// All of a cluster, under its lock, and what `kubeconfig` has of it.
 pub(crate) async fn remove(
     dir: ClusterDir,
     lock: Lock,
     host: Arc<dyn Host>,
+    kubeconfig: Option<&Path>,
     told: impl Fn(&str) + Send + Sync,
 ) -> Result<apply::Removed, CliError> {
     let name = dir.name().clone();
@@ -70,14 +89,27 @@ pub(crate) async fn remove(
     // A plan that cannot be read stands in nobody's way here.
     let plan = dir.load_plan().ok().flatten();
     let journal = unless_full(begun(&dir, &lock))?;
-    let removed = apply::remove(host, &mark, told).await.map_err(|error| {
+    let removed = apply::remove(host, &mark, &told).await.map_err(|error| {
         CliError::from(error).left("what was not removed yet; nothing of others").hint(format!("ktcw-vm down -c {name}"))
     })?;
     fork::remove_namespace(plan.as_ref(), &mark)?;
     if let Some(journal) = journal {
         unless_full(journal.done("remove", None).map_err(StoreError::from))?;
     }
+    // Before the directory: with its CA gone no later `down` would know what in there is of this cluster. A file that cannot be
+    // changed, which is the user's, keeps nothing from being removed.
+    let context = Context::of(kubeconfig, &dir);
+    let mut out = context.as_ref().map(Context::take_out);
     dir.remove(lock)?;
+    if let (Some(context), Some(Err(error))) = (&context, &out)
+        && error.is_full()
+    {
+        // The directory may be what there was no room beside.
+        out = Some(context.take_out());
+    }
+    if let (Some(context), Some(out)) = (&context, out) {
+        context.say(out, &told);
+    }
     Ok(removed)
 }
 
@@ -216,15 +248,45 @@ mod tests {
         let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
         let admin = plan.kubeconfigs.iter().find(|one| one.id == "admin").expect("planned");
         let (name, key) = (&plan.cluster, Secret::new("KEY"));
-        assert!(!forgotten_by_kubectl(&path, name, "CA").expect("nothing there") && !path.exists());
+        let take_out = |ca: &str| Context { path: &path, name: name.clone(), ca: ca.to_owned() }.take_out();
         let credentials = kubeconfig::Credentials { ca: "CA", cert: "CERT", key: &key };
         let merged = kubeconfig::merge("", admin, credentials, true).expect("merged");
         std::fs::write(&path, merged.expose()).expect("written");
-        assert!(!forgotten_by_kubectl(&path, name, "another CA").expect("read"), "a namesake's");
+        assert!(!take_out("another CA").expect("read"), "a namesake's");
         assert_eq!(std::fs::read_to_string(&path).expect("there"), merged.expose());
-        assert!(forgotten_by_kubectl(&path, name, "CA").expect("written"));
+        assert!(take_out("CA").expect("written"));
         let left = std::fs::read_to_string(&path).expect("there");
         assert!(!left.contains(&format!("ktcw-{name}")), "{left}");
+        assert!(!take_out("CA").expect("read"), "twice is once");
+    }
+
+    #[test]
+    fn there_is_no_context_where_there_is_no_file_or_no_ca() {
+        let place = tempfile::tempdir().expect("a directory");
+        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
+        let (dir, _lock) = ClusterDir::create(place.path(), &spec, "up", jiff::Timestamp::now()).expect("made");
+        let path = place.path().join("config");
+        std::fs::write(&path, "").expect("written");
+        assert!(Context::of(Some(&path), &dir).is_none(), "cut off before it had a CA");
+        let ca = Keyring::ca_cert(&dir.pki(), Ca::Kubernetes);
+        std::fs::create_dir_all(ca.parent().expect("a directory")).expect("made");
+        std::fs::write(&ca, "CA").expect("written");
+        assert!(Context::of(Some(&path), &dir).is_some());
+        assert!(Context::of(Some(&place.path().join("none")), &dir).is_none() && Context::of(None, &dir).is_none());
+    }
+
+    /// A file that cannot be changed is named, with what to type.
+    #[test]
+    fn what_may_still_be_in_the_users_kubeconfig_is_said() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("config");
+        std::fs::write(&path, "not a kubeconfig").expect("written");
+        let context = Context { path: &path, name: ClusterName::parse("lab").expect("a name"), ca: "CA".to_owned() };
+        let said = std::cell::RefCell::new(Vec::new());
+        context.say(context.take_out(), &|text: &str| said.borrow_mut().push(text.to_owned()));
+        let said = said.into_inner().join("\n");
+        assert!(said.contains("ktcw-lab may still be in") && said.contains("kubectl config delete-context ktcw-lab"), "{said}");
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), "not a kubeconfig");
     }
 
     /// What goes is known from libvirt: a journal that has grown beyond reading holds nobody up.

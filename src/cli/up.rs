@@ -165,7 +165,8 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
                 anew.allowed(&why, global.yes, events).await?;
                 if let (Some(dir), Some(lock)) = (existing, lock) {
                     let name = dir.name().clone();
-                    let removed = super::down::remove(dir, lock, host, render::status).await?;
+                    let kubeconfig = super::tools::users_kubeconfig().ok();
+                    let removed = super::down::remove(dir, lock, host, kubeconfig.as_deref(), render::status).await?;
                     super::down::said(global, &name, &removed);
                 }
                 stage.done(false);

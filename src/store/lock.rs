@@ -116,7 +116,7 @@ pub(super) fn take(dir: &Path, command: &str, now: Timestamp) -> Result<Lock, St
 }
 
 /// Writes who holds it into the locked file. Not atomic: a reader that sees half of it says "somebody".
-fn sign(file: &mut File, holder: &Holder) -> std::io::Result<()> {
+pub(super) fn sign(file: &mut File, holder: &Holder) -> std::io::Result<()> {
     let text = serde_json::to_vec(holder)?;
     file.set_len(0)?;
     file.rewind()?;
@@ -131,14 +131,25 @@ fn pause() {
 }
 
 fn holder(file: &mut File) -> Option<Holder> {
+    written(file).filter(lives)
+}
+
+/// Whether the word in this file is one of ours, and whoever wrote it is no more. No word says nothing of anybody.
+pub(super) fn is_left_behind(file: &mut File) -> bool {
+    written(file).is_some_and(|holder| !lives(&holder))
+}
+
+fn written(file: &mut File) -> Option<Holder> {
     let mut text = Vec::new();
     file.rewind().ok()?;
     file.take(4096).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn lives(holder: &Holder) -> bool {
     let read = |path: &str| std::fs::read_to_string(path).ok();
-    serde_json::from_slice(&text).ok().filter(|holder: &Holder| {
-        // Where the kernel shows no processes the word is all there is.
-        read("/proc/stat").is_none_or(|kernel| may_hold(holder, read(&format!("/proc/{}/stat", holder.pid)).as_deref(), &kernel))
-    })
+    // Where the kernel shows no processes the word is all there is.
+    read("/proc/stat").is_none_or(|kernel| may_hold(holder, read(&format!("/proc/{}/stat", holder.pid)).as_deref(), &kernel))
 }
 
 /// Whether it can be who has the lock, by what the kernel says of the process of its number. A dead one holds nothing; one that began

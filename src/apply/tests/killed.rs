@@ -8,12 +8,13 @@ use crate::cli;
 use crate::event::Events;
 use crate::guest::keys;
 use crate::host::{HostSeen, Mark};
+use crate::pki::kubeconfig::{self, Credentials};
 use crate::pki::{Keyring, Lifetimes};
-use crate::plan::{Plan, plan};
+use crate::plan::{Ca, Plan, plan};
 use crate::spec::{ClusterSpec, NodeName};
 use crate::store::crash::{self, copy, each, entries, place, told};
 use crate::store::journal::{History, Journal};
-use crate::store::{self, ClusterDir, Lock, SshKey, StoreError};
+use crate::store::{self, ClusterDir, Lock, SshKey, StoreError, shared};
 use jiff::Timestamp;
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -168,8 +169,38 @@ impl Computer {
         }
         let dir = ClusterDir::open(&parent, &name)?;
         let lock = locked(&dir, "down")?;
-        super::block_on(cli::remove_cluster(dir, lock, self.lab().host.clone(), |_| ())).map_err(|error| error.text())?;
+        let (host, kubeconfig) = (self.lab().host.clone(), self.kubeconfig());
+        super::block_on(cli::remove_cluster(dir, lock, host, Some(&kubeconfig), |_| ())).map_err(|error| error.text())?;
         Ok(())
+    }
+
+    /// The user's own, where a test has put one.
+    fn kubeconfig(&self) -> PathBuf {
+        self.0.join("kube/config")
+    }
+
+    /// What `ktcw-vm kubeconfig --merge` does, beside somebody else's.
+    fn merge(&self) {
+        let (dir, path) = (self.dir(), self.kubeconfig());
+        let plan = dir.load_plan().expect("readable").expect("a plan");
+        let keyring = Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs).expect("keys");
+        let admin = plan.kubeconfigs.iter().find(|one| one.id == "admin").expect("planned");
+        let pair = keyring.identity(&admin.cert).expect("there");
+        let ca = keyring.ca_pem(Ca::Kubernetes).expect("there");
+        std::fs::create_dir(path.parent().expect("a directory")).expect("made");
+        std::fs::write(&path, THEIRS).expect("written");
+        let credentials = Credentials { ca, cert: &pair.cert, key: &pair.key };
+        let merged = |there: &str| kubeconfig::merge(there, admin, credentials, true).map(Some).map_err(|e| e.to_string());
+        assert!(shared::edit(&path, merged).expect("merged"));
+        assert!(std::fs::read_to_string(&path).expect("there").contains("ktcw-lab"));
+    }
+
+    /// Nothing of the cluster is in the user's kubeconfig, nor beside it; what others have there is.
+    fn is_forgotten_by_kubectl(&self, about: &str) {
+        let path = self.kubeconfig();
+        let Ok(text) = std::fs::read_to_string(&path) else { return };
+        assert!(!text.contains("ktcw-lab") && text.contains("https://theirs:6443"), "{about}: {text}");
+        assert_eq!(entries(path.parent().expect("a directory")), [path], "{about}");
     }
 
     /// Runs it in a process of its own; `true`: it was killed on its way.
@@ -233,6 +264,7 @@ impl Computer {
     pub(super) fn goes_down(&self, before: &HostSeen, about: &str) {
         self.down().unwrap_or_else(|error| panic!("{about}: {error}"));
         assert_eq!(&self.lab().host_seen(), before, "{about}");
+        self.is_forgotten_by_kubectl(about);
         self.down().expect("twice");
         let age = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         for entry in entries(&self.clusters()) {
@@ -247,6 +279,13 @@ impl Computer {
 }
 
 const CHILD: &str = "apply::tests::killed::child_runs";
+const THEIRS: &str = "apiVersion: v1
+kind: Config
+clusters:
+- name: theirs
+  cluster:
+    server: https://theirs:6443
+";
 pub(super) const EVENTS: &str = "events";
 
 pub(super) fn mark(dir: &ClusterDir) -> Mark {
@@ -292,8 +331,9 @@ fn down_killed_anywhere_is_finished_by_down_and_turned_round_by_up() {
     let whole = Computer::fresh(&place.path().join("whole"));
     let before = whole.lab().host_seen();
     whole.comes_up("undisturbed");
+    whole.merge();
     let points = whole.copied(&place.path().join("counted")).points("down");
-    assert!(points.len() > 10, "{points:?}");
+    assert!(points.len() > 14, "{points:?}");
     each(&points, |point, at| {
         let cut = whole.copied(&at.join("cut"));
         assert!(cut.killed("down", point), "{point} is on the way of down");

@@ -192,7 +192,7 @@ impl Computer {
         }
         let dir = self.dir(name);
         let lock = dir.lock("down")?;
-        block_on(crate::cli::down::remove(dir, lock, Arc::new(self.host()), |_| ())).map(drop)
+        block_on(crate::cli::down::remove(dir, lock, Arc::new(self.host()), None, |_| ())).map(drop)
     }
 }
 
