@@ -1,7 +1,9 @@
 //! `ktcw-vm support bundle`: everything that helps others to help, in one file, without the cluster's secrets.
 //! It asks whatever still answers (the directory, libvirt, the nodes), each with a deadline, and writes down what did not.
-//! It changes nothing but the file it makes; what is taken out, and how, is `redact`'s business.
+//! It changes nothing but the file it makes; what of the directory goes into it is `directory`'s business, what is taken out, and how,
+//! `redact`'s.
 
+mod directory;
 mod redact;
 
 use super::args::{Global, SupportWhat};
@@ -13,6 +15,7 @@ use crate::host::{Host, HostError, Mark, blocking};
 use crate::image;
 use crate::plan::{NodePlan, Plan};
 use crate::store::ClusterDir;
+use directory::of_directory;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::future::join_all;
@@ -29,8 +32,6 @@ use std::time::Duration;
 /// Lines kept of a console, and of each unit's journal.
 const CONSOLE_LINES: usize = 500;
 const LOG_LINES: u32 = 500;
-/// A file of the directory that is longer (a report of a long drill) is named, not taken along.
-const MOST_BYTES: u64 = 4 << 20;
 
 /// What goes into the bundle, by path in it, as it was read: `pack` takes the secrets out.
 type Entries = BTreeMap<String, String>;
@@ -91,30 +92,6 @@ fn room_for(target: &Path) -> Result<tempfile::NamedTempFile, CliError> {
 
 fn taken(target: &Path) -> CliError {
     CliError::usage(format!("{}: there is such a file", target.display())).hint("name another file: ktcw-vm support bundle FILE")
-}
-
-/// What the directory holds but keys: as text, also where it is damaged.
-fn of_directory(dir: &Path) -> Entries {
-    let mut entries = Entries::new();
-    for (sub, into) in [("", "cluster"), ("reports", "reports")] {
-        let at = dir.join(sub);
-        let listed = std::fs::read_dir(&at).into_iter().flatten().filter_map(Result::ok);
-        for path in listed.map(|entry| entry.path()) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // A link leads out of the directory.
-            let Ok(seen) = path.symlink_metadata() else { continue };
-            if !seen.is_file() {
-                continue;
-            }
-            let text = match std::fs::read(&path) {
-                _ if seen.len() > MOST_BYTES => format!("left out: {} bytes\n", seen.len()),
-                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                Err(error) => format!("cannot be read: {error}\n"),
-            };
-            entries.insert(format!("{into}/{name}"), text);
-        }
-    }
-    entries
 }
 
 fn versions() -> String {

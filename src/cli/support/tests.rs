@@ -97,6 +97,7 @@ async fn no_secret_of_the_directory_is_in_a_bundle_in_any_encoding() {
         "b/cluster/plan.json",
         "b/cluster/journal.jsonl",
         "b/reports/drill-1.json",
+        "b/left-out.txt",
         "b/versions.txt",
         "b/libvirt/facts.txt",
         "b/libvirt/ours.txt",
@@ -127,6 +128,33 @@ async fn no_secret_of_the_directory_is_in_a_bundle_in_any_encoding() {
     let text = String::from_utf8_lossy(&all).into_owned();
     for word in ["define controller-0", "192.168.77.0/24", "etcd[1]: <redacted>", "fake:///system", plan.nodes[0].mac.as_str()] {
         assert!(text.contains(word), "{word}");
+    }
+}
+
+/// A drill keeps etcd's store beside the plan, whole or on its way: every Secret of the cluster, and none that the redactor knows.
+#[test]
+fn a_copy_of_etcds_store_is_never_in_a_bundle() {
+    const MARKER: &str = "a-secret-of-somebodys-pod";
+    let parent = tempfile::tempdir().expect("a directory");
+    let (dir, _) = kept(parent.path());
+    dir.save_tour(&1).expect("saved");
+    let store = crate::drill::run::SNAPSHOT;
+    let names = [store.to_owned(), format!("{store}.partial"), "etcd.bak".to_owned(), format!("reports/{store}")];
+    for name in &names {
+        std::fs::write(dir.path().join(name), MARKER).expect("written");
+    }
+    std::os::unix::fs::symlink(dir.path().join(store), dir.path().join("labs.json")).expect("linked");
+    let entries = of_directory(dir.path());
+    let secrets = ClusterDir::secrets_in(dir.path()).expect("read");
+    let packed = pack("b", &entries, &Redactor::new(&secrets), jiff::Timestamp::now()).expect("packed");
+    let files = unpacked(&packed);
+    assert!(files.contains_key("b/cluster/tour.json") && files.contains_key("b/cluster/lock"), "{:?}", files.keys());
+    for (path, content) in &files {
+        assert!(!contains(content, MARKER.as_bytes()) && !path.contains("snapshot"), "{path}");
+    }
+    let left_out = String::from_utf8_lossy(&files["b/left-out.txt"]).into_owned();
+    for name in [store, "etcd.bak"] {
+        assert!(left_out.contains(&format!("cluster/{name}: {} bytes\n", MARKER.len())), "{left_out}");
     }
 }
 
