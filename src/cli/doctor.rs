@@ -50,7 +50,7 @@ pub async fn running(global: &Global) -> Result<u8, CliError> {
 
 /// What `up` with the same flags would need. Where there is an image, its kernel (or `--kernel`) is booted to see whether KVM works.
 pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
-    let spec = spec_of(global, args)?;
+    let (spec, _) = spec_of(global, args)?;
     let found = image::find(&image::cache_dir());
     let there = found.as_ref().ok().and_then(Option::as_ref);
     let mut findings = Vec::new();

@@ -29,8 +29,7 @@ pub async fn run(global: &Global, args: &Down) -> Result<u8, CliError> {
     if !ClusterDir::exists(&parent, &name) {
         return orphans(global, &name, &parent).await;
     }
-    let dir = ClusterDir::open(&parent, &name)?;
-    let lock = dir.lock("down")?;
+    let (dir, lock) = ClusterDir::open_locked(&parent, &name, "down")?;
     if !global.yes
         && !render::confirm(&format!("remove cluster {name} with all its machines, disks{} and keys?", etcd_only::among(&dir)))?
     {

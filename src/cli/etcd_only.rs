@@ -6,8 +6,9 @@ use super::args::{Format, Global};
 use super::drill::bench::Bench;
 use super::error::CliError;
 use super::opened::{all_are, no_open_fault, no_open_restore};
+use super::session::{self, Session};
 use super::snapshot::{members, shown_time};
-use super::{exit, golden, render, session};
+use super::{exit, golden, render};
 use crate::drill::act::Act;
 use crate::drill::admin;
 use crate::drill::catalogue::Process;
@@ -76,9 +77,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn bench(global: &Global, verb: &str) -> Result<(Bench, Lock), CliError> {
-    let session = session::Session::open(global)?;
-    golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str())?;
-    let lock = session.dir.lock(verb)?;
+    let is_down = |session: &Session| golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str());
+    let (session, lock) = Session::open(global)?.lock(verb, is_down)?;
     tidy(&session.dir, &lock)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, verb)?;
@@ -142,8 +142,7 @@ pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result
 pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> Result<u8, CliError> {
     let begin = Instant::now();
     let name = &snapshot.name;
-    let session = session::Session::open(global)?;
-    let lock = session.dir.lock(&format!("snapshot restore {name}"))?;
+    let (session, lock) = Session::open(global)?.lock(&format!("snapshot restore {name}"), |_| Ok(()))?;
     let cluster = session.plan.cluster.clone();
     let begun = begun_before(&session.dir.history()?, cluster.as_str())?;
     tidy(&session.dir, &lock)?;
@@ -270,14 +269,15 @@ async fn awake(bench: &Bench, machines: &Machines, name: &Name) -> Result<(), Cl
 
 /// `snapshot delete` of one.
 pub fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
-    let session = session::Session::open(global)?;
-    let cluster = session.plan.cluster.as_str();
-    let history = session.dir.history()?;
-    if open_restore(&history).is_some_and(|open| open.snapshot == name.as_str()) {
+    let needed = |session: &Session| match session.dir.history()? {
         // It is what the restore needs that was cut off.
-        no_open_restore(&history, cluster)?;
-    }
-    let lock = session.dir.lock(&format!("snapshot delete {name}"))?;
+        history if open_restore(&history).is_some_and(|open| open.snapshot == name.as_str()) => {
+            no_open_restore(&history, session.plan.cluster.as_str())
+        }
+        _ => Ok(()),
+    };
+    let (session, lock) = Session::open(global)?.lock(&format!("snapshot delete {name}"), needed)?;
+    let cluster = session.plan.cluster.as_str();
     tidy(&session.dir, &lock)?;
     session.dir.remove_etcd_snapshot(&lock, name.as_str())?;
     render::print_line(&format!("snapshot {name} of cluster {cluster}'s etcd removed"));

@@ -12,7 +12,7 @@ pub const CHECK_FAILED: u8 = 3;
 pub const INVALID: u8 = 4;
 /// The host cannot carry it: no QEMU, no libvirt, no memory, a name taken. Nothing was made.
 pub const HOST: u8 = 69;
-/// Another process works on the cluster.
+/// Another process works on the cluster, or has changed it since it was read. Nothing was done.
 pub const BUSY: u8 = 75;
 /// Ctrl-C.
 pub const INTERRUPTED: u8 = 130;

@@ -46,6 +46,7 @@ mod kept;
 pub(crate) use down::remove as remove_cluster;
 
 use crate::spec::{ClusterName, ClusterSpec, RawSpec};
+use crate::store::ClusterDir;
 use args::{Cli, Global, SpecArgs, Verb};
 use clap::{CommandFactory, Parser};
 use error::CliError;
@@ -92,7 +93,7 @@ fn failed(error: &CliError, json: bool) -> ExitCode {
 fn unparsed(words: &[OsString], error: &clap::Error) -> ExitCode {
     let json = asks_for_json(words);
     if let Some(refused) = words::refused(words, error, |global, spec| {
-        judged(global, spec).map_or_else(|_| Vec::new(), |j| j.err().unwrap_or_default())
+        judged(global, spec).map_or_else(|_| Vec::new(), |judged| judged.spec.err().unwrap_or_default())
     }) {
         return failed(&refused, json);
     }
@@ -167,16 +168,25 @@ fn log(verbose: u8) {
 /// More than anybody writes into a file of settings.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
-/// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message.
-fn spec_of(global: &Global, args: &SpecArgs) -> Result<ClusterSpec, CliError> {
-    judged(global, args)?.map_err(|problems| {
+/// Flags over config file over what an existing cluster of the name was made with, validated; all problems in one message. With that
+/// cluster, as it was read for this: whoever locks it is told when it is another one by then.
+fn spec_of(global: &Global, args: &SpecArgs) -> Result<(ClusterSpec, Option<ClusterDir>), CliError> {
+    let Judged { spec, kept } = judged(global, args)?;
+    let spec = spec.map_err(|problems| {
         let look = if args.config.is_some() { "ktcw-vm plan --config-schema" } else { "ktcw-vm up --help" };
         CliError::usage(problems.join("\n       ")).hint(format!("{look}; nothing was made"))
-    })
+    })?;
+    Ok((spec, kept))
 }
 
-/// The same with the problems one by one. An error is not about words: a cluster that is there cannot be read.
-fn judged(global: &Global, args: &SpecArgs) -> Result<Result<ClusterSpec, Vec<String>>, CliError> {
+/// A specification or its problems one by one, and the cluster that is there.
+struct Judged {
+    spec: Result<ClusterSpec, Vec<String>>,
+    kept: Option<ClusterDir>,
+}
+
+/// An error is not about words: a cluster that is there cannot be read.
+fn judged(global: &Global, args: &SpecArgs) -> Result<Judged, CliError> {
     let mut raw = args.raw(global.cluster.clone());
     let mut problems = Vec::new();
     if let Some(path) = &args.config {
@@ -189,20 +199,21 @@ fn judged(global: &Global, args: &SpecArgs) -> Result<Result<ClusterSpec, Vec<St
     // A name that is none is said by `validate`, with all else.
     if let Ok(name) = ClusterName::parse(raw.cluster.as_deref().unwrap_or("ktcw")) {
         let parent = session::parent(global)?;
-        if crate::store::ClusterDir::exists(&parent, &name) {
-            let dir = crate::store::ClusterDir::open(&parent, &name)?;
+        if ClusterDir::exists(&parent, &name) {
+            let dir = ClusterDir::open(&parent, &name)?;
             raw = raw.over(RawSpec::from(dir.spec()));
-            kept = Some(dir.spec().clone());
+            kept = Some(dir);
         }
     }
-    Ok(match crate::spec::validate_kept(&raw, kept.as_ref()) {
+    let spec = match crate::spec::validate_kept(&raw, kept.as_ref().map(ClusterDir::spec)) {
         Ok(spec) if problems.is_empty() => Ok(spec),
         Ok(_) => Err(problems),
         Err(found) => {
             problems.extend(found.iter().map(ToString::to_string));
             Err(problems)
         }
-    })
+    };
+    Ok(Judged { spec, kept })
 }
 
 /// What a `--config` file says, and all that is wrong with it. Files that it names are beside it.

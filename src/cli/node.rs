@@ -28,28 +28,35 @@ pub async fn run(global: &Global, what: &NodeWhat) -> Result<u8, CliError> {
 
 async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
     let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
-    let dir = ClusterDir::open(&parent, &name)?;
+    let (dir, lock) = ClusterDir::open_locked(&parent, &name, "node add")?;
     lab::none_open_of_these_nodes(&dir)?;
     let role = match args.role {
         NodeRole::Worker => Role::Worker,
         NodeRole::Etcd => Role::Controller,
     };
-    // Who was on the way when a run was cut off is one of them already.
+    let spec = with_more(&dir, &lock, role, args.count)?;
+    let asked = Asked { spec: &spec, verb: "node add", verify: !args.no_verify, golden: true, kernel_given: false };
+    let there = Some((dir, lock));
+    shown(global, &name, args.timings, |events| async move { raise(global, &asked, &parent, there, &events).await }).await
+}
+
+/// The spec with so many more. Who was on the way when a run was cut off is one of them already; it wants the lock, for without it
+/// that could be somebody who is just being added by another run.
+fn with_more(dir: &ClusterDir, _held: &Lock, role: Role, count: u8) -> Result<ClusterSpec, CliError> {
     let mut spec = dir.spec().clone();
     let open = apply::announced(&dir.history()?);
     let there = spec.nodes_of(role);
     let begun = open.iter().filter(|node| there.contains(node)).count();
-    for _ in begun..args.count.into() {
+    for _ in begun..count.into() {
         spec = spec.with_one_more(role).map_err(CliError::usage)?;
     }
-    let asked = Asked { spec: &spec, verb: "node add", verify: !args.no_verify, golden: true, kernel_given: false };
-    shown(global, &name, args.timings, |events| async move { raise(global, &asked, &parent, &events).await }).await
+    Ok(spec)
 }
 
 async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
     let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
     // What is decided here must still be so when the question has been answered.
-    let lock = ClusterDir::open(&parent, &name)?.lock("node remove")?;
+    let (_, lock) = ClusterDir::open_locked(&parent, &name, "node remove")?;
     let session = Session::open(global)?;
     whole_moment(&session)?;
     lab::none_open_of_these_nodes(&session.dir)?;
@@ -162,6 +169,43 @@ mod tests {
     use super::*;
     use crate::plan::{Accel, Resolved, samples};
     use crate::spec::{RawSpec, validate};
+    use crate::store::StoreError;
+
+    /// The second one of two adds, which used to read that the first one's node is on its way and took it for its own.
+    #[test]
+    fn one_more_is_one_more_than_another_add_has_left() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let old = plan(&spec, &resolved);
+        let (made, lock) = ClusterDir::create(parent.path(), &spec, "up", jiff::Timestamp::now()).expect("made");
+        made.save_plan(&lock, &old).expect("saved");
+        drop(lock);
+        let early = ClusterDir::open(parent.path(), &spec.name).expect("opened");
+        let add = || ClusterDir::open_locked(parent.path(), &spec.name, "node add");
+        let workers = |spec: &ClusterSpec| spec.nodes_of(Role::Worker).len();
+
+        let (mut first, lock) = add().expect("free");
+        let next = plan(&with_more(&first, &lock, Role::Worker, 1).expect("room for it"), &resolved);
+        let (journal, history) = first.journal(&lock, crate::store::draw_id(), "node add").expect("opened");
+        apply::announce(&journal, &history, &old, &next).expect("written");
+        first.begin(&lock, &next).expect("written");
+        assert!(matches!(add(), Err(StoreError::Busy { .. })), "as long as it works");
+        drop(lock);
+
+        // Cut off here, the same words finish it.
+        let (again, lock) = add().expect("free");
+        assert_eq!(workers(&with_more(&again, &lock, Role::Worker, 1).expect("room")), 2);
+        assert_eq!(workers(&with_more(&again, &lock, Role::Worker, 2).expect("room")), 3);
+        apply::arrived(&journal, &again.history().expect("readable")).expect("written");
+        drop((journal, lock));
+
+        let (second, lock) = add().expect("free");
+        assert_eq!(workers(&with_more(&second, &lock, Role::Worker, 1).expect("room")), 3, "nobody is on the way");
+        drop(lock);
+        assert!(matches!(early.lock("up"), Err(StoreError::Changed { .. })), "one worker was all that it knew of");
+    }
 
     #[test]
     fn a_member_that_does_not_answer_gives_no_vote_although_its_machine_runs() {

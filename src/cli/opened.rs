@@ -30,11 +30,10 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// `verb` is what the user typed, for who finds the cluster busy. What `wrong` says of names is said before libvirt is asked.
-    pub fn new(global: &Global, verb: &str, wrong: impl FnOnce(&Session) -> Result<(), CliError>) -> Result<Opened, CliError> {
-        let session = Session::open(global)?;
-        wrong(&session)?;
-        let lock = session.dir.lock(verb)?;
+    /// `verb` is what the user typed, for who finds the cluster busy. What `wrong` says of names is said before libvirt is asked, and
+    /// before the lock is waited for; under it `wrong` is asked again.
+    pub fn new(global: &Global, verb: &str, wrong: impl FnMut(&Session) -> Result<(), CliError>) -> Result<Opened, CliError> {
+        let (session, lock) = Session::open(global)?.lock(verb, wrong)?;
         let host = session::connect_to(global, &session.dir)?;
         let machines = Machines { plan: session.plan.clone(), host: host.clone(), mark: session.mark() };
         Ok(Opened { session, lock, host, machines, stop: signals::interrupted() })

@@ -17,9 +17,7 @@ pub fn run(global: &Global, args: &PlanArgs) -> Result<u8, CliError> {
         render::print_line(&schema);
         return Ok(exit::OK);
     }
-    let spec = spec_of(global, &args.spec)?;
-    let parent = session::parent(global)?;
-    let dir = if ClusterDir::exists(&parent, &spec.name) { Some(ClusterDir::open(&parent, &spec.name)?) } else { None };
+    let (spec, dir) = spec_of(global, &args.spec)?;
     let old = dir.as_ref().map(ClusterDir::load_plan).transpose()?.flatten();
     let (resolved, notes) = match &old {
         Some(old) => (resolve::kept(old), Vec::new()),

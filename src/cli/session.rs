@@ -14,7 +14,7 @@ use crate::plan::{Ca, PkiItem, Plan};
 use crate::secret::Secret;
 use crate::spec::{ClusterName, NodeName};
 use crate::store::journal::JournalError;
-use crate::store::{ClusterDir, SshKeys, StoreError, default_parent};
+use crate::store::{ClusterDir, Lock, SshKeys, StoreError, default_parent};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +43,19 @@ impl Session {
         let ssh = dir.ssh(&names)?;
         let keyring = Keyring::load(&dir.pki(), &plan.certs, &plan.kubeconfigs)?;
         Ok(Session { dir, plan: Arc::new(plan), ssh, keyring })
+    }
+
+    /// Takes the cluster's lock, unless something is `wrong`, and looks again under it: whoever had it until now may have left
+    /// another plan, new keys or an open record. With another plan the words that were typed may mean something else.
+    pub fn lock(self, verb: &str, mut wrong: impl FnMut(&Session) -> Result<(), CliError>) -> Result<(Session, Lock), CliError> {
+        wrong(&self)?;
+        let lock = self.dir.lock(verb)?;
+        if self.dir.load_plan()?.as_ref() != Some(&*self.plan) {
+            return Err(StoreError::Changed { path: self.dir.path().to_owned() }.into());
+        }
+        let session = Session::at(self.dir.path().parent().unwrap_or(Path::new("/")), self.dir.name())?;
+        wrong(&session)?;
+        Ok((session, lock))
     }
 
     pub fn mark(&self) -> Mark {
@@ -144,7 +157,7 @@ pub fn connect_to(global: &Global, dir: &ClusterDir) -> Result<Arc<LibvirtHost>,
 impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::Busy { .. } => exit::BUSY,
+            StoreError::Busy { .. } | StoreError::Changed { .. } => exit::BUSY,
             StoreError::NoCluster { .. } | StoreError::NoHome => exit::USAGE,
             _ => exit::FAILED,
         };
@@ -191,5 +204,54 @@ impl From<PkiError> for CliError {
             Some(hint) => said.hint(hint),
             None => said,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Accel, Resolved, plan, samples};
+    use crate::spec::{RawSpec, validate};
+    use crate::store::SshKey;
+
+    fn planned(subnet: &str) -> Plan {
+        let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+        let subnet = subnet.parse().expect("a net");
+        plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None })
+    }
+
+    #[test]
+    fn what_was_read_without_the_lock_is_looked_at_again_under_it() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let plan = planned("192.168.77.0/24");
+        crate::cli::kept::kept(parent.path(), &plan);
+        let open = || Session::at(parent.path(), &plan.cluster).expect("opened");
+
+        let mut asked = 0;
+        let second_time = |_: &Session| {
+            asked += 1;
+            if asked == 2 { Err(CliError::failed("a restore is half-done by now")) } else { Ok(()) }
+        };
+        let refused = open().lock("stop", second_time).err().expect("refused");
+        assert!(refused.message.contains("by now"), "{}", refused.message);
+
+        // The lock is free again. Who takes it meanwhile makes keys, then another plan for the same specification.
+        let (early, late) = (open(), open());
+        let nodes = [NodeName::controller(0), NodeName::worker(0)];
+        let lock = early.dir.lock("up").expect("free");
+        std::fs::remove_dir_all(early.dir.path().join("ssh")).expect("removed");
+        crate::store::files::ensure_dir(&early.dir.path().join("ssh")).expect("made");
+        let pair = |comment: &str| {
+            let (private, public) = crate::guest::ssh::keys::generate(comment).map_err(|error| error.to_string())?;
+            Ok(SshKey { private, public })
+        };
+        early.dir.ensure_ssh(&lock, &nodes, pair).expect("made");
+        drop(lock);
+        let (fresh, lock) = early.lock("stop", |_| Ok(())).expect("the same plan");
+        assert!(fresh.ssh.client.public != late.ssh.client.public, "the keys are those that are there now");
+        fresh.dir.save_plan(&lock, &planned("192.168.78.0/24")).expect("saved");
+        drop(lock);
+        let error = late.lock("stop", |_| Ok(())).err().expect("another plan");
+        assert!(error.code == exit::BUSY && error.hint.is_some_and(|hint| hint.contains("again")), "{}", error.message);
     }
 }

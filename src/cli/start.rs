@@ -5,10 +5,11 @@
 use super::args::{Global, Start};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::whole_moment;
+use super::opened::{known, whole_moment};
+use super::resolve;
+use super::session::{self, Session};
 use super::up::{Outcome, refuse, shown};
 use super::way::{Settled, carry_out};
-use super::{resolve, session};
 use crate::event::Events;
 use crate::host::{Host, blocking};
 use crate::image;
@@ -22,13 +23,9 @@ pub async fn run(global: &Global, args: &Start) -> Result<u8, CliError> {
 }
 
 async fn start(global: &Global, args: &Start, events: &Events) -> Result<Outcome, CliError> {
-    let opened = session::Session::open(global)?;
-    if let Some(node) = &args.node {
-        opened.node(node)?;
-    }
-    whole_moment(&opened)?;
+    let wrong = |session: &Session| known(session, args.node.as_ref()).and_then(|()| whole_moment(session));
+    let (opened, lock) = Session::open(global)?.lock("start", wrong)?;
     let (dir, plan): (ClusterDir, _) = (opened.dir.clone(), opened.plan.clone());
-    let lock = dir.lock("start")?;
     let host = session::connect_to(global, &dir)?;
     let (asked, mark) = (host.clone(), session::mark(&dir));
     let (facts, seen) = blocking(move || Ok((asked.facts()?, asked.observe()?))).await?;

@@ -29,11 +29,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub async fn run(global: &Global, up: &Up) -> Result<u8, CliError> {
-    let spec = spec_of(global, &up.spec)?;
+    let (spec, kept) = spec_of(global, &up.spec)?;
     let parent = session::parent(global)?;
+    // What is asked was made from what is kept, and has to be locked as that, before libvirt is waited for.
+    let there = match kept {
+        Some(dir) => {
+            let lock = dir.lock("up")?;
+            Some((dir, lock))
+        }
+        None => None,
+    };
     let (spec, parent) = (&spec, &parent);
     let asked = Asked { spec, verb: "up", verify: !up.no_verify, golden: !up.no_golden, kernel_given: up.spec.kernel.is_some() };
-    shown(global, &spec.name, up.timings, |events| async move { raise(global, &asked, parent, &events).await }).await
+    shown(global, &spec.name, up.timings, |events| async move { raise(global, &asked, parent, there, &events).await }).await
 }
 
 /// What a cluster is to become, by which verb.
@@ -108,15 +116,23 @@ pub(super) struct Outcome {
     pub well: bool,
 }
 
-pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, events: &Events) -> Result<Outcome, CliError> {
+/// `there` is the cluster that what is asked was made from, under its lock.
+pub(super) async fn raise(
+    global: &Global,
+    asked: &Asked<'_>,
+    parent: &Path,
+    there: Option<(ClusterDir, Lock)>,
+    events: &Events,
+) -> Result<Outcome, CliError> {
     let (spec, verb) = (asked.spec, asked.verb);
-    let existing = if ClusterDir::exists(parent, &spec.name) { Some(ClusterDir::open(parent, &spec.name)?) } else { None };
+    let (existing, lock) = there.unzip();
     let host = match &existing {
         Some(dir) => session::connect_to(global, dir)?,
+        // What is asked was made from nothing, and would be taken for a change of this one.
+        None if ClusterDir::exists(parent, &spec.name) => return Err(made_meanwhile(parent, spec)),
         None => session::connect(global)?,
     };
     // Before anything is made, even a directory: what is asked must be possible here.
-    let lock = existing.as_ref().map(|dir| dir.lock(verb)).transpose()?;
     let old = match &existing {
         Some(dir) => dir.load_plan()?,
         None => None,
@@ -170,7 +186,7 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
                     super::down::said(global, &name, &removed);
                 }
                 stage.done(false);
-                Box::pin(raise(global, asked, parent, events)).await
+                Box::pin(raise(global, asked, parent, None, events)).await
             }
         };
     }
@@ -245,12 +261,16 @@ pub(super) async fn raise(global: &Global, asked: &Asked<'_>, parent: &Path, eve
 /// A new cluster's directory, locked. Of all who begin it at once one has it, and the others are told of that one.
 fn begun(parent: &Path, spec: &ClusterSpec) -> Result<(ClusterDir, Lock), CliError> {
     match ClusterDir::create(parent, spec, "up", jiff::Timestamp::now()) {
-        Err(StoreError::Exists { .. }) => {
-            // As long as it works the lock says who it is.
-            drop(ClusterDir::open(parent, &spec.name)?.lock("up")?);
-            Err(CliError::busy(format!("cluster {} was made meanwhile", spec.name)).hint(format!("ktcw-vm up -c {}", spec.name)))
-        }
+        Err(StoreError::Exists { .. }) => Err(made_meanwhile(parent, spec)),
         made => Ok(made?),
+    }
+}
+
+/// By somebody else, who is named as long as it works: the lock says who it is.
+fn made_meanwhile(parent: &Path, spec: &ClusterSpec) -> CliError {
+    match ClusterDir::open_locked(parent, &spec.name, "up") {
+        Err(error) => error.into(),
+        Ok(_) => CliError::busy(format!("cluster {} was made meanwhile", spec.name)).hint(format!("ktcw-vm up -c {}", spec.name)),
     }
 }
 

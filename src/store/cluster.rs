@@ -247,18 +247,36 @@ impl ClusterDir {
     /// `command` is what the user typed.
     pub fn lock(&self, command: &str) -> Result<Lock, StoreError> {
         let lock = lock::take(&self.path, command, Timestamp::now())?;
-        // Between `open` and here the cluster may have been removed and made again: then this is another one.
         match read_json::<About>(&self.path.join(ABOUT))? {
-            Some(about) if about.instance == self.about.instance => {}
+            Some(about) if about == self.about => {}
+            // What was decided since `open` was decided of another specification.
+            Some(about) if about.instance == self.about.instance => {
+                return Err(StoreError::Changed { path: self.path.clone() });
+            }
+            // The cluster may also have been removed and made again: then this is another one.
             _ => return Err(StoreError::Vanished { path: self.path.clone() }),
         }
+        self.clear_away()?;
+        Ok(lock)
+    }
+
+    /// `open` with the lock in hand, for who has decided nothing yet: whatever others do until then is what it finds.
+    pub fn open_locked(parent: &Path, name: &ClusterName, command: &str) -> Result<(ClusterDir, Lock), StoreError> {
+        let path = ClusterDir::open(parent, name)?.path;
+        let lock = lock::take(&path, command, Timestamp::now())?;
+        let dir = ClusterDir::open(parent, name)?;
+        dir.clear_away()?;
+        Ok((dir, lock))
+    }
+
+    /// What a crash left half-written. Only for who holds the lock.
+    fn clear_away(&self) -> Result<(), StoreError> {
         let (keys, records) =
             ([self.pki(), self.path.join("pki/ca"), self.path.join("ssh")], [self.snapshots(), self.etcd_snapshots()]);
         for dir in [self.path.clone(), self.reports()].into_iter().chain(keys).chain(records) {
             files::sweep(&dir)?;
         }
-        self.path.parent().map_or(Ok(()), finish_removals)?;
-        Ok(lock)
+        self.path.parent().map_or(Ok(()), finish_removals)
     }
 
     /// Where what `up` makes will be, so that `down` looks there.

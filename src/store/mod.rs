@@ -44,6 +44,9 @@ pub enum StoreError {
     /// Another process changes the cluster. Exit code 75.
     #[error("{} is in use by {}", .dir.display(), .holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string))]
     Busy { dir: PathBuf, holder: Option<Holder> },
+    /// What was read of it before its lock was had is not what is there now. Exit code 75.
+    #[error("{} was changed by another process meanwhile", .path.display())]
+    Changed { path: PathBuf },
     #[error("there is no cluster {name} in {}", .parent.display())]
     NoCluster { name: String, parent: PathBuf },
     #[error("cluster {name} exists already in {}", .parent.display())]
@@ -94,6 +97,7 @@ impl StoreError {
                 Some("`ktcw-vm list` shows the clusters there; `ktcw-vm up` makes one; --state-dir looks elsewhere".to_owned())
             }
             StoreError::Exists { .. } => Some("`ktcw-vm up` goes on with it; --cluster takes another name".to_owned()),
+            StoreError::Changed { .. } => Some("nothing was done; run the command again".to_owned()),
             StoreError::Vanished { .. } => Some("run the command again".to_owned()),
             StoreError::NotOurs { path, .. } => Some(format!("look at {} and remove or rename it yourself", path.display())),
             StoreError::Newer { .. } => Some("use the newer ktcw-vm for this cluster".to_owned()),

@@ -383,7 +383,7 @@ fn child_runs() {
                 Ok(_) => "done".to_owned(),
                 Err(error) => match error.downcast_ref::<StoreError>() {
                     Some(StoreError::Busy { holder: Some(holder), .. }) => format!("busy {holder}"),
-                    Some(StoreError::Exists { .. }) => "exists".to_owned(),
+                    Some(StoreError::Exists { .. } | StoreError::Changed { .. }) => "exists".to_owned(),
                     _ => format!("failed: {error}"),
                 },
             };

@@ -26,10 +26,8 @@ pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
 }
 
 async fn heal(global: &Global) -> Result<u8, CliError> {
-    let session = Session::open(global)?;
     // It heals what it sees, and would see what is to be solved.
-    lab::none_open(&session.dir)?;
-    let lock = session.dir.lock("drill heal")?;
+    let (session, lock) = Session::open(global)?.lock("drill heal", |session| lab::none_open(&session.dir))?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill heal")?;
     let done = bench.heal().await?;

@@ -20,10 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
     let chosen = each_adjusted(drills(&args.drill)?, &args.gates, args.target.as_deref())?;
-    let session = Session::open(global)?;
     // Two who break things would be taken for each other, and what heals a drill would solve the lab.
-    lab::none_open(&session.dir)?;
-    let lock = session.dir.lock(&format!("drill run {}", args.drill))?;
+    let no_lab = |session: &Session| lab::none_open(&session.dir);
+    let (session, lock) = Session::open(global)?.lock(&format!("drill run {}", args.drill), no_lab)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill run")?;
     bench.heal_what_is_open().await?;

@@ -147,15 +147,10 @@ pub async fn watch(global: &Global, args: &DrillWatch) -> Result<u8, CliError> {
 /// The cluster's directory and its lock, once nobody else has it; `None`: there is no such cluster any more.
 async fn locked(parent: &Path, name: &crate::spec::ClusterName) -> Result<Option<(ClusterDir, Lock)>, CliError> {
     let take = || async {
-        let dir = match ClusterDir::open(parent, name) {
-            Ok(dir) => dir,
-            Err(StoreError::NoCluster { .. }) => return Seen::Ready(Ok(None)),
-            Err(error) => return Seen::Ready(Err(error)),
-        };
-        match dir.lock("drill watch") {
-            Ok(lock) => Seen::Ready(Ok(Some((dir, lock)))),
+        match ClusterDir::open_locked(parent, name, "drill watch") {
+            Ok(both) => Seen::Ready(Ok(Some(both))),
             Err(error @ StoreError::Busy { .. }) => Seen::NotYet(error.to_string()),
-            Err(StoreError::Vanished { .. }) => Seen::Ready(Ok(None)),
+            Err(StoreError::NoCluster { .. } | StoreError::Vanished { .. }) => Seen::Ready(Ok(None)),
             Err(error) => Seen::Ready(Err(error)),
         }
     };

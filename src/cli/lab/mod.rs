@@ -167,10 +167,10 @@ fn stage<'a>(
 }
 
 async fn check(global: &Global) -> Result<u8, CliError> {
-    let session = Session::open(global)?;
-    book(&session.dir)?.running().map_err(refused(&session.dir))?;
-    whole_moment(&session)?;
-    let lock = session.dir.lock("lab check")?;
+    let (session, lock) = Session::open(global)?.lock("lab check", |session| {
+        book(&session.dir)?.running().map_err(refused(&session.dir))?;
+        whole_moment(session)
+    })?;
     let mut book = book(&session.dir)?;
     let guests = session.guests()?;
     let open = book.running().map_err(refused(&session.dir))?.clone();
@@ -236,9 +236,8 @@ fn with_hints(hints: usize) -> String {
 }
 
 fn hint(global: &Global) -> Result<u8, CliError> {
-    let session = Session::open(global)?;
-    book(&session.dir)?.running().map_err(refused(&session.dir))?;
-    let lock: Lock = session.dir.lock("lab hint")?;
+    let open = |session: &Session| book(&session.dir)?.running().map(drop).map_err(refused(&session.dir));
+    let (session, lock) = Session::open(global)?.lock("lab hint", open)?;
     let mut book = book(&session.dir)?;
     let open = book.running_mut().map_err(refused(&session.dir))?;
     let (of, cluster, hit) = (open.lab.hints.len(), &session.plan.cluster, open.hit.clone());

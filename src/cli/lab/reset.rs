@@ -19,6 +19,7 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
     // A restore that was cut off is in the way, unless it is our own.
     let mut mixed = false;
     let ours = |session: &Session| {
+        mixed = false;
         let book = book(&session.dir)?;
         let open =
             book.running().map(|open| open.lab.clone()).or_else(|error| book.open.clone().map(|open| open.lab).ok_or(error));

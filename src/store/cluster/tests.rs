@@ -123,6 +123,32 @@ fn a_cluster_removed_and_made_again_is_another_one() {
     assert!(new.lock("up").is_ok());
 }
 
+/// Two who have opened it at the same time: what the second was about to do, it was about to do with what the first one found.
+#[test]
+fn what_was_read_before_another_one_changed_it_gets_no_lock() {
+    let parent = parent();
+    made(parent.path(), &spec("ktcw"));
+    let open = || ClusterDir::open(parent.path(), &name("ktcw")).expect("opened");
+    let (mut first, second) = (open(), open());
+    let lock = first.lock("node add").expect("free");
+    assert!(matches!(second.lock("up"), Err(StoreError::Busy { .. })));
+    assert!(matches!(ClusterDir::open_locked(parent.path(), &name("ktcw"), "up"), Err(StoreError::Busy { .. })));
+    first.save_spec(&lock, &ClusterSpec { workers: 5, ..spec("ktcw") }).expect("saved");
+    drop(lock);
+    let error = second.lock("up").expect_err("five workers by now");
+    assert!(matches!(error, StoreError::Changed { .. }) && error.hint().expect("a hint").contains("again"), "{error}");
+    drop(first.lock("up").expect("what it wrote itself is what is there, and a refusal holds nothing"));
+
+    let second = open();
+    let lock = first.lock("up").expect("free");
+    first.save_libvirt(&lock, "qemu:///system").expect("saved");
+    drop(lock);
+    assert!(matches!(second.lock("up"), Err(StoreError::Changed { .. })), "its machines are known by now");
+    let (third, lock) = ClusterDir::open_locked(parent.path(), &name("ktcw"), "down").expect("nothing was decided");
+    assert_eq!((third.spec().workers, third.libvirt(), lock.dir()), (5, Some("qemu:///system"), third.path()));
+    assert!(matches!(ClusterDir::open_locked(parent.path(), &name("none"), "down"), Err(StoreError::NoCluster { .. })));
+}
+
 #[test]
 fn loose_linked_foreign_and_newer_are_refused_each_by_its_name() {
     let parent = parent();
