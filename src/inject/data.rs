@@ -62,7 +62,9 @@ impl Machines {
         self.on(node, format!("rm -rf {}\n", shell::KEPT_CERT)).await.map(|_| ())
     }
 
-    /// All members anew from one snapshot, or none: as long as one has no data, none of them is running from it.
+    /// All members anew from one snapshot, or none: as long as one has no data, none of them is running from it. Members have their
+    /// ids from the token, so each call draws its own: nobody of an earlier restore, be it of this very snapshot or cut off
+    /// half-way, is taken for a member of this one.
     pub(super) async fn restore(&self, nodes: &[NodeName], snapshot: &str) -> Result<(), String> {
         let mut missing = false;
         for node in nodes {
@@ -75,27 +77,28 @@ impl Machines {
         let bytes = tokio::fs::read(snapshot).await.map_err(|error| format!("{snapshot}: {error}"))?;
         let initial: Vec<String> =
             self.plan.controllers().map(|node| format!("{}=https://{}:2380", node.name, node.ip)).collect();
+        let initial = initial.join(",");
+        let token = format!("{}-restored-{}", self.plan.cluster, crate::store::draw_id());
         let image = format!("localhost/ktcw/etcd:{}", self.plan.resolved.image.versions.etcd);
         // All are empty before one is restored: killed in between, the next heal must not take old data for restored.
         for node in nodes {
-            let down = format!("{}{}", shell::down(Process::Etcd, false), shell::wipe());
+            let down = format!("{}{}{}", shell::down(Process::Etcd, false), shell::alone_with_data(), shell::wipe());
             self.on(node, format!("set -e\n{down}")).await?;
         }
         for node in nodes {
             put(&*self.guest, node, SNAPSHOT, &bytes, 0o600, self.deadline() * 4).await.map_err(|error| error.to_string())?;
-            // Whole or absent: data that is half restored has another name, and a restore that lost its caller is ended first.
+            // Whole or absent: data that is half restored has another name.
             let restore = format!(
-                "set -e\ntrap 'rm -f {SNAPSHOT}' EXIT\n\
-                 podman rm --force --ignore --time 0 ktcw-drill-restore >&2\nrm -rf {data}.new\n\
-                 podman run --rm --name ktcw-drill-restore --pull=never --network=none --volume {disk}:{disk} {image} \
+                "set -e\ntrap 'rm -f {SNAPSHOT}' EXIT\n{alone}rm -rf {data}.new\n\
+                 podman run --rm --name {restorer} --pull=never --network=none --volume {disk}:{disk} {image} \
                  etcdutl snapshot restore {SNAPSHOT} --bump-revision=1000000000 --mark-compacted --data-dir={data}.new \
-                 --name={node} --initial-cluster={initial} --initial-cluster-token={token}-restored \
-                 --initial-advertise-peer-urls=https://{ip}:2380 >&2\n\
-                 mv {data}.new {data}\n",
+                 --name={node} --initial-cluster={initial} --initial-cluster-token={token} \
+                 --initial-advertise-peer-urls=https://{ip}:2380 >&2 9>&-\n\
+                 mv -T {data}.new {data}\n",
+                alone = shell::alone_with_data(),
+                restorer = shell::RESTORER,
                 disk = shell::DISK,
                 data = shell::DATA,
-                initial = initial.join(","),
-                token = self.plan.cluster,
                 ip = self.node(node)?.ip,
             );
             self.on(node, restore).await?;

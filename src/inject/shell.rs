@@ -104,6 +104,19 @@ pub fn quota(mib: Option<u32>) -> String {
     format!("{definition}systemctl stop etcd.service\nsystemctl start --no-block etcd.service\n")
 }
 
+/// The container in which a snapshot is restored on a node.
+pub const RESTORER: &str = "ktcw-drill-restore";
+
+/// From here to the end of the script nobody else restores a snapshot on this node: one that has lost its caller is ended first,
+/// for what it puts down afterwards would pass for data of this restore. The lock is on the directory itself, so that no file is
+/// left; what is started meanwhile must not inherit it. Who waits for it may lose his caller as well, and must not act late.
+pub fn alone_with_data() -> String {
+    format!(
+        "podman rm --force --ignore --time 0 {RESTORER} >&2\nexec 9<{DISK}\n\
+         if ! flock --timeout 20 9; then echo 'another restore is still at work on {DISK}' >&2; exit 1; fi\n"
+    )
+}
+
 pub fn wipe() -> String {
     format!("if systemctl is-active --quiet etcd.service; then echo 'etcd is running' >&2; exit 1; fi\nrm -rf {DATA}\n")
 }

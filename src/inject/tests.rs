@@ -211,6 +211,47 @@ async fn timers_are_set_in_the_nodes_that_are_hit_before_anything_else() {
     assert!(machines.arm(&undo, Duration::from_secs(40)).await.is_err());
 }
 
+/// Members have their ids from the token: one for all of a restore, and another for the next, be it of the same snapshot.
+#[tokio::test]
+async fn every_restore_makes_a_cluster_of_its_own() {
+    let scripts = Arc::new(Mutex::new(Vec::new()));
+    let noted = scripts.clone();
+    let guests = FakeGuests::new().with("", move |node, cmd| {
+        let script = String::from_utf8_lossy(cmd.stdin.as_deref().unwrap_or_default()).into_owned();
+        noted.lock().expect("scripts").push((node.clone(), script));
+        Reply::ok("")
+    });
+    let (machines, _) = machines(guests);
+    let dir = tempfile::tempdir().expect("dir");
+    let snapshot = dir.path().join("snapshot.db");
+    std::fs::write(&snapshot, "a store").expect("written");
+    let nodes: Vec<NodeName> = machines.plan.controllers().map(|node| node.name.clone()).collect();
+    let act = Act::RestoreData { nodes: nodes.clone(), snapshot: snapshot.display().to_string() };
+    let mut tokens = Vec::new();
+    for _ in 0..2 {
+        machines.perform(&act).await.expect("restored");
+        let done = std::mem::take(&mut *scripts.lock().expect("scripts"));
+        let wiped = done.iter().rposition(|(_, script)| script.contains("rm -rf /var/lib/etcd/data\n")).expect("wiped");
+        let restored: Vec<usize> = (0..done.len()).filter(|i| done[*i].1.contains("snapshot restore")).collect();
+        assert!(restored.iter().all(|i| *i > wiped), "all are empty before one is restored");
+        assert_eq!(restored.iter().map(|i| done[*i].0.clone()).collect::<Vec<_>>(), nodes);
+        // Whoever of an earlier restore is still at work on the node is ended before its data is taken away.
+        let (_, wipe) = &done[wiped];
+        let place = |what: &str| wipe.find(what).unwrap_or_else(|| panic!("{what:?} is not in {wipe}"));
+        assert!(place("podman rm --force") < place("flock") && place("flock") < place("rm -rf /var/lib/etcd/data\n"));
+        let token = |i: &usize| {
+            let (_, rest) = done[*i].1.split_once("--initial-cluster-token=").expect("a token");
+            rest.split_whitespace().next().expect("a word").to_owned()
+        };
+        let mut own: Vec<String> = restored.iter().map(token).collect();
+        own.dedup();
+        assert_eq!(own.len(), 1, "{own:?}");
+        assert!(own[0].starts_with("ktcw-restored-"), "{own:?}");
+        tokens.extend(own);
+    }
+    assert_ne!(tokens[0], tokens[1]);
+}
+
 /// Guests of machines that answer only while they are on; `rules` are in force on one of them until it loses power or they are
 /// deleted.
 fn guests_of(states: Arc<Mutex<Option<Arc<FakeHost>>>>, plan: Plan, rules: NodeName) -> FakeGuests {

@@ -127,13 +127,15 @@ impl Native {
                     self.act(&Act::Down { node: node.clone(), process: Process::Etcd, graceful: false })?;
                     self.act(&Act::Wipe { node: node.clone() })?;
                 }
-                nodes.iter().try_for_each(|node| self.restore(node, snapshot))
+                // One for all of them and for no other restore: ids of cluster and members are made of it.
+                let token = format!("restored-{}", ktcw_vm::store::draw_id());
+                nodes.iter().try_for_each(|node| self.restore(node, snapshot, &token))
             }
             other => Err(format!("{other}: not on bare processes")),
         }
     }
 
-    fn restore(&self, node: &NodeName, snapshot: &str) -> Result<(), String> {
+    fn restore(&self, node: &NodeName, snapshot: &str, token: &str) -> Result<(), String> {
         let cluster = &self.cluster;
         let i = cluster.index(node);
         // Whole or absent, also when this process ends in the middle.
@@ -144,7 +146,7 @@ impl Native {
             .arg(format!("--data-dir={}", partial.display()))
             .arg(format!("--name={node}"))
             .arg(format!("--initial-cluster={}", cluster.initial_cluster()))
-            .arg("--initial-cluster-token=restored")
+            .arg(format!("--initial-cluster-token={token}"))
             .arg(format!("--initial-advertise-peer-urls=http://{}:2380", self.address(node)))
             .output()
             .map_err(|error| error.to_string())?;
