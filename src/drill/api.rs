@@ -9,6 +9,7 @@ use super::kube::{ApiProbe, Door};
 use super::record::{Marks, Record};
 use super::windows::{Gap, longest, percentile};
 use crate::event::Verdict;
+use crate::plan::lease_holder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -95,7 +96,8 @@ fn api_gap(record: &Record, limit: Duration) -> Check {
     }
 }
 
-/// From the fault to the first sample in which another holds the lease that the target held.
+/// From the fault to the first sample in which another node holds the lease that the target held. The target's own process, started
+/// again, has another identity and is nobody else.
 fn takeover(record: &Record, limit: Duration) -> Check {
     let title = "time until another holder renews the lease";
     let unknown = |why: String| Check::new("takeover", title, Verdict::Unknown, why);
@@ -104,10 +106,11 @@ fn takeover(record: &Record, limit: Duration) -> Check {
     let inject = record.marks.inject;
     let before = samples.iter().rev().filter(|sample| sample.at <= inject).find_map(|sample| sample.leases.get(lease));
     let Some(before) = before else { return unknown(format!("who held {lease} before the fault was not seen")) };
+    let elsewhere = |holder: &str| lease_holder(holder) != lease_holder(&before.holder);
     let taken = samples
         .iter()
         .filter(|sample| sample.at > inject)
-        .find(|sample| sample.leases.get(lease).is_some_and(|now| now.holder != before.holder && !now.holder.is_empty()));
+        .find(|sample| sample.leases.get(lease).is_some_and(|now| !now.holder.is_empty() && elsewhere(&now.holder)));
     match taken.map(|sample| sample.at.since(inject)) {
         None => Check::new("takeover", title, Verdict::Fail, "never"),
         Some(took) => Check::new("takeover", title, if took <= limit { Verdict::Pass } else { Verdict::Fail }, human(took)),

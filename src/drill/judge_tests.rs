@@ -2,7 +2,7 @@
 
 use super::catalogue::{PodFate, Target, Where};
 use super::clock::At;
-use super::history::Outcome;
+use super::history::{Change, Outcome};
 use super::judge::{Judgement, Result, judge};
 use super::kube::{ApiProbe, Door, KubeRecord, KubeSample, Lease, PodSeen};
 use super::record::{LogSource, Record};
@@ -191,11 +191,146 @@ fn broken_promises_are_failures() {
         r.watches[1].changes.remove(40);
     });
     comes_out(Fail, "I10", Verdict::Fail, |r| r.watches[1].changes.swap(40, 41));
+    comes_out(Fail, "I10", Verdict::Fail, |r| r.watches[1].changes[40].value += 1_000_000);
+    // Delivered, and gone from the end when the store was read.
+    comes_out(Fail, "I10", Verdict::Fail, |r| {
+        let late = late(r, 3);
+        r.after.log_revision = late.revision;
+        r.watches[1].changes.push(late);
+    });
     comes_out(Fail, "healed", Verdict::Fail, |r| {
         let node = r.members[0].node.clone();
         let undo = super::act::Act::Uncut { node: node.clone() };
         r.after.leftovers = Ok(vec![super::injector::Leftover { node, what: "packet rules".to_owned(), undo }]);
     });
+}
+
+/// A change so many revisions after the last of the log.
+fn late(r: &Record, after: i64) -> Change {
+    let last = r.after.log.last().expect("there is one");
+    Change { revision: last.revision + after, key: last.key.clone(), value: 999_999 }
+}
+
+/// Watches go on while the log is read: a write that the load gave up on may take effect in between.
+#[test]
+fn what_is_delivered_after_the_log_was_read_is_not_missing_in_it() {
+    let fine = judged(|r| {
+        let late = late(r, 1);
+        r.watches[1].changes.push(late);
+    });
+    assert_eq!((odd(&fine), fine.result), (vec![], Result::Pass), "{:?}", fine.reasons);
+    // A record of before the store's revision was noted: the last change has to do.
+    let old = judged(|r| {
+        let late = late(r, 1);
+        r.after.log_revision = 0;
+        r.watches[1].changes.push(late);
+    });
+    assert_eq!((odd(&old), old.result), (vec![], Result::Pass), "{:?}", old.reasons);
+}
+
+fn verdict_of(judgement: &Judgement, id: &str) -> Option<Verdict> {
+    judgement.checks.iter().find(|check| check.id == id).map(|check| check.verdict)
+}
+
+/// The sample as one whose heal, at 5 s, restores a snapshot: from then on another cluster answers, which member 2 leads in the
+/// very term in which member 1 led the old one, and whose revisions are far above.
+fn with_restore(r: &mut Record) {
+    let at = r.marks.heal;
+    r.restored = Some(super::checker::Restored { at, snapshot_revision: i64::MAX });
+    for sample in r.samples.iter_mut().filter(|sample| sample.at >= at) {
+        if let Some(status) = &mut sample.status {
+            (status.cluster, status.leader) = (Id(10), Id(3));
+        }
+    }
+    for answer in r.ops.iter_mut().filter(|op| op.inv >= at).filter_map(|op| op.answer.as_mut()) {
+        answer.revision += 1_000_000_000;
+    }
+}
+
+fn after_restore(change: impl FnOnce(&mut Record)) -> Judgement {
+    judged(|r| {
+        with_restore(r);
+        change(r);
+    })
+}
+
+#[test]
+fn a_restored_cluster_is_another_one_with_higher_revisions_or_it_is_not_restored() {
+    let verdict = |change: &dyn Fn(&mut Record)| verdict_of(&after_restore(|r| change(r)), "restored");
+    assert_eq!(verdict(&|_| ()), Some(Verdict::Pass));
+    // The same token as before makes the same cluster, whose lost members would be taken for its own.
+    let same = |r: &mut Record| {
+        r.samples.iter_mut().filter_map(|sample| sample.status.as_mut()).for_each(|status| status.cluster = Id(9));
+    };
+    assert_eq!(verdict(&same), Some(Verdict::Fail));
+    let low = |r: &mut Record| {
+        let at = r.marks.heal;
+        for answer in r.ops.iter_mut().filter(|op| op.inv >= at).filter_map(|op| op.answer.as_mut()) {
+            answer.revision -= 1_000_000_000 - 1;
+        }
+        let first = r.ops.iter_mut().find(|op| op.acked()).and_then(|op| op.answer.as_mut()).expect("answered");
+        first.revision = 1_000_000;
+    };
+    assert_eq!(verdict(&low), Some(Verdict::Fail));
+    let unseen = |r: &mut Record| {
+        let settled = r.marks.settled;
+        r.samples.retain(|sample| sample.sent < settled);
+    };
+    assert_eq!(verdict(&unseen), Some(Verdict::Unknown));
+}
+
+#[test]
+fn terms_and_leaders_are_counted_by_cluster() {
+    let fine = after_restore(|_| ());
+    assert_eq!(verdict_of(&fine, "I2"), Some(Verdict::Pass));
+    let seen = fine.checks.iter().find(|check| check.id == "I2").map(|check| check.seen.clone()).unwrap_or_default();
+    assert!(seen.contains("term 3 of cluster 000000000000000a: controller-2"), "{seen}");
+    // Two who lead in one term of the new cluster are two.
+    let double = after_restore(|r| {
+        for sample in r.samples.iter_mut().filter(|s| s.member == 0 && s.at >= At(6_000_000)) {
+            sample.status.iter_mut().for_each(|status| status.leader = Id(1));
+        }
+    });
+    assert_eq!(verdict_of(&double, "I2"), Some(Verdict::Fail));
+    // Member 0 led the old cluster in term 7 and leads the new one in term 2: it is a new leader all the same.
+    let again = after_restore(|r| {
+        let inject = r.marks.inject;
+        for sample in &mut r.samples {
+            let Some(status) = &mut sample.status else { continue };
+            let restored = status.cluster == Id(10);
+            status.term = if restored { 2 } else { 7 };
+            status.leader = if restored || sample.at <= inject { Id(1) } else { Id(0) };
+        }
+    });
+    // It answers from 5.3 s on.
+    assert_eq!(again.figures.time_to_new_leader_us, Some(3_300_500));
+}
+
+/// A host that did not let us run for a moment is told apart from a cluster that did not acknowledge.
+#[test]
+fn a_gap_that_is_the_observers_own_is_no_failure() {
+    use Verdict::{Fail, Unknown};
+    // 1.25 s without an acknowledgement, around 2.0 to 3.2 s.
+    let gated = |stalls: &[(u64, u64)]| {
+        judged(|r| {
+            r.drill.expect.write_gap = "1 election".parse().ok();
+            r.stalls = stalls.iter().map(|(from, to)| Gap { from: At(from * 1000), to: At(to * 1000) }).collect();
+        })
+    };
+    let still = gated(&[(2500, 2900)]);
+    assert_eq!((verdict_of(&still, "write-gap"), still.result), (Some(Unknown), Result::Invalid), "{:?}", still.reasons);
+    assert!(
+        still.reasons.iter().any(|reason| reason.contains("the observer itself stood still for 400 ms")),
+        "{:?}",
+        still.reasons
+    );
+    // Elsewhere, or too short to explain it.
+    for stalls in [&[(5500, 5900)][..], &[(2500, 2700)], &[]] {
+        let cluster = gated(stalls);
+        assert_eq!((verdict_of(&cluster, "write-gap"), cluster.result), (Some(Fail), Result::Fail), "{stalls:?}");
+    }
+    let within = judged(|r| r.stalls.push(Gap { from: At(2_500_000), to: At(2_900_000) }));
+    assert_eq!((odd(&within), within.result), (vec![], Result::Pass), "{:?}", within.reasons);
 }
 
 /// A write on its way when the fault begins may be acknowledged a moment later, and not a second later.
@@ -420,6 +555,19 @@ fn gates_of_the_api_are_judged_by_what_was_seen() {
         r.drill.expect.takeover = "1.2 s".parse().ok();
     });
     comes_out(Fail, "takeover", Verdict::Fail, |r| with_api(r).samples.retain(|sample| sample.at < At(3_500_000)));
+    // The one that was killed comes back on its own node, under another identity: that is nobody else.
+    let restarts = |r: &mut Record| {
+        for sample in with_api(r).samples.iter_mut().filter(|sample| (At(2_500_000)..At(3_500_000)).contains(&sample.at)) {
+            sample.leases.entry("kube-scheduler".to_owned()).or_default().holder = "controller-0_again".to_owned();
+        }
+    };
+    let again = judged(restarts);
+    let taken = again.checks.iter().find(|check| check.id == "takeover").map(|check| check.seen.as_str());
+    assert_eq!((again.result, taken), (Result::Pass, Some("1.50 s")), "{:?}", again.reasons);
+    comes_out(Fail, "takeover", Verdict::Fail, |r| {
+        restarts(r);
+        r.kube.iter_mut().for_each(|kube| kube.samples.retain(|sample| sample.at < At(3_500_000)));
+    });
     comes_out(Result::Invalid, "takeover", Verdict::Unknown, |r| with_api(r).samples.retain(|s| s.at > At(2_000_000)));
     comes_out(Fail, "not-ready", Verdict::Fail, |r| {
         with_api(r);

@@ -145,6 +145,9 @@ pub struct After {
     pub leftovers: Result<Vec<Leftover>, String>,
     pub log: Vec<Change>,
     pub log_source: LogSource,
+    /// Of the store, when the log was read: up to here the log is whole. 0: nobody noted it, and its last change has to do.
+    #[serde(default)]
+    pub log_revision: i64,
     /// Ids and processes of the members afterwards (empty: it could not be found out).
     pub ids: Vec<Option<Id>>,
     pub incarnations: Vec<Option<String>>,
@@ -163,6 +166,7 @@ impl Default for After {
             leftovers: Err(not()),
             log: vec![],
             log_source: LogSource::Missing(not()),
+            log_revision: 0,
             ids: vec![],
             incarnations: vec![],
             processes: Err(not()),

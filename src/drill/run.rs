@@ -539,6 +539,7 @@ impl<'a> Phases<'a> {
                 _ => read.log,
             };
             self.record.after.log_source = read.source;
+            self.record.after.log_revision = read.revision;
             if let (Some(load), Some(kube)) = (running.kube, &self.options.kube) {
                 self.record.kube = Some(load.finish(kube.as_ref()).await);
             }

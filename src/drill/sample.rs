@@ -26,6 +26,7 @@ pub fn leader_kill() -> Record {
     let timing = Timing::native();
     let script = script(&drill.fault, &nodes[..1], &nodes, &timing, "");
     let (ops, log) = load();
+    let log_revision = log.last().map_or(0, |change| change.revision);
     let claim = Claim::Down { node: nodes[0].clone(), process: Process::Etcd };
     let look = |at, still| Looked {
         at: ms(at),
@@ -104,6 +105,7 @@ pub fn leader_kill() -> Record {
             leftovers: Ok(vec![]),
             log,
             log_source: LogSource::Replay,
+            log_revision,
             ids: vec![Some(Id(1)), Some(Id(2)), Some(Id(3))],
             incarnations: vec![Some("d".to_owned()), Some("b".to_owned()), Some("c".to_owned())],
             processes: Ok(servers()),

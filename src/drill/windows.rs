@@ -25,31 +25,36 @@ impl Gap {
     }
 }
 
-/// The longest time without an acknowledgement that touches `[from, to]`; `acks` sorted. What is still open at `to` counts.
-/// Resolution: the pace of the load and one normal latency.
-pub fn longest(acks: &[At], from: At, to: At) -> Gap {
-    let mut longest = Gap { from, to: from };
-    let mut last = acks.iter().copied().take_while(|ack| *ack <= from).last().unwrap_or(from);
-    for ack in acks.iter().copied().filter(|ack| *ack > from).chain([to]) {
-        let gap = Gap { from: last, to: ack.min(to) };
-        if gap.length() > longest.length() {
-            longest = gap;
-        }
-        if ack >= to {
-            break;
-        }
-        last = ack;
-    }
-    longest
-}
-
-/// Number of gaps longer than `limit` that touch `[from, to]`; `acks` sorted. The first began with the last acknowledgement
-/// before it, as in `longest`: what a fault cuts off began before the fault.
-pub fn count_longer(acks: &[At], from: At, to: At, limit: Duration) -> usize {
+/// All times without an acknowledgement that touch `[from, to]`; `acks` sorted. The first began with the last acknowledgement
+/// before it: what a fault cuts off began before the fault. What is still open at `to` counts.
+fn gaps(acks: &[At], from: At, to: At) -> Vec<Gap> {
     let before = acks.iter().copied().take_while(|ack| *ack <= from).last().unwrap_or(from);
     let inside = acks.iter().copied().filter(|ack| *ack > from && *ack < to);
     let times: Vec<At> = std::iter::once(before).chain(inside).chain([to]).collect();
-    times.windows(2).filter(|pair| matches!(pair, [a, b] if b.since(*a) > limit)).count()
+    let gap = |pair: &[At]| if let [from, to] = pair { Some(Gap { from: *from, to: *to }) } else { None };
+    times.windows(2).filter_map(gap).collect()
+}
+
+/// The longest of those gaps. Resolution: the pace of the load and one normal latency.
+pub fn longest(acks: &[At], from: At, to: At) -> Gap {
+    let longer = |longest: Gap, gap: Gap| if gap.length() > longest.length() { gap } else { longest };
+    gaps(acks, from, to).into_iter().fold(Gap { from, to: from }, longer)
+}
+
+/// The longest that is left of any of them without the times in which the observer itself stood still.
+pub fn longest_awake(acks: &[At], from: At, to: At, stalls: &[Gap]) -> Duration {
+    let awake = |gap: Gap| gap.length().saturating_sub(covered(gap, stalls));
+    gaps(acks, from, to).into_iter().map(awake).max().unwrap_or_default()
+}
+
+/// How much of a gap others cover, of which no two overlap.
+pub fn covered(gap: Gap, others: &[Gap]) -> Duration {
+    others.iter().map(|other| other.to.min(gap.to).since(other.from.max(gap.from))).sum()
+}
+
+/// Number of those gaps that are longer than `limit`.
+pub fn count_longer(acks: &[At], from: At, to: At, limit: Duration) -> usize {
+    gaps(acks, from, to).into_iter().filter(|gap| gap.length() > limit).count()
 }
 
 /// The value below which `percent` of the values lie; zero of none. Sorts.
@@ -59,10 +64,32 @@ pub fn percentile(values: &mut [Duration], percent: f64) -> Duration {
     values.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
+/// Who leads, in which term of which cluster: one that is restored is another cluster, and counts its terms anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    pub member: Member,
+    pub cluster: Id,
+    pub term: u64,
+}
+
+impl Leader {
+    /// Who says of itself that it leads.
+    pub fn of(sample: &Sample) -> Option<Leader> {
+        let status = sample.status.as_ref().filter(|status| status.leads())?;
+        Some(Leader { member: sample.member, cluster: status.cluster, term: status.term })
+    }
+
+    /// Whether it came after another: another member, the same in a later term, or any of another cluster.
+    pub fn is_after(&self, other: &Leader) -> bool {
+        self.member != other.member || self.cluster != other.cluster || self.term > other.term
+    }
+}
+
 /// A time during which a member said of itself that it leads, without interruption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Leadership {
     pub member: Member,
+    pub cluster: Id,
     pub term: u64,
     pub from: At,
     pub to: At,
@@ -70,6 +97,12 @@ pub struct Leadership {
     /// behind the one it leads in: etcd reports the term of the last entry applied, and a new leader has applied none of its own
     /// yet. One that commits, and goes on to say that it leads in a term in which it followed, does lead in it.
     pub term_behind: bool,
+}
+
+impl Leadership {
+    pub fn leader(&self) -> Leader {
+        Leader { member: self.member, cluster: self.cluster, term: self.term }
+    }
 }
 
 /// Who led when, by the members' own accounts, in order of time.
@@ -82,11 +115,11 @@ pub fn leaderships(samples: &[Sample], silence: Duration) -> Vec<Leadership> {
     }
     let mut all: Vec<Open> = Vec::new();
     let mut open: BTreeMap<Member, Open> = BTreeMap::new();
-    let mut followed: BTreeMap<(Member, u64), At> = BTreeMap::new();
+    let mut followed: BTreeMap<(Member, Id, u64), At> = BTreeMap::new();
     for sample in samples {
         let Some(status) = &sample.status else { continue };
         if let Some(Open { led, index, committed }) = open.get_mut(&sample.member) {
-            if status.leads() && sample.at.since(led.to) <= silence {
+            if status.leads() && status.cluster == led.cluster && sample.at.since(led.to) <= silence {
                 led.to = sample.at;
                 led.term = led.term.max(status.term);
                 if status.index > *index {
@@ -97,15 +130,22 @@ pub fn leaderships(samples: &[Sample], silence: Duration) -> Vec<Leadership> {
             all.extend(open.remove(&sample.member));
         }
         if status.leads() {
-            let led = Leadership { member: sample.member, term: status.term, from: sample.at, to: sample.at, term_behind: false };
+            let led = Leadership {
+                member: sample.member,
+                cluster: status.cluster,
+                term: status.term,
+                from: sample.at,
+                to: sample.at,
+                term_behind: false,
+            };
             open.insert(sample.member, Open { led, index: status.index, committed: None });
         } else if status.leader != Id(0) {
-            followed.entry((sample.member, status.term)).or_insert(sample.at);
+            followed.entry((sample.member, status.cluster, status.term)).or_insert(sample.at);
         }
     }
     all.extend(open.into_values());
     let judged = |Open { led, committed, .. }: Open| {
-        let before = followed.get(&(led.member, led.term)).is_some_and(|at| *at < led.from);
+        let before = followed.get(&(led.member, led.cluster, led.term)).is_some_and(|at| *at < led.from);
         let lags = committed.is_none_or(|at| led.to.since(at) <= silence);
         Leadership { term_behind: before && lags, ..led }
     };
@@ -114,12 +154,9 @@ pub fn leaderships(samples: &[Sample], silence: Duration) -> Vec<Leadership> {
     all
 }
 
-/// First moment after `since` at which another member leads, or the same in a later term.
-pub fn new_leader(samples: &[Sample], old: Option<(Member, u64)>, since: At) -> Option<(At, Member)> {
-    let differs = |sample: &&Sample| {
-        let Some(status) = &sample.status else { return false };
-        status.leads() && old.is_none_or(|(member, term)| member != sample.member || status.term > term)
-    };
+/// First moment after `since` at which a leader leads that came after the old one.
+pub fn new_leader(samples: &[Sample], old: Option<Leader>, since: At) -> Option<(At, Member)> {
+    let differs = |sample: &&Sample| Leader::of(sample).is_some_and(|leader| old.is_none_or(|old| leader.is_after(&old)));
     samples.iter().filter(|sample| sample.sent >= since).find(differs).map(|sample| (sample.at, sample.member))
 }
 
@@ -266,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_observer_slept_through_is_no_part_of_a_gap() {
+        let (acks, stall) = ([ms(0), ms(100), ms(700), ms(1000)], |from, to| Gap { from: ms(from), to: ms(to) });
+        let awake = |stalls: &[Gap]| longest_awake(&acks, ms(50), ms(1000), stalls);
+        assert_eq!(awake(&[]), Duration::from_millis(600));
+        assert_eq!(awake(&[stall(50, 250), stall(300, 400)]), Duration::from_millis(350), "of the first, what lies inside");
+        // One gap is explained, and the next is the longest that is not.
+        assert_eq!(awake(&[stall(150, 650)]), Duration::from_millis(300));
+        assert_eq!(awake(&[stall(0, 2000)]), Duration::ZERO);
+        assert_eq!(covered(stall(100, 200), &[stall(200, 300), stall(0, 100)]), Duration::ZERO);
+    }
+
+    #[test]
     fn percentiles() {
         let mut values: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
         assert_eq!(percentile(&mut values, 50.0), Duration::from_millis(50));
@@ -285,12 +334,38 @@ mod tests {
         assert!(never.iter().any(|l| l.member == 1 && l.term_behind));
     }
 
+    fn in_cluster(cluster: u64, mut sample: Sample) -> Sample {
+        sample.status.iter_mut().for_each(|status| status.cluster = Id(cluster));
+        sample
+    }
+
     #[test]
     fn a_new_leader_is_another_or_the_same_in_a_later_term() {
+        let old = |term| Some(Leader { member: 0, cluster: Id(9), term });
         let samples = [sample(0, 100, 1, 2), sample(0, 700, 1, 2), sample(1, 1500, 2, 3)];
-        assert_eq!(new_leader(&samples, Some((0, 2)), ms(200)), Some((ms(1500), 1)));
-        assert_eq!(new_leader(&[sample(0, 900, 1, 3)], Some((0, 2)), ms(200)), Some((ms(900), 0)));
-        assert_eq!(new_leader(&samples[..2], Some((0, 2)), ms(200)), None);
+        assert_eq!(new_leader(&samples, old(2), ms(200)), Some((ms(1500), 1)));
+        assert_eq!(new_leader(&[sample(0, 900, 1, 3)], old(2), ms(200)), Some((ms(900), 0)));
+        assert_eq!(new_leader(&samples[..2], old(2), ms(200)), None);
+        // A restored cluster begins again at a low term, and whoever leads it has not led it before.
+        let restored = [sample(0, 300, 1, 7), in_cluster(10, sample(0, 900, 1, 2))];
+        assert_eq!(new_leader(&restored, old(7), ms(200)), Some((ms(900), 0)));
+    }
+
+    #[test]
+    fn a_leadership_ends_with_its_cluster_and_terms_are_of_their_own() {
+        let samples = [
+            sample(0, 100, 1, 5),
+            sample(1, 100, 1, 5),
+            in_cluster(10, sample(0, 300, 2, 5)),
+            in_cluster(10, sample(1, 300, 2, 5)),
+            in_cluster(10, sample(0, 400, 2, 5)),
+        ];
+        let led = leaderships(&samples, SILENCE);
+        let brief: Vec<(Member, Id, At, bool)> = led.iter().map(|l| (l.member, l.cluster, l.to, l.term_behind)).collect();
+        // That it followed in a term of the old cluster is no sign that the new one's is behind.
+        assert_eq!(brief, [(0, Id(9), ms(100), false), (1, Id(10), ms(300), false)]);
+        let both = [sample(0, 100, 1, 5), in_cluster(10, sample(0, 300, 1, 2))];
+        assert_eq!(leaderships(&both, SILENCE).iter().map(|l| l.term).collect::<Vec<_>>(), [5, 2]);
     }
 
     #[test]
