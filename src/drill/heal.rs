@@ -77,14 +77,16 @@ async fn forget(site: &Site, done: &mut Vec<String>) {
     }
 }
 
-async fn finish(injector: &dyn Injector, mut failed: Option<String>) -> Result<(), RunError> {
-    if let Err(error) = injector.disarm().await {
-        failed.get_or_insert(error.to_string());
-    }
-    match failed {
-        None => Ok(()),
-        Some(why) => Err(RunError::NotHealed { why, record: None }),
-    }
+async fn finish(injector: &dyn Injector, failed: Option<String>) -> Result<(), RunError> {
+    let ended = disarm_if(injector, failed.map_or(Ok(()), Err)).await;
+    ended.map_err(|why| RunError::NotHealed { why, record: None })
+}
+
+/// Timers go when there is nothing left for them to do. What could not be undone from here may still be undone by them: a node
+/// that answers nobody has its own.
+pub async fn disarm_if(injector: &dyn Injector, undone: Result<(), String>) -> Result<(), String> {
+    undone?;
+    injector.disarm().await.map_err(|error| error.to_string())
 }
 
 /// Finishes one fault of the journal, from wherever it was left.

@@ -9,7 +9,7 @@ use super::catalogue::{Drill, PodFate};
 use super::checker::Restored;
 use super::clock::{At, Clock, human, pass};
 use super::etcd::{self, Site, disunity, read_prefix, statuses, views};
-use super::heal::{leftovers, perform_each, undo};
+use super::heal::{disarm_if, leftovers, perform_each, undo};
 use super::history::Op;
 use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, Proof};
 use super::kube::{Kube, KubeLoad, KubeView};
@@ -74,8 +74,10 @@ const AFTERWARDS: Duration = Duration::from_millis(1200);
 const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 /// Of an election: more than this does not count as latency in bounds.
 const LATENCY_MOST: f64 = 0.1;
-/// The timers inside the targets go off so long after the heal was due.
+/// The timers inside the targets go off so long after the heal was due, and so many elections where those are longer: an emulated
+/// machine takes as much longer for every look that comes before the heal.
 const DEAD_MAN_MARGIN: Duration = Duration::from_secs(30);
+const DEAD_MAN_ELECTIONS: u32 = 30;
 /// A cluster that came up a moment ago has so long to become one that can be drilled.
 const FITNESS_PATIENCE: Duration = Duration::from_secs(10);
 /// Nodes and pods of Kubernetes have at least so long to be back after the heal: a kubelet tells of itself every ten seconds.
@@ -141,7 +143,8 @@ pub async fn run(
 
 /// How long after its start a fault is healed at the latest when the program that injects it lives.
 pub fn dead_man(drill: &Drill, script: &Script, timing: &Timing) -> Duration {
-    drill.hold.of(timing) + DEAD_MAN_MARGIN + PROOF_PATIENCE * 2 + script.allowance(timing)
+    let margin = DEAD_MAN_MARGIN.max(timing.election() * DEAD_MAN_ELECTIONS);
+    drill.hold.of(timing) + margin + PROOF_PATIENCE * 2 + script.allowance(timing)
 }
 
 fn names(chosen: &Chosen) -> String {
@@ -435,18 +438,13 @@ impl<'a> Phases<'a> {
             }
         }
         let say = |act: &Act| self.say(&act.to_string());
-        let mut failed = undo(&self.site, self.injector, &script.heal, &script.tidy, &mut vec![], &say).await.err();
+        let undone = undo(&self.site, self.injector, &script.heal, &script.tidy, &mut vec![], &say).await;
         if self.record.marks.heal != At::ZERO {
             self.record.marks.healed = self.clock.now();
         }
-        if let Err(error) = self.injector.disarm().await {
-            failed.get_or_insert(text(error));
-        }
+        let healed = disarm_if(self.injector, undone).await;
         self.record.after.leftovers = leftovers(self.injector, &script.tidy).await.map_err(text);
-        match failed {
-            None => Ok(()),
-            Some(why) => Err(why),
-        }
+        healed
     }
 
     /// Waits for the members to come together, and lets the load run on for a moment.
@@ -564,3 +562,6 @@ impl<'a> Phases<'a> {
         (self.record, tidied)
     }
 }
+
+#[cfg(test)]
+mod tests;

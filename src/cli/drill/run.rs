@@ -121,9 +121,17 @@ async fn once(global: &Global, bench: &Bench, drill: &Drill, seed: u64, cancel: 
         progress: Arc::new(|text| render::status(&format!("  · {text}"))),
     };
     let log = Watched { log: &bench.log, dir: &bench.dir, connect: global.connect.as_deref(), child: Mutex::default() };
-    let record = run::run(drill, &bench.site_now(), &bench.machines, &log, &options).await;
-    log.dismiss();
-    Ok(Report::new(record?))
+    let ended = run::run(drill, &bench.site_now(), &bench.machines, &log, &options).await;
+    // What is still in force, or is still in the journal, is left to the watch: it hears nothing, and heals when we are gone.
+    if over(&ended) {
+        log.dismiss();
+    }
+    Ok(Report::new(ended?))
+}
+
+/// Whether a run has left nothing to be healed.
+fn over<T>(ended: &Result<T, RunError>) -> bool {
+    !matches!(ended, Err(RunError::NotHealed { .. } | RunError::Log(_)))
 }
 
 fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone: bool) -> Result<Ran, CliError> {
@@ -206,6 +214,7 @@ fn word(result: Came) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drill::injector::FaultLogError;
     use crate::drill::judge::judge;
     use crate::drill::report::series_schema;
     use crate::drill::sample::leader_kill;
@@ -235,6 +244,17 @@ mod tests {
         assert_eq!(of(&[]), exit::INVALID);
         assert_eq!(code(&[not_here()]), exit::INVALID);
         assert_eq!(code(&[not_here(), ran(Came::Pass)]), exit::OK);
+    }
+
+    /// The watch is sent away when nothing is left to do, and else sees the run's end.
+    #[test]
+    fn a_fault_that_was_not_healed_is_not_over() {
+        let not_healed = RunError::NotHealed { why: "controller-0 does not answer".to_owned(), record: None };
+        let unwritten = FaultLogError { path: "journal.jsonl".to_owned(), reason: "no space left".to_owned() };
+        assert!(!over::<()>(&Err(not_healed)));
+        assert!(!over::<()>(&Err(RunError::Log(unwritten))));
+        assert!(over::<()>(&Err(RunError::Interrupted)));
+        assert!(over(&Ok(())));
     }
 
     #[test]

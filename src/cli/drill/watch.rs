@@ -1,6 +1,6 @@
-//! The dead man on this computer: a small process that heals when the run it watches has died, where no timer in a guest can.
-//! `drill run` starts one with every fault that only libvirt, other members or a file here can undo, and dismisses it at the end.
-//! It knows that the run has died by one thing: its standard input ended without a word.
+//! The dead man on this computer: a small process that heals when the run it watches could not, where no timer in a guest can.
+//! `drill run` starts one with every fault that only libvirt, other members or a file here can undo, and dismisses it when it has
+//! healed. It knows that the run has died, or has failed to heal, by one thing: its standard input ended without a word.
 
 use super::bench::Bench;
 use crate::cli::args::{DrillWatch, Global};
@@ -66,7 +66,7 @@ impl Watched<'_> {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(said).spawn()
     }
 
-    /// The run has ended and has said how: nobody needs to watch any more.
+    /// The run has ended with nothing in force: nobody needs to watch any more.
     pub fn dismiss(&self) {
         let child = self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let Some(mut child) = child else { return };
@@ -125,7 +125,7 @@ pub async fn watch(global: &Global, args: &DrillWatch) -> Result<u8, CliError> {
     if !died {
         return Ok(exit::OK);
     }
-    render::status(&format!("the run {} has died", args.run));
+    render::status(&format!("the run {} has ended without its heal", args.run));
     crate::drill::clock::pass(Duration::from_secs(args.after)).await;
     let (parent, name) = (parent(global)?, cluster_name(global)?);
     let Some((dir, lock)) = locked(&parent, &name).await? else {
