@@ -6,12 +6,9 @@ use crate::cli::args::{DrillReport, Format, Global};
 use crate::cli::error::CliError;
 use crate::cli::session::{cluster_name, parent};
 use crate::cli::{exit, render};
-use crate::drill::report::{Report, compare, html, schema, series_schema, text};
+use crate::drill::report::{LONGEST, Report, compare, html, schema, series_schema, text};
 use crate::store::{ClusterDir, files};
 use std::path::{Path, PathBuf};
-
-/// A report of the longest drill with every sample of its series is smaller.
-const REPORT_LIMIT: u64 = 256 << 20;
 
 pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
     if args.schema {
@@ -24,7 +21,7 @@ pub fn report(global: &Global, args: &DrillReport) -> Result<u8, CliError> {
     let load = |run: &str| -> Result<Report, CliError> {
         let path = if is_file(run) { PathBuf::from(run) } else { saved(&dir()?.reports(), run)? };
         let what = path.display().to_string();
-        let text = crate::given::text(&path, REPORT_LIMIT).map_err(|error| CliError::failed(format!("{what}: {error}")))?;
+        let text = crate::given::text(&path, LONGEST).map_err(|error| CliError::failed(format!("{what}: {error}")))?;
         Report::from_json(&what, &text).map_err(CliError::failed)
     };
     match (args.compare, args.runs.as_slice()) {

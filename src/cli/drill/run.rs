@@ -12,7 +12,7 @@ use crate::cli::{exit, lab, render, signals};
 use crate::drill::catalogue::Drill;
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
-use crate::drill::report::{Ran, Report, Runs, SERIES_FORM, Series, text};
+use crate::drill::report::{Fitted, LONGEST, Ran, Report, Runs, SERIES_FORM, Series, fitted, text};
 use crate::drill::run::{self, Options, RunError};
 use jiff::Timestamp;
 use std::sync::{Arc, Mutex};
@@ -135,7 +135,10 @@ fn over<T>(ended: &Result<T, RunError>) -> bool {
 }
 
 fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone: bool) -> Result<Ran, CliError> {
-    let json = report.to_json().map_err(CliError::failed)?;
+    let Fitted { report, json, left_out } = fitted(report, LONGEST).map_err(CliError::failed)?;
+    if let Some(left_out) = left_out {
+        render::status(&left_out);
+    }
     let path = bench.dir.save_report(&format!("{}.json", report.record.run), json.as_bytes())?;
     match (global.format, alone) {
         (Format::Json, true) => render::print_line(&json),
@@ -149,6 +152,7 @@ fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone
     Ok(Ran::Judged {
         drill: record.drill.name,
         run: record.run,
+        seed: record.seed,
         result: judgement.result,
         reasons: judgement.reasons,
         figures: Box::new(judgement.figures),
@@ -224,6 +228,7 @@ mod tests {
         Ran::Judged {
             drill: "leader-kill".to_owned(),
             run: "leader-kill-1".to_owned(),
+            seed: 7,
             result,
             reasons: vec![],
             figures: Box::new(judgement.figures),
@@ -272,6 +277,8 @@ mod tests {
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(serde_json::from_value::<Runs>(value.clone()).expect("reads"), runs);
+        // What is needed to run one of them again as it was.
+        assert_eq!(value["runs"][0]["seed"], 7);
         let mut broken = value;
         broken["runs"][0]["result"] = "green".into();
         assert!(!validator.is_valid(&broken));

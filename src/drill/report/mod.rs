@@ -7,11 +7,13 @@ mod html;
 mod series;
 mod svg;
 mod text;
+mod thin;
 
 pub use compare::compare;
 pub use html::html;
 pub use series::{Ran, Runs, SERIES_FORM, Series, Spread};
 pub use text::{text, timeline};
+pub use thin::{Fitted, LONGEST, fitted};
 
 use super::judge::{Judgement, judge};
 use super::record::Record;
@@ -35,6 +37,8 @@ pub enum ReportError {
     Malformed { what: String, reason: String },
     #[error("the page could not be made: {0}")]
     Page(String),
+    #[error("the report of {run} is longer than {mib} MiB, also with almost all that was seen left out")]
+    TooLong { run: String, mib: u64 },
 }
 
 impl Report {

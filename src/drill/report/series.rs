@@ -31,6 +31,8 @@ pub enum Ran {
     Judged {
         drill: String,
         run: String,
+        /// What the targets were drawn with: given again, it draws the same.
+        seed: u64,
         result: Result,
         reasons: Vec<String>,
         figures: Box<Figures>,

@@ -132,11 +132,15 @@ fn bars(record: &Record, scale: &Scale, y: f64) -> String {
     out
 }
 
+/// Steps of an axis, at most.
+const STEPS: f64 = 12.0;
+
 fn axis(scale: &Scale, y: f64) -> String {
+    // Of a run that is longer than any, as a damaged report may have it, in as many steps of whole ten minutes.
     let step = [0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
         .into_iter()
-        .find(|step| scale.length / step <= 12.0)
-        .unwrap_or(600.0);
+        .find(|step| scale.length / step <= STEPS)
+        .unwrap_or_else(|| (scale.length / STEPS / 600.0).ceil() * 600.0);
     let mut out = format!("<line x1=\"{LEFT}\" x2=\"{:.0}\" y1=\"{y:.0}\" y2=\"{y:.0}\" class=\"axis\"/>\n", WIDTH - RIGHT);
     let mut second = 0.0;
     while second <= scale.length {

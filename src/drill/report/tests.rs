@@ -124,6 +124,45 @@ fn a_run_cut_short_can_still_be_shown() {
     assert!(!html(&report).expect("renders").contains("NaN"));
 }
 
+/// A damaged report may end at the last moment there is: its axis has as many ticks as any.
+#[test]
+fn an_axis_without_end_has_a_few_ticks() {
+    for end in [7_000_000, 3_600_000_000, 86_400_000_000, u64::MAX] {
+        let mut record = leader_kill();
+        record.marks.end = crate::drill::clock::At(end);
+        let judgement = sample().judgement;
+        let page = html(&Report { form: FORM.to_owned(), judgement, record }).expect("renders");
+        let ticks = page.matches("class=\"tick\"").count();
+        assert!((4..=26).contains(&ticks), "{ticks} on two axes of {end} µs");
+    }
+}
+
+#[test]
+fn a_report_that_is_too_long_is_thinned_and_says_so() {
+    let whole = sample();
+    let length = whole.to_json().expect("prints").len() as u64;
+    let same = fitted(whole.clone(), length).expect("fits");
+    assert_eq!((same.report, same.left_out), (whole.clone(), None));
+
+    let without_watches = fitted(whole.clone(), length - 1).expect("fits");
+    assert!(without_watches.json.len() as u64 <= length - 1);
+    assert!(without_watches.report.record.watches.iter().all(|watch| watch.changes.is_empty()));
+    assert_eq!(without_watches.report.record.ops, whole.record.ops);
+
+    let thin = fitted(whole.clone(), length / 4).expect("fits");
+    let said = thin.left_out.expect("something is left out");
+    assert!(said.contains("one in "), "{said}");
+    assert!(thin.json.len() as u64 <= length / 4);
+    let again = Report::from_json("file", &thin.json).expect("reads");
+    assert_eq!((&again, &again.judgement), (&thin.report, &whole.judgement));
+    assert!(again.record.notes.iter().any(|note| note.text == said));
+    let (few, all) = (again.record.ops.len(), whole.record.ops.len());
+    assert!(few > 0 && few <= all / 2, "{few} of {all}");
+    html(&again).expect("renders");
+
+    assert!(fitted(whole, 100).is_err_and(|error| error.to_string().contains("longer than 0 MiB")));
+}
+
 #[test]
 fn two_reports_side_by_side_warn_when_they_are_not_of_a_kind() {
     let a = sample();
