@@ -98,6 +98,7 @@ pub trait Kube: Send + Sync {
     /// One probe; the implementation bounds its time.
     fn probe<'a>(&'a self, door: &'a Door, fresh: bool, write: bool) -> BoxFuture<'a, Result<(), String>>;
     fn sample(&self) -> BoxFuture<'_, Result<KubeSample, String>>;
+    /// Those that are to run until somebody removes them, and have not ended.
     fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>>;
     /// Removes what write probes have written, of this run or another; nothing is there afterwards, or the reason is told.
     fn forget(&self) -> BoxFuture<'_, Result<(), String>>;

@@ -224,6 +224,8 @@ fn ready(list: &Value) -> BTreeMap<String, String> {
     items(list).map(|item| (text(item, "/metadata/name"), condition(item).unwrap_or_else(|| "Unknown".to_owned()))).collect()
 }
 
+/// Pods that are there to stay. Users have others: what has ended is started by nobody, and what is meant to end comes, ends and
+/// goes by itself, drill or no drill. Neither tells anything of a fault.
 fn pods(list: &Value) -> Vec<PodSeen> {
     let restarts = |item: &Value| {
         let statuses = item.pointer("/status/containerStatuses").and_then(Value::as_array);
@@ -235,7 +237,16 @@ fn pods(list: &Value) -> Vec<PodSeen> {
         node: text(item, "/spec/nodeName"),
         restarts: restarts(item),
     };
-    items(list).map(pod).collect()
+    items(list).filter(|item| stays(item)).map(pod).collect()
+}
+
+/// Whether a pod is to run until somebody removes it, and does. A policy is always there: the API fills in what was left out.
+fn stays(item: &Value) -> bool {
+    let ended = ["Succeeded", "Failed"].contains(&text(item, "/status/phase").as_str());
+    let owners = item.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    let of_a_job = owners.into_iter().flatten().any(|owner| text(owner, "/kind") == "Job");
+    let meant_to_end = of_a_job || ["Never", "OnFailure"].contains(&text(item, "/spec/restartPolicy").as_str());
+    !ended && !meant_to_end
 }
 
 #[cfg(test)]
@@ -263,6 +274,51 @@ mod tests {
             "status": {"containerStatuses": [{"restartCount": 1}, {"restartCount": 2}]}}]});
         let expected = PodSeen { uid: "u".into(), name: "n/p".into(), node: "worker-0".into(), restarts: 3 };
         assert_eq!(pods(&list), [expected]);
+    }
+
+    /// A pod as the API lists it.
+    fn listed(name: &str, owner: &str, policy: &str, phase: &str, restarts: u64) -> Value {
+        json!({
+            "metadata": {"uid": format!("uid-{name}"), "namespace": "shop", "name": name,
+                "ownerReferences": [{"apiVersion": "v1", "kind": owner, "name": "x", "uid": "o", "controller": true}]},
+            "spec": {"nodeName": "worker-0", "restartPolicy": policy},
+            "status": {"phase": phase, "containerStatuses": [{"name": "c", "restartCount": restarts}]},
+        })
+    }
+
+    #[test]
+    fn pods_that_have_ended_or_are_meant_to_are_no_matter_of_a_drill() {
+        let names = |items: &[Value]| pods(&json!({"items": items})).into_iter().map(|pod| pod.name).collect::<Vec<_>>();
+        let stay = [
+            listed("web", "ReplicaSet", "Always", "Running", 0),
+            listed("agent", "DaemonSet", "Always", "Pending", 0),
+            json!({"metadata": {"uid": "u", "namespace": "shop", "name": "alone"}, "spec": {"nodeName": "worker-0"}}),
+        ];
+        assert_eq!(names(&stay), ["shop/web", "shop/agent", "shop/alone"]);
+        let others = [
+            listed("backup-1", "Job", "Never", "Succeeded", 0),
+            listed("backup-2", "Job", "OnFailure", "Running", 3),
+            listed("backup-3", "Job", "", "Pending", 0),
+            listed("build", "Workflow", "Never", "Running", 0),
+            listed("evicted", "ReplicaSet", "Always", "Failed", 0),
+            listed("done", "ReplicaSet", "Always", "Succeeded", 0),
+        ];
+        assert_eq!(names(&others), Vec::<String>::new());
+    }
+
+    /// Between two looks one run of a CronJob ended and another began: nothing is gone, nothing is new, and the worker that was off
+    /// has all its pods started again.
+    #[test]
+    fn a_cron_job_that_runs_beside_a_drill_changes_nothing() {
+        let web = |restarts| listed("web", "ReplicaSet", "Always", "Running", restarts);
+        let before = pods(&json!({"items": [web(0), listed("tick-1", "Job", "OnFailure", "Running", 0)]}));
+        let (ended, begun) =
+            (listed("tick-1", "Job", "OnFailure", "Succeeded", 0), listed("tick-2", "Job", "Never", "Running", 0));
+        let after = pods(&json!({"items": [web(1), ended, begun]}));
+        let uids = |pods: &[PodSeen]| pods.iter().map(|pod| pod.uid.clone()).collect::<Vec<_>>();
+        assert_eq!(uids(&before), ["uid-web"]);
+        assert_eq!(uids(&after), uids(&before));
+        assert!(before.iter().zip(&after).all(|(old, new)| new.restarts > old.restarts));
     }
 
     #[test]
