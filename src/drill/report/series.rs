@@ -140,3 +140,34 @@ impl fmt::Display for Series {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spread(of: impl IntoIterator<Item = u64>) -> Option<Spread> {
+        Spread::of(of.into_iter().map(Duration::from_millis).collect())
+    }
+
+    /// A percentile is a value that was seen: the first that so many of a hundred do not exceed.
+    #[test]
+    fn a_spread_is_made_of_values_that_were_seen() {
+        let ms = |ms: u64| ms * 1000;
+        let known = |runs, [min, median, p90, p99, max]: [u64; 5]| {
+            Some(Spread { runs, min_us: ms(min), median_us: ms(median), p90_us: ms(p90), p99_us: ms(p99), max_us: ms(max) })
+        };
+        // In no order.
+        assert_eq!(spread((1..=100).map(|n| n * 37 % 101)), known(100, [1, 50, 90, 99, 100]));
+        assert_eq!(spread((1..=200).rev()), known(200, [1, 100, 180, 198, 200]));
+        assert_eq!(spread([900, 1200, 1000, 8000, 1100, 1300, 950, 1050, 1150, 1250]), known(10, [900, 1100, 1300, 8000, 8000]));
+        assert_eq!(spread([1800, 1200]), known(2, [1200, 1200, 1800, 1800, 1800]));
+        assert_eq!(spread([1200]), known(1, [1200; 5]));
+        assert_eq!(spread([]), None);
+    }
+
+    #[test]
+    fn a_spread_is_told_from_its_least_to_its_most() {
+        let told = spread([1200, 1800, 40]).expect("three values").to_string();
+        assert_eq!(told, "min 40 ms, median 1.20 s, 90 % within 1.80 s, 99 % within 1.80 s, max 1.80 s");
+    }
+}
