@@ -3,7 +3,7 @@
 //! It decides nothing about a particular cluster: targets are chosen later, bounds are formulas.
 
 use super::bound::Bound;
-use super::refusal::problems;
+use super::refusal::{INTERVAL_LEAST_MS, INTERVAL_MOST_MS, NAME_MOST, ROOM_MOST_MIB, problems};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -13,7 +13,8 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drill {
-    /// What it is called on the command line: lower-case words joined by '-'.
+    /// What it is called on the command line: lower-case words joined by '-', up to 63 characters.
+    #[schemars(length(min = 1, max = NAME_MOST), regex(pattern = "^[a-z0-9-]+$"))]
     pub name: String,
     /// Number in the catalogue (`D01`), empty for users' own.
     #[serde(default)]
@@ -43,6 +44,7 @@ fn one() -> u8 {
     1
 }
 
+// Kinds without options have braces all the same: of one without them serde takes whatever else a file says, and passes over it.
 /// What is done to the targets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
@@ -54,13 +56,13 @@ pub enum Fault {
     /// SIGSTOP, then SIGCONT: connections stay open, nobody answers.
     Pause { process: Process },
     /// The hypervisor suspends the machine: its clock stops too.
-    Freeze,
+    Freeze {},
     /// The plug is pulled; the heal powers on again.
-    PowerOff,
+    PowerOff {},
     /// Asks the leader to hand over to a follower.
-    MoveLeader,
+    MoveLeader {},
     /// Each target in turn is stopped, started and awaited.
-    RollingRestart,
+    RollingRestart {},
     /// The leader of the moment is killed and brought back, again and again.
     Flap { times: u8 },
     /// Packets are dropped.
@@ -78,13 +80,17 @@ pub enum Fault {
         loss_percent: u8,
     },
     /// Writes to etcd's disk never return.
-    StallDisk,
-    /// The store is filled to a quota set for the drill: so much above what it holds.
-    FillQuota { room_mib: u32 },
+    StallDisk {},
+    /// The store is filled to a quota set for the drill: so much above what it holds, up to 256 MiB, or less where the members'
+    /// disks bear less.
+    FillQuota {
+        #[schemars(range(min = 1, max = ROOM_MOST_MIB))]
+        room_mib: u32,
+    },
     /// A member's machine is lost for good: it is removed, wiped, and joins again as a learner.
-    ReplaceMember,
-    /// All data is lost; the cluster is restored from a snapshot taken just before.
-    Restore,
+    ReplaceMember {},
+    /// All data is lost; the cluster is restored from a snapshot taken just before. It wants `load.keys = "append"`.
+    Restore {},
     /// The clock of the target jumps.
     SkewClock { seconds: i32 },
     /// The etcd server certificate of the target is replaced by one that runs out.
@@ -114,9 +120,9 @@ impl Fault {
     /// Fewest etcd members among which it can happen, whatever the drill says.
     pub fn min_members(&self) -> u8 {
         match self {
-            Fault::MoveLeader | Fault::Cut { ports: Ports::Peer, .. } => 2,
+            Fault::MoveLeader {} | Fault::Cut { ports: Ports::Peer, .. } => 2,
             // With one of two gone there is nobody to elect another, or to take the member back.
-            Fault::Flap { .. } | Fault::ReplaceMember => 3,
+            Fault::Flap { .. } | Fault::ReplaceMember {} => 3,
             _ => 1,
         }
     }
@@ -241,7 +247,8 @@ impl Target {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Load {
-    /// Milliseconds between the starts of two requests of one writer; the measured latency raises it on slow clusters.
+    /// Milliseconds between the starts of two requests of one writer, 5 to 1000; the measured latency raises it on slow clusters.
+    #[schemars(range(min = INTERVAL_LEAST_MS, max = INTERVAL_MOST_MS))]
     pub interval_ms: u32,
     /// Whether writers share a few keys, or each write has its own.
     pub keys: Keys,
@@ -394,13 +401,20 @@ fn read(path: &Path) -> Result<Drill, CatalogueError> {
 
 /// Accepts a drill's text or says every problem that it can tell.
 pub fn parse(text: &str) -> Result<Drill, String> {
-    let drill: Drill = toml::from_str(text).map_err(|error| error.to_string())?;
+    let drill: Drill = toml::from_str(text).map_err(|error| worded(&error))?;
     let mut problems = problems(&drill);
     match problems.len() {
         0 => Ok(drill),
         1 => Err(problems.remove(0)),
         _ => Err(format!("\n  - {}", problems.join("\n  - "))),
     }
+}
+
+/// What is wrong with a file, with its line. Of a kind of fault without options serde says that there are no fields, and there
+/// is one.
+pub fn worded(error: &toml::de::Error) -> String {
+    let nothing = "; accepted: its type alone, this fault has no options";
+    error.to_string().trim_end().replace(", there are no fields", nothing)
 }
 
 /// JSON schema of a user's drill file.

@@ -39,6 +39,8 @@ pub struct Tls {
 pub struct Site {
     pub members: Vec<Endpoint>,
     pub tls: Option<Tls>,
+    /// The quota that members have of their own, which their disks were made for.
+    pub quota_mib: u32,
     pub environment: Environment,
 }
 

@@ -177,8 +177,8 @@ pub fn i6_same_members(record: &Record) -> Check {
     };
     // A member that is replaced, and all that are restored, come back as others; nobody else may.
     let renewed = |node: &NodeName| match record.drill.fault {
-        Fault::Restore => true,
-        Fault::ReplaceMember => record.chosen.nodes.contains(node),
+        Fault::Restore {} => true,
+        Fault::ReplaceMember {} => record.chosen.nodes.contains(node),
         _ => false,
     };
     let mut wrong = Vec::new();

@@ -153,10 +153,10 @@ fn broken_promises_are_failures() {
     });
     comes_out(Fail, "I6", Verdict::Fail, |r| {
         // The one that is replaced may be another afterwards, and nobody else.
-        r.drill.fault = super::catalogue::Fault::ReplaceMember;
+        r.drill.fault = super::catalogue::Fault::ReplaceMember {};
         renamed(r);
     });
-    for fault in [super::catalogue::Fault::ReplaceMember, super::catalogue::Fault::Restore] {
+    for fault in [super::catalogue::Fault::ReplaceMember {}, super::catalogue::Fault::Restore {}] {
         let hit = judged(|r| {
             r.chosen.nodes = vec![r.members[2].node.clone()];
             r.drill.fault = fault.clone();

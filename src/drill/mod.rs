@@ -36,6 +36,8 @@ pub mod windows;
 #[cfg(test)]
 mod checker_tests;
 #[cfg(test)]
+mod files_tests;
+#[cfg(test)]
 mod judge_tests;
 #[cfg(test)]
 mod proof_tests;

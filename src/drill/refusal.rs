@@ -1,23 +1,32 @@
 //! What a drill may not ask for: combinations that serde takes and that make no sense, or would be green for want of a look.
-//! `catalogue` calls it for files, the command line after `--gate` and `--target`, labs for their faults; all problems at once.
+//! `catalogue` calls it for files, the command line after `--gate` and `--target`, labs for their faults; all problems at once. What
+//! only the cluster's own size can tell is asked before the start, by `before` and `lab start`.
 //! It is pure, and says of each problem what would be accepted.
 
 use super::act::CLOCK_CLAIM_S;
-use super::catalogue::{Drill, Fault, Process, Shape, Target};
+use super::catalogue::{Drill, Fault, Keys, Process, Shape, Target};
+use super::target::NoTarget;
+
+/// Longest name: it becomes a part of file names and of keys.
+pub const NAME_MOST: usize = 63;
+/// The shortest pace that measures more than itself, and the longest that leaves a baseline of seconds, not of minutes.
+pub const INTERVAL_LEAST_MS: u32 = 5;
+pub const INTERVAL_MOST_MS: u32 = 1000;
+/// Most that a store is filled by, whatever its disk: enough to see the alarm, and soon done.
+pub const ROOM_MOST_MIB: u32 = 256;
+/// What etcd's log may hold of the time before: it keeps five files of 64 MiB.
+const OLD_LOG_MIB: u32 = 320;
 
 /// What serde cannot say: combinations that make no sense.
 pub fn problems(drill: &Drill) -> Vec<String> {
     let mut problems = Vec::new();
     let named = !drill.name.is_empty() && drill.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-    if !named {
+    if drill.name.len() > NAME_MOST {
+        problems.push(format!("name: {} characters are too many; accepted: up to {NAME_MOST}", drill.name.chars().count()));
+    } else if !named {
         problems.push(format!("name: {:?} is not accepted; a drill's name is made of a-z, 0-9 and '-'", drill.name));
     }
-    if drill.load.interval_ms < 5 {
-        problems.push(format!(
-            "load.interval_ms: {} is below 5 ms, the shortest that measures more than itself",
-            drill.load.interval_ms
-        ));
-    }
+    problems.extend(load_problems(drill));
     for waived in &drill.expect.waive {
         if !WAIVABLE.contains(&waived.as_str()) {
             problems.push(format!("expect.waive: {waived:?} cannot be waived; accepted: {}", WAIVABLE.join(", ")));
@@ -29,11 +38,40 @@ pub fn problems(drill: &Drill) -> Vec<String> {
     problems
 }
 
-/// Faults that change nothing: what is looked at would be as told without them, and the drill green for nothing.
+/// Loads that measure nothing, or not what the drill is about.
+fn load_problems(drill: &Drill) -> Vec<String> {
+    let mut problems = Vec::new();
+    let interval = drill.load.interval_ms;
+    let accepted = format!("accepted: {INTERVAL_LEAST_MS} to {INTERVAL_MOST_MS}");
+    if interval < INTERVAL_LEAST_MS {
+        problems.push(format!(
+            "load.interval_ms: {interval} is below {INTERVAL_LEAST_MS} ms, the shortest that measures more than itself; {accepted}"
+        ));
+    }
+    if interval > INTERVAL_MOST_MS {
+        problems.push(format!("load.interval_ms: {interval} is too long, the baseline alone takes twenty of them; {accepted}"));
+    }
+    if matches!(drill.fault, Fault::Restore {}) && drill.load.keys != Keys::Append {
+        problems.push(
+            "load.keys: a restore forgets history, after which only keys of one write each can be counted; accepted with this fault: append"
+                .to_owned(),
+        );
+    }
+    problems
+}
+
+/// Faults that change nothing: what is looked at would be as told without them, and the drill green for nothing. And one that
+/// breaks more than can be healed.
 fn fault_problems(fault: &Fault) -> Vec<String> {
     let mut problems = Vec::new();
     match *fault {
         Fault::Flap { times: 0 } => problems.push("fault.times: 0 kills nobody; accepted: 1 to 255".to_owned()),
+        Fault::FillQuota { room_mib: 0 } => {
+            problems.push(format!("fault.room_mib: 0 leaves nothing to fill; accepted: 1 to {ROOM_MOST_MIB}"));
+        }
+        Fault::FillQuota { room_mib } if room_mib > ROOM_MOST_MIB => problems.push(format!(
+            "fault.room_mib: {room_mib} may be more than a member's disk holds, and etcd does not come back from a full one; accepted: 1 to {ROOM_MOST_MIB}"
+        )),
         Fault::Slow { delay_ms, jitter_ms, loss_percent } => {
             if delay_ms == 0 && loss_percent == 0 {
                 problems.push("fault: no delay_ms and no loss_percent slows nothing; accepted: one of them above 0".to_owned());
@@ -55,6 +93,21 @@ fn fault_problems(fault: &Fault) -> Vec<String> {
         _ => (),
     }
     problems
+}
+
+/// Whether the members' disks bear the fault on a store of so many bytes, where the quota of their own is `quota_mib`. A quota
+/// comes before a full disk only on the disk that it was made for: on a full one etcd ends, and no heal brings it back.
+pub fn bearable(name: &str, fault: &Fault, bytes: i64, quota_mib: u32) -> Result<(), NoTarget> {
+    let Fault::FillQuota { room_mib: room } = *fault else { return Ok(()) };
+    let Fault::FillQuota { room_mib: raised } = fault.on_a_store_of(bytes) else { return Ok(()) };
+    // All that is written lies in the log as well: too few writes for etcd to take a snapshot and give its files free. Also what
+    // is free inside the store is filled, so all of it counts.
+    let bears = quota_mib.saturating_sub(OLD_LOG_MIB) / 2;
+    if raised <= bears {
+        return Ok(());
+    }
+    let held = raised.saturating_sub(room);
+    Err(NoTarget::NoRoom { drill: name.to_owned(), room, held, most: bears.saturating_sub(held) })
 }
 
 /// Whom a fault can hit. What only the whole cluster can lose must not be done to a part of it: one member restored from a
@@ -100,21 +153,21 @@ fn target_problems(drill: &Drill) -> Vec<String> {
                 only("this fault hits etcd members", &MEMBERS);
             }
         }
-        Fault::Freeze | Fault::PowerOff | Fault::SkewClock { .. } | Fault::Slow { .. } => (),
+        Fault::Freeze {} | Fault::PowerOff {} | Fault::SkewClock { .. } | Fault::Slow { .. } => (),
         Fault::Cut { shape: Shape::Bridge, .. } => {
             only("a bridge is cut between two members", &[LeaderAndFollower, TwoFollowers])
         }
         Fault::Cut { shape: Shape::SplitAll, .. } => only("all members are cut off from each other", &[AllMembers]),
-        Fault::Cut { .. } | Fault::RollingRestart | Fault::StallDisk | Fault::ExpireCert { .. } => {
+        Fault::Cut { .. } | Fault::RollingRestart {} | Fault::StallDisk {} | Fault::ExpireCert { .. } => {
             only("this fault hits etcd members", &MEMBERS);
         }
-        Fault::MoveLeader => only("leadership is the leader's to hand over", &[Leader]),
+        Fault::MoveLeader {} => only("leadership is the leader's to hand over", &[Leader]),
         Fault::Flap { .. } => only("the leader of the moment is killed", &[Leader]),
         Fault::FillQuota { .. } => only("a quota is the whole cluster's", &[AllMembers]),
-        Fault::ReplaceMember => {
+        Fault::ReplaceMember {} => {
             only("one member is replaced at a time", &[Leader, Follower, ControllerManagerHolder, SchedulerHolder, VipHolder]);
         }
-        Fault::Restore => only("a snapshot makes a new cluster of all members, or two clusters", &[AllMembers]),
+        Fault::Restore {} => only("a snapshot makes a new cluster of all members, or two clusters", &[AllMembers]),
     }
     problems
 }
@@ -194,6 +247,7 @@ mod tests {
     fn a_fault_that_changes_nothing_is_refused() {
         let slow = |delay_ms, jitter_ms, loss_percent| Fault::Slow { delay_ms, jitter_ms, loss_percent };
         let skew = |seconds| Fault::SkewClock { seconds };
+        let fill = |room_mib| Fault::FillQuota { room_mib };
         for (name, fault, told) in [
             ("leader-flap", Fault::Flap { times: 0 }, "fault.times: 0 kills nobody; accepted: 1 to 255"),
             ("slow-link", slow(0, 0, 0), "slows nothing; accepted: one of them above 0"),
@@ -202,6 +256,7 @@ mod tests {
             ("clock-skew", skew(0), "fault.seconds: a clock +0 s off"),
             ("clock-skew", skew(6), "accepted: 7 and more, -7 and less"),
             ("clock-skew", skew(-6), "fault.seconds: a clock -6 s off"),
+            ("full-quota", fill(0), "fault.room_mib: 0 leaves nothing to fill; accepted: 1 to 256"),
         ] {
             let said = changed(name, |drill| drill.fault = fault.clone());
             assert!(said.contains(told), "{fault:?}: {said:?}");
@@ -212,10 +267,64 @@ mod tests {
             ("slow-link", slow(0, 0, 100)),
             ("clock-skew", skew(7)),
             ("clock-skew", skew(i32::MIN)),
+            ("full-quota", fill(1)),
+            ("full-quota", fill(256)),
         ];
         for (name, fault) in fine {
             assert_eq!(changed(name, |drill| drill.fault = fault.clone()), "", "{fault:?}");
         }
+    }
+
+    /// The disk of a member is 2 GiB where nobody says otherwise, and etcd's own quota 1638 MiB.
+    #[test]
+    fn a_store_is_not_filled_beyond_its_disk() {
+        for room_mib in [257, 4096, u32::MAX] {
+            let told = changed("full-quota", |drill| drill.fault = Fault::FillQuota { room_mib });
+            assert!(told.contains(&format!("fault.room_mib: {room_mib} ")) && told.contains("accepted: 1 to 256"), "{told:?}");
+        }
+        let judged = |room_mib, held_mib: i64, quota_mib| {
+            let fault = Fault::FillQuota { room_mib };
+            bearable("full-quota", &fault, held_mib << 20, quota_mib).map_err(|error| error.to_string())
+        };
+        // Of 1638 MiB the store and the log of the fill may have 659 each.
+        for (room, held, quota) in [(16, 20, 1638), (256, 403, 1638), (16, 643, 1638), (16, 20, 819), (229, 20, 819)] {
+            assert_eq!(judged(room, held, quota), Ok(()), "{room} MiB on {held} of {quota}");
+        }
+        for (room, held, quota) in
+            [(256, 404, 1638), (16, 644, 1638), (230, 20, 819), (1, 0, 0), (256, i64::from(u32::MAX), 1638)]
+        {
+            let told = judged(room, held, quota).expect_err("too much");
+            assert!(told.contains(&format!("full-quota fills {room} MiB")), "{told}");
+        }
+        assert!(judged(256, 404, 1638).expect_err("too much").ends_with("accepted: 1 to 255"));
+        assert!(judged(16, 700, 1638).expect_err("too much").ends_with("there is no room for any"));
+        assert_eq!(bearable("leader-freeze", &Fault::Freeze {}, i64::MAX, 0), Ok(()), "other faults write nothing that counts");
+    }
+
+    #[test]
+    fn a_load_that_would_take_minutes_or_count_nothing_is_refused() {
+        for interval_ms in [0, 4, 1001, u32::MAX] {
+            let told = changed("leader-kill", |drill| drill.load.interval_ms = interval_ms);
+            assert!(
+                told.contains(&format!("load.interval_ms: {interval_ms} ")) && told.contains("accepted: 5 to 1000"),
+                "{told:?}"
+            );
+        }
+        for interval_ms in [5, 1000] {
+            assert_eq!(changed("leader-kill", |drill| drill.load.interval_ms = interval_ms), "");
+        }
+        let told = changed("disaster-restore", |drill| drill.load.keys = Keys::Registers);
+        assert!(told.starts_with("load.keys: a restore forgets history") && told.ends_with("append"), "{told:?}");
+        assert_eq!(changed("leader-kill", |drill| drill.load.keys = Keys::Append), "");
+    }
+
+    /// A run's file carries the drill's name and the time.
+    #[test]
+    fn a_name_fits_into_a_files_name() {
+        assert_eq!(changed("leader-kill", |drill| drill.name = "a".repeat(63)), "");
+        let told = changed("leader-kill", |drill| drill.name = "a".repeat(64));
+        assert_eq!(told, "name: 64 characters are too many; accepted: up to 63");
+        assert!(changed("leader-kill", |drill| drill.name = String::new()).contains("made of a-z"));
     }
 
     #[test]

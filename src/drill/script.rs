@@ -77,19 +77,19 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
                 ..Script::default()
             }
         }
-        Fault::Freeze => Script {
+        Fault::Freeze {} => Script {
             inject: each(&|node| Act::Suspend { node }),
             claims: [claim(&|node| Claim::Suspended { node }), silent()].concat(),
             heal: [each(&|node| Act::Resume { node }), each(&|node| Act::SetClock { node })].concat(),
             ..Script::default()
         },
-        Fault::PowerOff => Script {
+        Fault::PowerOff {} => Script {
             inject: each(&|node| Act::PowerOff { node }),
             claims: [claim(&|node| Claim::PoweredOff { node }), silent()].concat(),
             heal: each(&|node| Act::PowerOn { node }),
             ..Script::default()
         },
-        Fault::MoveLeader => {
+        Fault::MoveLeader {} => {
             let from = targets.first().cloned().unwrap_or(NodeName::controller(0));
             let to = members.iter().find(|m| **m != from).cloned().unwrap_or(from.clone());
             Script {
@@ -98,7 +98,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
                 ..Script::default()
             }
         }
-        Fault::RollingRestart => Script {
+        Fault::RollingRestart {} => Script {
             inject: targets.iter().flat_map(|node| restart(node, timing)).collect(),
             claims: vec![Claim::Restarted { nodes: targets.to_vec() }],
             heal: each(&|node| Act::Start { node, process: Process::Etcd }),
@@ -120,7 +120,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
                 ..Script::default()
             }
         }
-        Fault::StallDisk => Script {
+        Fault::StallDisk {} => Script {
             inject: each(&|node| Act::StallDisk { node }),
             claims: claim(&|node| Claim::DiskStalled { node }),
             heal: each(&|node| Act::UnstallDisk { node }),
@@ -136,7 +136,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
                 tidy: targets.iter().cloned().flat_map(quota(None)).collect(),
             }
         }
-        Fault::ReplaceMember => Script {
+        Fault::ReplaceMember {} => Script {
             inject: targets
                 .iter()
                 .flat_map(|node| {
@@ -155,7 +155,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
             heal: each(&|node| Act::Rejoin { node }),
             ..Script::default()
         },
-        Fault::Restore => Script {
+        Fault::Restore {} => Script {
             inject: [
                 vec![Act::SaveSnapshot { snapshot: snapshot.to_owned() }, Act::Rest { ms: 500 }],
                 each(&|node| Act::Down { node, process: Process::Etcd, graceful: false }),
@@ -249,7 +249,7 @@ mod tests {
             let script = script(&drill.fault, &three()[..2], &three(), &Timing::native(), "/snapshot");
             assert!(!script.inject.is_empty(), "{}", drill.name);
             assert!(!script.claims.is_empty(), "{} can never be shown to have happened", drill.name);
-            assert!(!script.heal.is_empty() || drill.fault == Fault::MoveLeader, "{}", drill.name);
+            assert!(!script.heal.is_empty() || drill.fault == Fault::MoveLeader {}, "{}", drill.name);
             let text = serde_json::to_string(&script).expect("prints");
             assert_eq!(serde_json::from_str::<Script>(&text).expect("reads"), script, "{}", drill.name);
         }
@@ -263,7 +263,7 @@ mod tests {
         assert!(takes(&Fault::Flap { times: 20 }) >= Duration::from_secs(200));
         assert!(takes(&Fault::Flap { times: 40 }) >= takes(&Fault::Flap { times: 20 }) * 2);
         assert!(takes(&Fault::ExpireCert { seconds: 60 }) > Duration::from_secs(60));
-        let restart = script(&Fault::RollingRestart, &three(), &three(), &timing, "");
+        let restart = script(&Fault::RollingRestart {}, &three(), &three(), &timing, "");
         assert!(restart.allowance(&timing) >= Duration::from_millis(timing.boot_ms) * 3);
         assert!(takes(&Fault::Kill { process: Process::Etcd }) < Duration::from_secs(10));
     }
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(prepared(&fault), Act::Quota { node: node.clone(), mib: Some(16) });
         assert_eq!(prepared(&fault.on_a_store_of(30 << 20)), Act::Quota { node: node.clone(), mib: Some(46) });
         assert_eq!(prepared(&fault.on_a_store_of((30 << 20) + 1)), Act::Quota { node, mib: Some(47) });
-        assert_eq!(Fault::Freeze.on_a_store_of(1 << 30), Fault::Freeze);
+        assert_eq!(Fault::Freeze {}.on_a_store_of(1 << 30), Fault::Freeze {});
     }
 
     #[test]
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_member_is_removed_before_it_is_wiped_and_wiped_before_it_is_added() {
-        let script = script(&Fault::ReplaceMember, &three()[1..2], &three(), &Timing::native(), "/snapshot");
+        let script = script(&Fault::ReplaceMember {}, &three()[1..2], &three(), &Timing::native(), "/snapshot");
         let order: Vec<String> = script.inject.iter().chain(&script.heal).map(|act| act.to_string()).collect();
         let expected = [
             "kill etcd on controller-1",

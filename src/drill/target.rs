@@ -53,6 +53,13 @@ pub struct ClusterView {
     pub vip_holder: Option<NodeName>,
 }
 
+impl ClusterView {
+    /// What the store of the members takes on disk, where it takes most.
+    pub fn held(&self) -> i64 {
+        self.members.iter().map(|member| member.db_bytes).max().unwrap_or(0)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemberView {
     #[schemars(with = "String")]
@@ -94,6 +101,18 @@ pub enum NoTarget {
     Nobody { drill: String, wanted: &'static str, seen: String },
     #[error("{drill} hits {process} on {node}, where none runs; it runs on {there}")]
     NotThere { drill: String, process: Process, node: NodeName, there: String },
+    #[error("{drill} fills {room} MiB into a store of {held} MiB, which is more than the members' disks bear; {}", accepted(*most))]
+    NoRoom {
+        drill: String,
+        room: u32,
+        held: u32,
+        /// Most that could be filled now.
+        most: u32,
+    },
+}
+
+fn accepted(most: u32) -> String {
+    if most == 0 { "there is no room for any".to_owned() } else { format!("accepted: 1 to {most}") }
 }
 
 /// Chooses. The same view and seed give the same choice.

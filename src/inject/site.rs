@@ -27,6 +27,7 @@ pub fn site(plan: &Plan, keyring: &Keyring, host_load: f64, host_cpus: usize) ->
     Some(Site {
         members: plan.controllers().map(member).collect(),
         tls: Some(tls),
+        quota_mib: plan.etcd_quota_mib(),
         environment: Environment {
             cluster: plan.cluster.to_string(),
             acceleration: acceleration.to_owned(),

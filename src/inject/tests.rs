@@ -86,7 +86,7 @@ fn site(plan: &Plan) -> Site {
         host_load: 0.0,
         host_cpus: 1,
     };
-    Site { members: vec![], tls: None, environment }
+    Site { members: vec![], tls: None, quota_mib: plan.etcd_quota_mib(), environment }
 }
 
 /// A guest in which rules are until they are deleted, and a scheduler is down until it is started.

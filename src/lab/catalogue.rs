@@ -3,7 +3,7 @@
 //! It decides nothing about a particular cluster: who is hit is drawn later, by the rule that the file names.
 
 use crate::drill::bound::Bound;
-use crate::drill::catalogue::{Drill, Expect, Fault, Load, Target};
+use crate::drill::catalogue::{Drill, Expect, Fault, Keys, Load, Target, worded};
 use crate::drill::refusal::problems as drill_problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -234,7 +234,7 @@ fn read(path: &Path) -> Result<String, String> {
 
 /// A lab as a file has it, or all that is wrong with it, a line each.
 pub fn parse(text: &str) -> Result<Lab, String> {
-    let lab: Lab = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let lab: Lab = toml::from_str(text).map_err(|error| worded(&error))?;
     let problems = problems(&lab);
     if problems.is_empty() { Ok(lab) } else { Err(problems.join("\n")) }
 }
@@ -309,7 +309,8 @@ pub fn as_drill(lab: &Lab, fault: Fault) -> Drill {
         story: lab.story.clone(),
         fault,
         target: lab.hit,
-        load: Load::default(),
+        // A lab has no load of its own; this one goes with every fault.
+        load: Load { keys: Keys::Append, ..Load::default() },
         hold: Bound::seconds(1.0),
         expect: Expect::default(),
         min_members: lab.needs.members,

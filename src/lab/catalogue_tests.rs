@@ -141,8 +141,23 @@ fn a_drills_fault_hits_whom_a_drill_may_hit() {
     let partition = built_in().into_iter().find(|lab| lab.name == "partitioned-leader").expect("there");
     let said = problems(&Lab { hit: Target::Worker, ..partition }).join("\n");
     assert!(said.contains("fault 1: target: "), "{said}");
-    let said = wrong(|lab| lab.faults[1].drill = Some(Fault::Freeze));
+    let said = wrong(|lab| lab.faults[1].drill = Some(Fault::Freeze {}));
     assert!(said.contains("fault 2: accepted: one of"), "{said}");
+}
+
+/// A lab's file says as little in vain as a drill's.
+#[test]
+fn a_drills_fault_has_its_own_options_and_no_others() {
+    let (_, text) = BUILT_IN.iter().find(|(file, _)| *file == "partitioned-leader.toml").expect("there");
+    let cut = "drill = { type = \"cut\", shape = \"isolate\" }";
+    assert!(text.contains(cut) && parse(text).is_ok());
+    let told = |fault: &str| parse(&text.replace(cut, &format!("drill = {fault}"))).expect_err(fault);
+    assert!(told("{ type = \"cut\", shape = \"isolate\", seconds = 3 }").contains("unknown field `seconds`, expected "));
+    assert!(told("{ type = \"freeze\", seconds = 3 }").contains("unknown field `seconds`; accepted: its type alone"));
+    assert!(told("{ type = \"fill-quota\", room_mib = 4096 }").contains("fault.room_mib: 4096"));
+    // A lab has no load: what a restore asks of one is no matter of it.
+    let restore = text.replace(cut, "drill = { type = \"restore\" }").replace("hit = \"leader\"", "hit = \"all-members\"");
+    assert!(!parse(&restore).err().unwrap_or_default().contains("load.keys"));
 }
 
 #[test]

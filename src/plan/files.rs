@@ -3,7 +3,7 @@
 //! It sees names, addresses and timers; secrets appear only by name.
 
 use super::{AddressPlan, Ca, CertPlan, Content, FilePlan, KubeconfigPlan, PkiItem, Timers, Versions};
-use crate::spec::{ClusterSpec, NodeName, Role};
+use crate::spec::{ClusterSpec, MachineSpec, NodeName, Role};
 use askama::Template;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -176,6 +176,11 @@ pub(super) fn addons(facts: &Facts) -> Vec<(String, String)> {
     vec![("coredns.yaml".to_owned(), filled(dns)), ("witness.yaml".to_owned(), filled(witness))]
 }
 
+/// etcd's own default of 2 GiB, or 80 % of a smaller disk: NOSPACE must come before a full disk.
+pub(super) fn etcd_quota_bytes(machines: &MachineSpec) -> u64 {
+    (u64::from(machines.etcd_disk_gib) << 30).min((5 << 30) / 2) / 5 * 4
+}
+
 fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool, files: &mut Vec<FilePlan>) {
     let spec = facts.spec;
     let members = || spec.controllers().into_iter().map(|name| (facts.addresses.node(&name), name));
@@ -186,8 +191,7 @@ fn controller(facts: &Facts, node: &NodeName, ip: Ipv4Addr, control_plane: bool,
         // A founder's word; whoever came later found a cluster that was there. Once it has data neither is read again.
         state: if joins(spec, node) { "existing" } else { "new" },
         initial_cluster: join(members().map(|(ip, name)| format!("{name}=https://{ip}:2380"))),
-        // etcd's own default of 2 GiB, or 80 % of a smaller disk: NOSPACE must come before a full disk.
-        quota_bytes: (u64::from(spec.machines.etcd_disk_gib) << 30).min((5 << 30) / 2) / 5 * 4,
+        quota_bytes: etcd_quota_bytes(&spec.machines),
         timers: facts.timers,
         versions: facts.versions,
     };

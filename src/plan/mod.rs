@@ -323,6 +323,10 @@ impl Plan {
     pub fn workers(&self) -> impl Iterator<Item = &NodePlan> {
         self.nodes.iter().filter(|node| node.role == Role::Worker)
     }
+    /// The quota of every etcd member's store, whole MiB.
+    pub fn etcd_quota_mib(&self) -> u32 {
+        u32::try_from(files::etcd_quota_bytes(&self.spec.machines) >> 20).unwrap_or(u32::MAX)
+    }
     /// Every worker slot's pod network and its next hop, the same for all nodes.
     pub fn pod_routes(&self) -> Vec<(ipnet::Ipv4Net, Ipv4Addr)> {
         AddressPlan::new(self.network.subnet, &self.spec.network).pod_routes()

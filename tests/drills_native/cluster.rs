@@ -321,6 +321,8 @@ impl Cluster {
         Site {
             members: self.members.iter().map(endpoint).collect(),
             tls: None,
+            // etcd's own default.
+            quota_mib: 2048,
             environment: Environment {
                 cluster: self.name.clone(),
                 acceleration: "processes".to_owned(),

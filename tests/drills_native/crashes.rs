@@ -94,10 +94,10 @@ fn of_losses_leave_nothing() {
 fn of_machines(fault: &Fault) -> bool {
     match fault {
         Fault::Kill { process } | Fault::Stop { process } | Fault::Pause { process } => *process != Process::Etcd,
-        Fault::Freeze
-        | Fault::PowerOff
+        Fault::Freeze {}
+        | Fault::PowerOff {}
         | Fault::Slow { .. }
-        | Fault::StallDisk
+        | Fault::StallDisk {}
         | Fault::SkewClock { .. }
         | Fault::ExpireCert { .. } => true,
         _ => false,

@@ -13,6 +13,7 @@ use crate::drill::admin;
 use crate::drill::catalogue::Fault;
 use crate::drill::etcd::{statuses, views};
 use crate::drill::kube::Kube as _;
+use crate::drill::refusal::bearable;
 use crate::drill::script::script;
 use crate::drill::target::{ClusterView, choose};
 use crate::guest::{Guest, put};
@@ -146,7 +147,11 @@ async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(
     bench.settle().await?;
     let view = view(&bench).await?;
     // The rules of who may be hit are those of drills; a suspended machine is a fault for everybody.
-    let drawn = choose(&as_drill(&lab, Fault::Freeze), &view, open.seed).map_err(|error| CliError::usage(error.to_string()))?;
+    let drawn =
+        choose(&as_drill(&lab, Fault::Freeze {}), &view, open.seed).map_err(|error| CliError::usage(error.to_string()))?;
+    for fault in lab.faults.iter().filter_map(|step| step.drill.as_ref()) {
+        bearable(&lab.name, fault, view.held(), bench.site.quota_mib).map_err(|error| CliError::usage(error.to_string()))?;
+    }
     open.hit = drawn.nodes;
     open.phase = Phase::Breaking;
     let hit = open.hit.clone();
@@ -195,8 +200,7 @@ async fn make(bench: &Bench, stage: &Stage<'_>, fault: &Step, view: &ClusterView
         return all_well(stage.run(fault.on, run, fault.seconds).await);
     }
     if let Some(drill) = &fault.drill {
-        let held = view.members.iter().map(|member| member.db_bytes).max().unwrap_or(0);
-        let (fault, members) = (drill.on_a_store_of(held), bench.site.nodes());
+        let (fault, members) = (drill.on_a_store_of(view.held()), bench.site.nodes());
         let kept = bench.dir.path().join(crate::drill::run::SNAPSHOT).display().to_string();
         let script = script(&fault, stage.scene.hit, &members, &bench.site.environment.timing, &kept);
         for act in script.prepare.iter().chain(&script.inject) {
