@@ -10,6 +10,7 @@
 pub mod act;
 pub mod admin;
 pub mod api;
+mod before;
 pub mod bound;
 pub mod catalogue;
 pub mod checker;
@@ -33,6 +34,8 @@ pub mod target;
 pub mod telemetry;
 pub mod windows;
 
+#[cfg(test)]
+mod before_tests;
 #[cfg(test)]
 mod checker_tests;
 #[cfg(test)]

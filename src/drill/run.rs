@@ -1,23 +1,24 @@
 //! One run: refuse, baseline, arm, inject, prove, hold, heal, prove the heal, settle, read.
 //! `drill run` and tests call `run`; it returns a record, which `judge` turns into a verdict.
-//! It chooses nothing (the script is made before) and judges nothing; whatever happens after the journal entry, it heals.
+//! It chooses nothing (`before` does) and judges nothing; whatever happens after the journal entry, it heals.
 
 use super::act::Act;
-use super::admin::{await_healthy, list_alarms, patience, perform};
+use super::admin::{await_healthy, patience, perform};
+use super::before::{self, Before};
 use super::bound::Timing;
 use super::catalogue::{Drill, PodFate};
 use super::checker::Restored;
 use super::clock::{At, Clock, human, pass};
-use super::etcd::{self, Site, disunity, read_prefix, statuses, views};
+use super::etcd::{self, Site, read_prefix};
 use super::heal::{disarm_if, leftovers, perform_each, undo};
 use super::history::Op;
 use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, Proof};
-use super::kube::{Kube, KubeLoad, KubeView};
+use super::kube::{Kube, KubeLoad};
 use super::load::{self, Load};
 use super::reading::{self, PROBE_KEYS, WARM_KEYS};
 use super::record::{After, Baseline, LogSource, Looked, Marks, Note, Record};
-use super::script::{Script, script};
-use super::target::{Chosen, ClusterView, NoTarget, choose, unfit};
+use super::script::Script;
+use super::target::{Chosen, NoTarget};
 use super::telemetry::{self, Telemetry};
 use super::windows::percentile;
 use crate::wait::{self, Seen};
@@ -59,6 +60,8 @@ pub enum RunError {
     Blind(#[from] InjectError),
     #[error(transparent)]
     Log(#[from] FaultLogError),
+    #[error("interrupted; nothing was injected")]
+    NotBegun,
     #[error("interrupted; the fault was healed")]
     Interrupted,
     /// It stays in the log. What was seen of the run until then is kept: it tells why.
@@ -78,8 +81,6 @@ const LATENCY_MOST: f64 = 0.1;
 /// machine takes as much longer for every look that comes before the heal.
 const DEAD_MAN_MARGIN: Duration = Duration::from_secs(30);
 const DEAD_MAN_ELECTIONS: u32 = 30;
-/// A cluster that came up a moment ago has so long to become one that can be drilled.
-const FITNESS_PATIENCE: Duration = Duration::from_secs(10);
 /// Nodes and pods of Kubernetes have at least so long to be back after the heal: a kubelet tells of itself every ten seconds.
 const KUBE_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -91,22 +92,17 @@ pub async fn run(
     log: &dyn FaultLog,
     options: &Options,
 ) -> Result<Record, RunError> {
-    let say = |text: &str| (options.progress)(text);
     if let Some(pending) = log.pending()?.first() {
         return Err(RunError::Active { drill: pending.drill.clone(), run: pending.run.clone() });
     }
-    if let Some(left) = injector.leftovers().await?.first() {
-        return Err(RunError::Leftovers(left.to_string()));
-    }
-    let before = view(site, options).await?;
-    let chosen = choose(drill, &before, options.seed)?;
-    let snapshot = options.directory.join(SNAPSHOT).display().to_string();
-    let held = before.members.iter().map(|member| member.db_bytes).max().unwrap_or(0);
-    let script = script(&drill.fault.on_a_store_of(held), &chosen.nodes, &site.nodes(), &site.environment.timing, &snapshot);
-    injector.begin().await?;
-    say(&format!("{}: {} ({})", drill.name, names(&chosen), chosen.why));
-
-    let mut phases = Phases::new(drill, site, injector, options, before, chosen, script);
+    // Whoever asked for Ctrl-C to be heard has taken its old meaning away: it has to be heard from the first question on.
+    let found = tokio::select! {
+        found = before::look(drill, site, injector, options) => found?,
+        () = options.cancel.cancelled() => return Err(RunError::NotBegun),
+    };
+    let mut phases = Phases::new(drill, site, injector, options, found);
+    let chosen = &phases.record.chosen;
+    (options.progress)(&format!("{}: {} ({})", drill.name, names(chosen), chosen.why));
     let pending = Pending {
         run: options.run.clone(),
         drill: drill.name.clone(),
@@ -152,40 +148,6 @@ fn names(chosen: &Chosen) -> String {
     names.join(", ")
 }
 
-/// Observes the cluster and refuses one that is not fit.
-async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
-    let statuses = statuses(site).await;
-    let mut view = ClusterView { members: views(site, &statuses), ..ClusterView::default() };
-    if let Some(why) = unfit(&view).or_else(|| disunity(site, &statuses)) {
-        return Err(RunError::Unfit(why));
-    }
-    let alarms = list_alarms(site).await.map_err(RunError::Unfit)?;
-    if let Some((id, alarm)) = alarms.first() {
-        return Err(RunError::Unfit(format!("the alarm {alarm} is on (member {id})")));
-    }
-    if let Some(kube) = &options.kube {
-        let seen = fit(kube.as_ref()).await.map_err(RunError::Unfit)?;
-        view.control_planes = seen.control_planes;
-        view.workers = seen.workers;
-        view.lease_holders = seen.lease_holders;
-        view.vip_holder = seen.vip_holder;
-    }
-    Ok(view)
-}
-
-/// Kubernetes as it is when nothing is amiss in it, or what was amiss to the last.
-async fn fit(kube: &dyn Kube) -> Result<KubeView, String> {
-    let look = || async {
-        match kube.view().await {
-            Ok(view) if view.unready.is_empty() => Seen::Ready(view),
-            Ok(view) => Seen::NotYet(view.unready.join("; ")),
-            Err(error) => Seen::NotYet(error),
-        }
-    };
-    let waited = wait::until("every server and node of Kubernetes ready", FITNESS_PATIENCE, Duration::from_secs(1), |_| (), look);
-    waited.await.map_err(|error| error.to_string())
-}
-
 /// What is running beside the phases.
 struct Running {
     load: Load,
@@ -210,15 +172,8 @@ struct Phases<'a> {
 }
 
 impl<'a> Phases<'a> {
-    fn new(
-        drill: &Drill,
-        site: &Site,
-        injector: &'a dyn Injector,
-        options: &'a Options,
-        before: ClusterView,
-        chosen: Chosen,
-        script: Script,
-    ) -> Phases<'a> {
+    fn new(drill: &Drill, site: &Site, injector: &'a dyn Injector, options: &'a Options, found: Before) -> Phases<'a> {
+        let Before { view, chosen, script } = found;
         let record = Record {
             run: options.run.clone(),
             started: options.started.to_string(),
@@ -228,7 +183,7 @@ impl<'a> Phases<'a> {
             script,
             environment: site.environment.clone(),
             members: site.members.clone(),
-            before,
+            before: view,
             incarnations: vec![],
             processes: Err("not looked at".to_owned()),
             baseline: Baseline::default(),

@@ -192,23 +192,39 @@ fn host_now() -> (f64, usize) {
     (load, std::thread::available_parallelism().map_or(0, |n| n.get()))
 }
 
+/// Ctrl-C is Ctrl-C, whether it came before the fault or under it.
+fn code(error: &RunError) -> u8 {
+    match error {
+        RunError::NoTarget(_) => exit::USAGE,
+        RunError::NotBegun | RunError::Interrupted => exit::INTERRUPTED,
+        _ => exit::FAILED,
+    }
+}
+
 /// Why there is no report, as the command line says it.
 pub fn explain(plan: &Plan, error: RunError) -> CliError {
-    let code = match &error {
-        RunError::NoTarget(_) => exit::USAGE,
-        RunError::Interrupted => exit::INTERRUPTED,
-        _ => exit::FAILED,
-    };
     let said = error.to_string();
     // The hint of the library knows no cluster's name.
     let message = said.split("\nhint: ").next().unwrap_or(&said).to_owned();
-    let told = CliError::new(code, message);
+    let told = CliError::new(code(&error), message);
     let name = &plan.cluster;
     match &error {
         RunError::NoTarget(_) => told.hint(format!("ktcw-vm drill list; ktcw-vm status -c {name}")),
-        RunError::Interrupted => told,
+        RunError::NotBegun | RunError::Interrupted => told,
         RunError::Unfit(_) | RunError::Blind(_) => told.hint(format!("ktcw-vm verify -c {name}; ktcw-vm up -c {name}")),
         RunError::NotHealed { .. } => told.left("a fault, or a part of it").hint(format!("ktcw-vm drill heal -c {name}")),
         RunError::Active { .. } | RunError::Leftovers(_) | RunError::Log(_) => told.hint(format!("ktcw-vm drill heal -c {name}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_c_ends_a_run_with_one_code_whenever_it_comes() {
+        assert_eq!([RunError::NotBegun, RunError::Interrupted].map(|error| code(&error)), [exit::INTERRUPTED; 2]);
+        assert_eq!(code(&RunError::Unfit("no member leads".to_owned())), exit::FAILED);
+        assert!(RunError::NotBegun.to_string().contains("nothing was injected"));
     }
 }
