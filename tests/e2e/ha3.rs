@@ -34,6 +34,7 @@ fn three_controllers_and_two_workers() {
     audit::secrets_are_where_they_belong(&rig);
     refused::whoever_has_no_certificate(&rig);
     a_stopped_unit_is_named(&rig);
+    a_proxy_that_begins_anew_keeps_the_services(&rig);
     a_wrong_host_key_is_named(&rig);
     a_dead_apiserver_gives_the_address_away(&rig, patience);
     any_controller_may_lose_power(&rig, patience);
@@ -266,6 +267,19 @@ fn a_stopped_unit_is_named(rig: &Rig) {
     step("and up starts it again");
     rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
     rig.verifies();
+}
+
+/// It finds the rules of the one before it, whose elements it must know again; the second start is not the first one's.
+fn a_proxy_that_begins_anew_keeps_the_services(rig: &Rig) {
+    step("kube-proxy begins anew, twice");
+    for _ in 0..2 {
+        rig.on("worker-0", "systemctl restart kube-proxy");
+        let written = "curl -s http://127.0.0.1:10249/metrics | grep -c '^kubeproxy_sync_proxy_rules_last_timestamp_seconds.* [1-9]' || true";
+        eventually("rules are written", Duration::from_secs(60), || rig.on("worker-0", written) != "0");
+        let rules = rig.on("worker-0", "nft list map ip kube-proxy service-ips");
+        assert!(rules.matches("goto").count() >= 4, "{rules}");
+        rig.verifies();
+    }
 }
 
 fn a_wrong_host_key_is_named(rig: &Rig) {
