@@ -25,6 +25,7 @@ pub mod plan;
 
 pub mod digest;
 pub mod event;
+pub mod near;
 pub mod said;
 pub mod secret;
 pub mod timings;

@@ -111,7 +111,7 @@ fn every_module_is_described() {
 #[test]
 fn pure_modules_name_pure_modules_only() {
     let table = table();
-    let pure = ["spec", "event", "timings", "secret", "wait", "plan", "drill"];
+    let pure = ["spec", "near", "event", "timings", "secret", "wait", "plan", "drill"];
     for module in pure {
         let names = table[module].as_ref().expect("a list");
         // A plan's stages are those of `apply`, whose steps are a pure function of it; the catalogue of drills takes a user's file.
@@ -132,6 +132,7 @@ fn each_edge_library_has_one_home() {
         ("hadris_iso::", "seed"),
         ("clap::", "cli"),
         ("ratatui::", "top"),
+        ("strsim::", "near"),
     ] {
         for (module, path, text) in sources() {
             // `AccelChoice` is a value enum of the command line and of the spec.

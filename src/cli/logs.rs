@@ -1,4 +1,4 @@
-//! `ktcw-vm logs NODE|COMPONENT`: journals of one node or of one component on all its nodes, merged by time.
+//! `ktcw-vm logs NODE|COMPONENT`: journals of one node, of one component on all its nodes, or of one on one node, merged by time.
 //! Each node's `journalctl -o json` is read over SSH; lines are merged as they come, with the clocks the nodes have.
 //! It keeps no more than a small window of lines.
 
@@ -8,6 +8,7 @@ use super::session::Session;
 use super::{exit, render, signals};
 use crate::guest::ssh::SshGuests;
 use crate::guest::{Cmd, Guest, quote};
+use crate::near::meant;
 use crate::plan::{NodePlan, Plan};
 use crate::said::{one_line, visible};
 use crate::spec::NodeName;
@@ -42,17 +43,20 @@ struct Entry {
 
 pub async fn run(global: &Global, args: &Logs) -> Result<u8, CliError> {
     let session = Session::open(global)?;
-    let (nodes, unit) = choose(&session.plan, &args.what, args.component.as_deref())?;
+    let (nodes, unit) = choose(&session.plan, &args.what, args.other.as_deref())?;
     let guests = session.guests()?;
     let line = command(unit.as_deref(), args);
     let format = global.format;
     if args.follow { follow(&guests, &nodes, &line, format).await } else { once(&*guests, &nodes, &line, format).await }
 }
 
-/// Which nodes and which unit a word means: a node, or a component wherever it runs.
-fn choose(plan: &Plan, what: &str, component: Option<&str>) -> Result<(Vec<NodeName>, Option<String>), CliError> {
-    let unit = |name: &str| format!("{}.service", name.trim_end_matches(".service"));
+/// Which nodes and which unit one or two words mean: a node, a component wherever it runs, or both, in either order.
+fn choose(plan: &Plan, what: &str, other: Option<&str>) -> Result<(Vec<NodeName>, Option<String>), CliError> {
     let runs = |node: &NodePlan, unit: &str| node.units.iter().any(|u| u == unit);
+    let (what, component) = match other {
+        Some(other) if NodeName::parse(what).is_err() && NodeName::parse(other).is_ok() => (other, Some(what)),
+        other => (what, other),
+    };
     if let Ok(name) = NodeName::parse(what) {
         let node = plan.node(&name).ok_or_else(|| CliError::usage(format!("no node {name}; accepted: {}", words(plan))))?;
         let unit = component.map(unit);
@@ -66,9 +70,25 @@ fn choose(plan: &Plan, what: &str, component: Option<&str>) -> Result<(Vec<NodeN
     let unit = unit(what);
     let nodes: Vec<NodeName> = plan.nodes.iter().filter(|node| runs(node, &unit)).map(|node| node.name.clone()).collect();
     if nodes.is_empty() {
-        return Err(CliError::usage(format!("nothing here is called {what}; accepted: {}", words(plan))));
+        return Err(unknown(plan, what));
     }
-    Ok((nodes, Some(unit)))
+    match component {
+        None => Ok((nodes, Some(unit))),
+        Some(word) if plan.nodes.iter().any(|node| runs(node, &self::unit(word))) => {
+            Err(CliError::usage(format!("{what} and {word} are both components; accepted: one of them, or one and a node")))
+        }
+        Some(word) => Err(unknown(plan, word)),
+    }
+}
+
+fn unit(name: &str) -> String {
+    format!("{}.service", name.trim_end_matches(".service"))
+}
+
+fn unknown(plan: &Plan, word: &str) -> CliError {
+    let all = words(plan);
+    let meant = meant(word, all.split(", "));
+    CliError::usage(format!("nothing here is called {word}; accepted: {all}{meant}"))
 }
 
 fn words(plan: &Plan) -> String {
@@ -209,6 +229,31 @@ fn show(line: &Line, format: Format) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_and_a_component_are_taken_in_either_order() {
+        use crate::plan::{Accel, Resolved, plan, samples};
+        use crate::spec::{RawSpec, validate};
+        let spec = validate(&RawSpec { etcd: Some(3), workers: Some(1), ..RawSpec::default() }).expect("valid");
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let plan = plan(&spec, &resolved);
+        let chosen = |what, other| choose(&plan, what, other).map_err(|error| error.message);
+        let one = Ok((vec![NodeName::controller(1)], Some("etcd.service".to_owned())));
+        assert_eq!(chosen("controller-1", Some("etcd")), one);
+        assert_eq!(chosen("etcd", Some("controller-1")), one);
+        assert_eq!(chosen("etcd", None).expect("runs").0.len(), 3);
+        assert_eq!(chosen("worker-0", None), Ok((vec![NodeName::worker(0)], None)));
+        for (node, component) in [("controller-9", "etcd"), ("worker-0", "etcd"), ("controller-0", "etdc")] {
+            let said = chosen(node, Some(component)).expect_err(component);
+            assert_eq!(chosen(component, Some(node)).expect_err(component), said);
+        }
+        assert!(chosen("etcd", Some("controller-9")).expect_err("no such").starts_with("no node controller-9; accepted: "));
+        let slip = chosen("etcd", Some("controler-1")).expect_err("mistyped");
+        assert!(slip.starts_with("nothing here is called controler-1; ") && slip.contains("did you mean controller-"), "{slip}");
+        let both = "kubelet and etcd are both components; accepted: one of them, or one and a node";
+        assert_eq!(chosen("kubelet", Some("etcd")).expect_err("two components"), both);
+    }
 
     #[test]
     fn entries_are_read_with_text_and_with_bytes_and_never_control_the_terminal() {

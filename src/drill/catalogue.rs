@@ -4,6 +4,7 @@
 
 use super::bound::Bound;
 use super::refusal::{INTERVAL_LEAST_MS, INTERVAL_MOST_MS, NAME_MOST, ROOM_MOST_MIB, problems};
+use crate::near::meant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -381,11 +382,14 @@ pub fn find(name: &str) -> Result<Drill, CatalogueError> {
     if let Some(drill) = all.iter().find(|drill| drill.name == name || drill.id.eq_ignore_ascii_case(name)) {
         return Ok(drill.clone());
     }
-    // A word in common is near enough to be what was meant.
-    let words: Vec<&str> = name.split('-').filter(|word| word.len() > 3).collect();
-    let near: Vec<&str> =
-        all.iter().map(|drill| drill.name.as_str()).filter(|known| words.iter().any(|word| known.contains(word))).collect();
-    let near = if near.is_empty() { String::new() } else { format!("; there are {}", near.join(", ")) };
+    let known = || all.iter().map(|drill| drill.name.as_str());
+    let mut near = meant(name, known());
+    if near.is_empty() {
+        // A word in common may be what was meant.
+        let words: Vec<&str> = name.split('-').filter(|word| word.len() > 3).collect();
+        let alike: Vec<&str> = known().filter(|known| words.iter().any(|word| known.contains(word))).collect();
+        near = if alike.is_empty() { String::new() } else { format!("; there are {}", alike.join(", ")) };
+    }
     Err(CatalogueError::Unknown { name: name.to_owned(), near })
 }
 
@@ -472,6 +476,11 @@ mod tests {
         }
         let error = find("kill-leader-now").expect_err("not there").to_string();
         assert!(error.contains("leader-kill"), "{error}");
+        for (slip, drill) in [("leaderkill", "leader-kill"), ("quorumloss", "quorum-loss"), ("blackuot", "blackout")] {
+            let error = find(slip).expect_err("not there").to_string();
+            assert_eq!(error, format!("there is no drill {slip:?}; did you mean {drill}?"));
+        }
+        assert_eq!(find("xyzzy").expect_err("not there").to_string(), "there is no drill \"xyzzy\"");
         assert!(matches!(find("./nowhere.toml"), Err(CatalogueError::Unreadable { .. })));
     }
 

@@ -3,6 +3,7 @@
 //! Pure: whether the machines still have what a record says, it does not know.
 
 use crate::host::HostFacts;
+use crate::near::meant;
 use crate::plan::Plan;
 use crate::spec::NodeName;
 use crate::verify::MemberSeen;
@@ -181,7 +182,10 @@ pub fn chosen<'a>(records: &'a [Record], name: &Name) -> Result<&'a Record, Stri
         match known.as_slice() {
             [] => format!("there is no snapshot {name}; there is none at all"),
             [one] => format!("there is no snapshot {name}; there is {one}"),
-            known => format!("there is no snapshot {name}; there are {}", known.join(", ")),
+            known => {
+                let meant = meant(name.as_str(), known.iter().copied());
+                format!("there is no snapshot {name}; there are {}{meant}", known.join(", "))
+            }
         }
     })
 }

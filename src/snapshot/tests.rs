@@ -445,6 +445,8 @@ fn names_fit_files_and_unknown_ones_are_answered_with_the_known() {
     let records = [whole("one"), record("half", None), whole("two")];
     assert_eq!(chosen(&records, &name("two")).expect("known").name, name("two"));
     assert_eq!(chosen(&records, &name("half")).expect_err("a half is none"), "there is no snapshot half; there are one, two");
+    let slip = chosen(&[whole("golden"), whole("one")], &name("goldn")).expect_err("mistyped");
+    assert_eq!(slip, "there is no snapshot goldn; there are golden, one; did you mean golden?");
     assert!(chosen(&[], &name("x")).expect_err("none").contains("none at all"));
 }
 

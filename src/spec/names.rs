@@ -2,6 +2,7 @@
 //! Parsed once at the door; the rest of the program holds the types.
 //! The allow-list is the point: nothing outside `[a-z0-9-]` ever enters.
 
+use crate::near::nearest;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -104,7 +105,8 @@ impl NodeName {
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
             let shown: String = text.chars().take(40).collect();
-            format!("{shown:?} is not a node name; accepted: controller-<n> or worker-<n>")
+            let meant = Self::meant(text).map_or_else(String::new, |name| format!("; did you mean {name}?"));
+            format!("{shown:?} is not a node name; accepted: controller-<n> or worker-<n>{meant}")
         };
         let (role, index) = text.split_once('-').ok_or_else(wrong)?;
         let role = match role {
@@ -117,6 +119,16 @@ impl NodeName {
             return Err(wrong());
         }
         Ok(Self::new(role, number))
+    }
+
+    /// Whose name is written so: a role that is mistyped, or a dash that is missing, before a good number.
+    fn meant(text: &str) -> Option<Self> {
+        let word = text.trim_end_matches(|c: char| c.is_ascii_digit());
+        let index: u8 = text.strip_prefix(word)?.parse().ok()?;
+        let role = nearest(word.trim_end_matches('-'), [Role::Controller, Role::Worker].map(Role::as_str))?;
+        let role = if role == Role::Worker.as_str() { Role::Worker } else { Role::Controller };
+        // A number with a zero before it may be another one by mistake.
+        (text == format!("{word}{index}")).then(|| Self::new(role, index))
     }
 }
 
@@ -164,6 +176,17 @@ mod tests {
         }
         for bad in ["controller", "controller-", "controller-01", "worker--1", "node-0", "worker-256", "worker-1/../x"] {
             assert!(NodeName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_node_is_told_whose_name_is_near() {
+        let said = |text: &str| NodeName::parse(text).expect_err(text);
+        for (text, meant) in [("controler-0", "controller-0"), ("wroker-12", "worker-12"), ("controller1", "controller-1")] {
+            assert!(said(text).ends_with(&format!("; did you mean {meant}?")), "{}", said(text));
+        }
+        for text in ["node-1", "master-0", "controller-01", "worker-256", "controller-0;reboot", "controller-", "é-1", "7", ""] {
+            assert!(said(text).ends_with("accepted: controller-<n> or worker-<n>"), "{}", said(text));
         }
     }
 }

@@ -27,8 +27,8 @@ pub struct Ssh {
 pub struct Logs {
     /// A node (worker-0) or a component on all nodes (etcd, kube-apiserver, kubelet, …)
     pub what: String,
-    /// Only this component, when WHAT is a node
-    pub component: Option<String>,
+    /// The other of the two: that component of that node only
+    pub other: Option<String>,
     /// Go on as new lines come
     #[arg(long, short)]
     pub follow: bool,

@@ -15,6 +15,7 @@ use crate::lab::catalogue::{self, Lab};
 use crate::lab::words::Scene;
 use crate::lab::work::Stage;
 use crate::lab::{Book, Open, Phase, Refused, Score};
+use crate::near::meant;
 use crate::snapshot::Name;
 use crate::store::{ClusterDir, Lock};
 use jiff::Timestamp;
@@ -43,7 +44,8 @@ fn found(labs: Option<&Path>, name: &str) -> Result<Lab, CliError> {
     let all = all(labs)?;
     let known: Vec<&str> = all.iter().map(|lab| lab.name.as_str()).collect();
     all.iter().find(|lab| lab.name == name).cloned().ok_or_else(|| {
-        CliError::usage(format!("there is no lab {name:?}; there are {}", known.join(", "))).hint("ktcw-vm lab list")
+        let meant = meant(name, known.iter().copied());
+        CliError::usage(format!("there is no lab {name:?}; there are {}{meant}", known.join(", "))).hint("ktcw-vm lab list")
     })
 }
 
