@@ -68,6 +68,16 @@ pub fn all_are(power: &Power, wanted: &Whole, cluster: &str) -> Result<(), CliEr
     })
 }
 
+/// Refuses a cluster whose machines are all paused or all off; single ones may be what a drill has left.
+pub fn none_at_rest(power: &Power, cluster: &str) -> Result<(), CliError> {
+    match power.whole() {
+        Whole::Paused | Whole::Off => {
+            all_are(power, &Whole::Running, cluster).map_err(|error| error.left("everything as it was"))
+        }
+        Whole::Running | Whole::Absent | Whole::Mixed(_) => Ok(()),
+    }
+}
+
 /// No fault of a drill is in force, as far as the journal says.
 pub fn no_open_fault(history: &History, cluster: &str) -> Result<(), CliError> {
     match inject::log::open(history).map_err(CliError::failed)?.first() {
@@ -117,5 +127,30 @@ impl From<LifeError> for CliError {
             LifeError::Host(error) => error.into(),
             LifeError::Journal(error) => error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::DomainState::{self, Paused, Running, ShutOff};
+
+    #[test]
+    fn a_cluster_that_is_paused_is_let_go_on_and_not_healed() {
+        let judged = |states: &[DomainState]| {
+            let power = states.iter().zip(0..).map(|(state, i)| (NodeName::controller(i), Some(*state))).collect();
+            none_at_rest(&Power(power), "lab").map_err(|error| error.text())
+        };
+        let said = |how, verb| {
+            Err(format!(
+                "error: the machines of cluster lab are {how}, and all have to be running\nleft behind: everything as it was\n\
+                 hint: ktcw-vm {verb} -c lab"
+            ))
+        };
+        assert_eq!(judged(&[Paused, Paused, Paused]), said("paused", "resume"));
+        assert_eq!(judged(&[ShutOff, ShutOff]), said("off", "start"));
+        // What a drill may have done is for `drill heal`.
+        assert_eq!(judged(&[Paused, Running]), Ok(()));
+        assert_eq!(judged(&[Running, Running]), Ok(()));
     }
 }

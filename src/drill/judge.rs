@@ -128,7 +128,7 @@ pub fn judge(record: &Record) -> Judgement {
 
 /// What is wrong whether or not the fault or the load was shown. I9 is not among them: it presupposes that the fault was there; I8
 /// and I11 are about a run that went its way.
-const SAFETY: [&str; 8] = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10"];
+pub(super) const SAFETY: [&str; 8] = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10"];
 
 /// Broken promises are a failure whatever else happened; without proof nothing else counts; then the rest.
 fn verdict(record: &Record, proofs: &[Check], checks: &[Check]) -> (Result, Vec<String>) {

@@ -3,7 +3,7 @@
 //! It decides nothing: it connects what `inject` and `drill` have.
 
 use crate::cli::error::CliError;
-use crate::cli::opened::no_open_restore;
+use crate::cli::opened::{no_open_restore, none_at_rest};
 use crate::cli::session::{self, Session};
 use crate::cli::{exit, render};
 use crate::drill::admin::{await_healthy, partial};
@@ -13,11 +13,12 @@ use crate::drill::injector::FaultLog as _;
 use crate::drill::kube::Kube as _;
 use crate::drill::run::{RunError, SNAPSHOT};
 use crate::guest::Guest;
-use crate::host::Host;
+use crate::host::{Host, blocking};
 use crate::inject::kube::ApiProbes;
 use crate::inject::log::JournalLog;
 use crate::inject::site::site;
 use crate::inject::{self, Machines};
+use crate::life::power::Power;
 use crate::plan::Plan;
 use crate::store::{ClusterDir, Lock};
 use crate::wait::{self, Seen};
@@ -143,6 +144,13 @@ impl Bench {
             self.heal().await?.iter().for_each(|what| render::status(&format!("healed: {what}")));
         }
         Ok(())
+    }
+
+    /// Refuses a cluster that was paused or switched off as a whole: that is no fault to be healed, and has a way back of its own.
+    pub async fn not_at_rest(&self) -> Result<(), CliError> {
+        let host = self.machines.host.clone();
+        let seen = blocking(move || host.observe()).await?;
+        none_at_rest(&Power::of(&self.plan, &seen), self.plan.cluster.as_str())
     }
 
     /// Waits until members, API servers and nodes are as a drill wants to find them.

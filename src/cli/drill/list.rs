@@ -9,6 +9,10 @@ use crate::cli::{exit, render};
 use crate::drill::catalogue::{Drill, schema};
 use serde_json::Value;
 
+/// What bounds are made of.
+const UNITS: &str = "election, heartbeat, lease, retry, vip, grace and boot are the cluster's own timers; latency is what 99 % of writes take\n\
+                     before the fault, a tenth of an election at most";
+
 pub fn list(global: &Global, args: &DrillList) -> Result<u8, CliError> {
     if args.schema {
         render::print_line(&serde_json::to_string_pretty(&schema()).map_err(CliError::failed)?);
@@ -19,7 +23,7 @@ pub fn list(global: &Global, args: &DrillList) -> Result<u8, CliError> {
         Format::Json => render::print_line(&serde_json::to_string_pretty(&drills).map_err(CliError::failed)?),
         Format::Text => {
             let texts: Vec<String> = drills.iter().map(text).collect();
-            render::print(&texts.join("\n"));
+            render::print(&format!("{}\n{UNITS}\n", texts.join("\n")));
         }
     }
     Ok(exit::OK)

@@ -12,7 +12,7 @@ use crate::cli::{exit, lab, render, signals};
 use crate::drill::catalogue::Drill;
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
-use crate::drill::report::{Fitted, LONGEST, Ran, Report, Runs, SERIES_FORM, Series, fitted, text};
+use crate::drill::report::{Fitted, LONGEST, Ran, Report, Runs, SERIES_FORM, Series, fitted, hint, text};
 use crate::drill::run::{self, Options, RunError};
 use jiff::Timestamp;
 use std::sync::{Arc, Mutex};
@@ -26,6 +26,7 @@ pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill run")?;
     bench.heal_what_is_open().await?;
+    bench.not_at_rest().await?;
 
     let cancel = CancellationToken::new();
     let (mut interrupted, token) = (signals::interrupted(), cancel.clone());
@@ -145,7 +146,9 @@ fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone
         (Format::Json, false) => (),
         (Format::Text, _) => {
             render::print(&format!("\n{}", text(&report, args.checks)));
-            render::print_line(&format!("  report    ktcw-vm drill report {} -c {}\n", report.record.run, bench.plan.cluster));
+            render::print_line(&format!("  report    ktcw-vm drill report {} -c {}", report.record.run, bench.plan.cluster));
+            let hint = hint(&report, &path.display().to_string()).map_or_else(String::new, |hint| format!("hint: {hint}\n"));
+            render::print_line(&hint);
         }
     }
     let Report { judgement, record, .. } = report;

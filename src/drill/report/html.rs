@@ -2,7 +2,7 @@
 //! `drill report --html` writes it.
 //! The template is `templates/drill.html`; everything in it that comes from outside is escaped.
 
-use super::text::{api_rows, five, verdict};
+use super::text::{api_rows, five, latency, verdict};
 use super::{Report, ReportError, svg};
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
@@ -45,7 +45,7 @@ pub fn html(report: &Report) -> Result<String, ReportError> {
     let (record, judgement) = (&report.record, &report.judgement);
     let targets: Vec<String> = record.chosen.nodes.iter().map(|node| node.to_string()).collect();
     let environment = &record.environment;
-    let facts = vec![
+    let mut facts = vec![
         ("run", format!("{} · {}", record.run, record.started)),
         ("cluster", format!("{} · {} etcd members", environment.cluster, record.members.len())),
         ("target", format!("{} ({})", targets.join(", "), record.chosen.why)),
@@ -72,6 +72,7 @@ pub fn html(report: &Report) -> Result<String, ReportError> {
         ),
         ("host", format!("load {:.1} on {} CPUs", environment.host_load, environment.host_cpus)),
     ];
+    facts.extend(latency(report).map(|what| ("latency", format!("in what is expected: {what}"))));
     let check = |check: &crate::drill::invariants::Check| CheckRow {
         verdict: if check.waived { "waived".to_owned() } else { check.verdict.to_string() },
         id: check.id.clone(),

@@ -3,6 +3,7 @@
 //! It only shows: every number in it is the record's or the judge's.
 
 mod compare;
+mod hint;
 mod html;
 mod series;
 mod svg;
@@ -10,6 +11,7 @@ mod text;
 mod thin;
 
 pub use compare::compare;
+pub use hint::hint;
 pub use html::html;
 pub use series::{Ran, Runs, SERIES_FORM, Series, Spread};
 pub use text::{text, timeline};

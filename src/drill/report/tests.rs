@@ -32,11 +32,17 @@ fn the_text_has_the_verdict_the_five_figures_and_a_line_of_time() {
         "PASS",
         "1.25 s",
         "≤ 3.10 s",
+        "latency is 10 ms: 99 % of the baseline's writes took no longer",
         "lost acknowledged writes",
         "17 of 17 checks",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
+    assert!(html(&sample()).expect("renders").contains("<dt>latency</dt>"));
+    let mut plain = leader_kill();
+    (plain.drill.expect.write_gap, plain.drill.expect.new_leader) = (Some("3 s".parse().expect("a bound")), None);
+    plain.drill.expect.full_membership = None;
+    assert!(!super::text(&Report::new(plain), false).contains("latency is"), "no bound has it");
     let line = timeline(&sample(), 70);
     // Baseline, fault, nothing acknowledged, a new leader, heal, settled: in this order.
     let places: Vec<usize> = "F█LHS".chars().filter_map(|mark| line.find(mark)).collect();
