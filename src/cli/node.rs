@@ -9,7 +9,7 @@ use super::opened::whole_moment;
 use super::session::{self, Session};
 use super::up::{Asked, Outcome, raise, shown};
 use super::way::{Settled, carry_out};
-use super::{lab, render, resolve, snapshot};
+use super::{golden, lab, render, resolve, snapshot};
 use crate::apply;
 use crate::event::Events;
 use crate::image;
@@ -61,7 +61,7 @@ async fn remove(global: &Global, args: &NodeRemove) -> Result<u8, CliError> {
     whole_moment(&session)?;
     lab::none_open_of_these_nodes(&session.dir)?;
     let next = without(&session, args)?;
-    if let Some(cost) = snapshot::cost_of_other_nodes(&session.dir)? {
+    if let Some(cost) = snapshot::cost_of_other_nodes(&session.dir, !args.no_verify)? {
         render::status(&cost);
     }
     if !global.yes && !render::confirm(&format!("remove {} of cluster {name} with its machine and disks?", args.node))? {
@@ -116,7 +116,9 @@ async fn leave(
         .ok()
         .flatten()
         .map(|image| resolve::files(&session.plan.spec, Some(&image)));
-    let settled = Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, golden: false };
+    // Who never kept one, or has removed it, is not given one by a removal.
+    let golden = golden::record(&dir).is_ok_and(|record| record.is_some());
+    let settled = Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, golden };
     carry_out(settled, events).await
 }
 

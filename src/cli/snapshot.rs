@@ -405,8 +405,20 @@ async fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
             .left(format!("a part of snapshot {name}, which does not count any more"))
             .hint(format!("ktcw-vm snapshot delete {name} -c {cluster} removes the rest"))
     })?;
-    render::print_line(&format!("snapshot {name} of cluster {cluster} removed"));
+    render::print_line(&removed(name, cluster.as_str()));
     Ok(exit::OK)
+}
+
+/// What came of a removal, and what does not work any more without it.
+fn removed(name: &Name, cluster: &str) -> String {
+    let said = format!("snapshot {name} of cluster {cluster} removed");
+    if name.as_str() != super::golden::NAME {
+        return said;
+    }
+    format!(
+        "{said}; ktcw-vm down --keep-golden -c {cluster} is refused without it, until the next ktcw-vm up -c {cluster} has verified the \
+         cluster and keeps a new one"
+    )
 }
 
 pub fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> Desk<'a> {
@@ -414,10 +426,10 @@ pub fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal)
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
 }
 
-/// What adding or removing a node costs; the golden snapshot is made anew by `up`.
-pub(super) fn cost_of_other_nodes(dir: &ClusterDir) -> Result<Option<String>, CliError> {
+/// What adding or removing a node costs. `renewed`: the golden snapshot is kept anew when all is done and verified.
+pub(super) fn cost_of_other_nodes(dir: &ClusterDir, renewed: bool) -> Result<Option<String>, CliError> {
     let records: Vec<Record> = dir.load_snapshots()?.into_iter().filter_map(|(_, record)| record.ok()).collect();
-    Ok(stop_fitting(&records, super::golden::NAME))
+    Ok(stop_fitting(&records, renewed.then_some(super::golden::NAME)))
 }
 
 /// The whole snapshot of that name, or an error that lists those there are; one that cannot be read says why.
@@ -478,5 +490,17 @@ mod tests {
         assert!(of(vec![one(Verdict::Pass)]).is_well());
         assert!(!of(vec![one(Verdict::Pass), one(Verdict::Unknown)]).is_well());
         assert!(!of(vec![]).is_well() && of(vec![]).lines()[0].contains("nothing to compare"));
+    }
+
+    #[test]
+    fn who_removes_the_golden_one_is_told_what_does_not_work_any_more() {
+        let said = |name| removed(&Name::parse(name).expect("a name"), "lab");
+        assert_eq!(said("one"), "snapshot one of cluster lab removed");
+        let golden = said("golden");
+        assert!(
+            golden.starts_with("snapshot golden of cluster lab removed; ktcw-vm down --keep-golden -c lab is refused"),
+            "{golden}"
+        );
+        assert!(golden.contains("the next ktcw-vm up -c lab has verified the cluster and keeps a new one"), "{golden}");
     }
 }

@@ -201,7 +201,7 @@ pub(super) async fn raise(
         }
         if *old != draft {
             super::lab::none_open_of_these_nodes(dir)?;
-            if let Some(text) = super::snapshot::cost_of_other_nodes(dir)? {
+            if let Some(text) = super::snapshot::cost_of_other_nodes(dir, asked.golden && asked.verify)? {
                 events.send(Event::Note { text });
             }
         }

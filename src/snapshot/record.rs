@@ -164,8 +164,8 @@ impl Record {
 }
 
 /// What another set of nodes costs, for who is about to add or remove one; `None`: nothing. `but`: one that is made anew by itself.
-pub fn stop_fitting(records: &[Record], but: &str) -> Option<String> {
-    let whole = records.iter().filter(|record| record.state == State::Whole && record.name.as_str() != but);
+pub fn stop_fitting(records: &[Record], but: Option<&str>) -> Option<String> {
+    let whole = records.iter().filter(|record| record.state == State::Whole && Some(record.name.as_str()) != but);
     let names: Vec<&str> = whole.map(|record| record.name.as_str()).collect();
     match names.as_slice() {
         [] => None,

@@ -451,6 +451,16 @@ fn names_fit_files_and_unknown_ones_are_answered_with_the_known() {
 }
 
 #[test]
+fn the_golden_one_is_among_the_costs_where_nobody_keeps_it_anew() {
+    let whole = |text: &str| Record { state: State::Whole, ..record(text, None) };
+    let (golden, both) = ([whole("golden")], [whole("golden"), whole("one"), record("half", None)]);
+    assert_eq!(stop_fitting(&golden, Some("golden")), None);
+    assert!(stop_fitting(&golden, None).expect("a cost").ends_with("there are now: golden"));
+    assert!(stop_fitting(&both, Some("golden")).expect("a cost").starts_with("1 snapshot stops fitting"));
+    assert!(stop_fitting(&both, None).expect("a cost").ends_with("there are now: golden, one"));
+}
+
+#[test]
 fn a_tree_shows_children_after_parents_and_orphans_at_the_root() {
     let aged = |text: &str, parent: Option<&str>, second: i64| Record { taken: at(second), ..record(text, parent) };
     let records = [
