@@ -70,7 +70,7 @@ pub fn probe(facts: &HostFacts, boot: &Boot, cache_dir: &Path, status: &dyn Fn(&
     let mut failures = Vec::new();
     let mut found = None;
     for cpu in MODELS {
-        let name = model_name(cpu);
+        let name = cpu.as_str();
         status(&format!("booting a guest under KVM with CPU {name}"));
         match attempt.run(cpu) {
             Outcome::Reached { .. } => {
@@ -120,15 +120,6 @@ fn known_without_trying(facts: &HostFacts) -> Option<Verdict> {
         not("libvirt knows no emulator for x86_64 q35 machines")
     } else {
         None
-    }
-}
-
-/// As libvirt and this program's plans call it.
-fn model_name(cpu: CpuModel) -> &'static str {
-    match cpu {
-        CpuModel::HostPassthrough => "host-passthrough",
-        CpuModel::HostPassthroughNoArchCapabilities => "host-passthrough without arch-capabilities",
-        CpuModel::Nehalem => "Nehalem",
     }
 }
 

@@ -461,7 +461,7 @@ pub(super) fn seen(result: Result<(), ApiError>) -> Seen<()> {
 fn short(error: &GuestError) -> String {
     match error {
         GuestError::Connect { reason, .. } => format!("no SSH yet: {reason}"),
-        other => other.to_string(),
+        other => other.of_its_node(),
     }
 }
 

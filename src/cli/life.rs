@@ -77,9 +77,14 @@ fn stopped_line(one: &Stopped) -> String {
 fn keeps_quorum(opened: &Opened, power: &Power, node: &NodeName) -> Result<(), CliError> {
     let name = &opened.session.plan.cluster;
     life::quorum_left(&opened.session.plan, |node| power.is_running(node), node).map_err(|(left, needed)| {
-        CliError::failed(format!("without {node} there are {left} etcd members running, and a quorum needs {needed}"))
+        CliError::failed(too_few(node, left, needed))
             .hint(format!("ktcw-vm stop -c {name} stops all in order; --force stops {node} all the same"))
     })
+}
+
+fn too_few(node: &NodeName, left: usize, needed: usize) -> String {
+    let there = if left == 1 { "there is 1 etcd member".to_owned() } else { format!("there are {left} etcd members") };
+    format!("without {node} {there} running, and a quorum needs {needed}")
 }
 
 pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
@@ -203,4 +208,16 @@ fn millis(time: Duration) -> u64 {
 /// Milliseconds with three digits behind the point.
 pub fn micros(time: Duration) -> f64 {
     f64::from(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)) / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_member_is_no_members() {
+        let said = |left| too_few(&NodeName::controller(1), left, 2);
+        assert_eq!(said(1), "without controller-1 there is 1 etcd member running, and a quorum needs 2");
+        assert_eq!(said(2), "without controller-1 there are 2 etcd members running, and a quorum needs 2");
+    }
 }

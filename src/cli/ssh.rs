@@ -20,7 +20,15 @@ pub async fn ssh(global: &Global, args: &Ssh) -> Result<u8, CliError> {
         [line] => Some(line.clone()),
         words => Some(words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")),
     };
-    code(guests.interactive(&args.node, line.as_deref()).await?)
+    ended(guests.interactive(&args.node, line.as_deref()).await)
+}
+
+/// A pipe that was closed on us, as by `head`, is an end like any other: whoever closed it has all they wanted.
+fn ended(exit: Result<Exit, GuestError>) -> Result<u8, CliError> {
+    match exit {
+        Err(GuestError::Unread { .. }) => Ok(exit::OK),
+        exit => code(exit?),
+    }
 }
 
 /// An exit as ours: the command's code, 128 + signal unknown → 255 as ssh says it.
@@ -48,5 +56,20 @@ impl From<GuestError> for CliError {
             _ => "ktcw-vm verify",
         };
         CliError::failed(&error).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_no_further_has_seen_enough() {
+        let node = NodeName::controller(0);
+        assert_eq!(ended(Err(GuestError::Unread { node: node.clone() })).expect("no fault"), exit::OK);
+        assert_eq!(ended(Ok(Exit::Code(7))).expect("the command's"), 7);
+        assert_eq!(ended(Ok(Exit::Signal)).expect("as ssh says it"), 255);
+        let full = GuestError::Local { node, reason: "No space left on device".to_owned() };
+        assert!(ended(Err(full)).expect_err("a fault of ours").message.contains("No space left"));
     }
 }

@@ -62,6 +62,29 @@ pub enum GuestError {
     /// Our own terminal, pipe or file broke, not the guest.
     #[error("{node}: local input or output: {reason}")]
     Local { node: NodeName, reason: String },
+    /// Whoever read what the command says has closed the pipe, as `head` does: no fault of anybody's.
+    #[error("{node}: nobody reads its output any more")]
+    Unread { node: NodeName },
+}
+
+impl GuestError {
+    pub fn node(&self) -> &NodeName {
+        match self {
+            GuestError::Connect { node, .. }
+            | GuestError::HostKey { node, .. }
+            | GuestError::Deadline { node, .. }
+            | GuestError::Lost { node, .. }
+            | GuestError::Failed { node, .. }
+            | GuestError::Local { node, .. }
+            | GuestError::Unread { node } => node,
+        }
+    }
+
+    /// The same without the node's name, for who says that already.
+    pub fn of_its_node(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix(&format!("{}: ", self.node())).map_or_else(|| text.clone(), str::to_owned)
+    }
 }
 
 /// One command: a shell line (already quoted by the caller, see `quote`), optional standard input, a deadline.
@@ -115,4 +138,19 @@ fn last_lines(text: &str) -> String {
 pub fn quote(word: &str) -> String {
     let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c));
     if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_named_once() {
+        let node = NodeName::controller(0);
+        let (addr, reason) = ("192.168.77.11:22".to_owned(), "no route to host".to_owned());
+        let error = GuestError::Connect { node: node.clone(), addr, reason };
+        assert_eq!(error.of_its_node(), "no SSH connection to 192.168.77.11:22: no route to host");
+        assert_eq!(format!("{node}: {}", error.of_its_node()), error.to_string());
+        assert_eq!(GuestError::Unread { node }.of_its_node(), "nobody reads its output any more");
+    }
 }

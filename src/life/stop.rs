@@ -211,7 +211,7 @@ async fn ask(guest: &dyn Guest, node: &NodeName) -> Option<String> {
         Ok(output) if output.ok() => None,
         Ok(output) => Some(format!("systemctl poweroff: {}", one_line(&output.stderr_text()))),
         Err(GuestError::Lost { .. }) => None,
-        Err(error) => Some(error.to_string()),
+        Err(error) => Some(error.of_its_node()),
     }
 }
 

@@ -57,6 +57,17 @@ pub enum CpuModel {
     Nehalem,
 }
 
+impl CpuModel {
+    /// As people, and libvirt, say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CpuModel::HostPassthrough => "host-passthrough",
+            CpuModel::HostPassthroughNoArchCapabilities => "host-passthrough without arch-capabilities",
+            CpuModel::Nehalem => "Nehalem",
+        }
+    }
+}
+
 /// The guest image a plan was made for: digests, not paths, so that plans compare across machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRef {

@@ -31,7 +31,7 @@ fn write(plan: &Plan, steps: &[Step], out: &mut String) -> std::fmt::Result {
     let own = plan.resolved.kernel.as_ref().map_or("of the image", |_| "given with --kernel");
     writeln!(out, "  kernel    {} ({own})", plan.storage.kernel_volume)?;
     let accel = match &plan.resolved.accel {
-        Accel::Kvm { cpu } => format!("KVM, CPU {cpu:?}"),
+        Accel::Kvm { cpu } => format!("KVM, CPU {}", cpu.as_str()),
         Accel::Tcg => "TCG (emulation): control planes start one after the other, timers are longer".to_owned(),
     };
     writeln!(out, "  runs on   {accel}")?;

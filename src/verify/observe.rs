@@ -147,7 +147,8 @@ pub(super) async fn ask(plan: &Plan, guest: &dyn Guest, node: &NodeName, script:
     let cmd = Cmd { line, stdin: Some(script.into_bytes()), deadline, limit: MOST_BYTES };
     match guest.run(node, cmd).await {
         Ok(output) => Ok(Sections::parse(&output.stdout, token, output.truncated)),
-        Err(error) => Err(one_line(&error.to_string())),
+        // Whose answer it is, everybody knows who is given it.
+        Err(error) => Err(one_line(&error.of_its_node())),
     }
 }
 

@@ -25,7 +25,8 @@ impl SshGuests {
     /// Runs a command with its streams connected, for as long as it takes; `stdout` and `stderr` are shut down (flushed,
     /// for a process' own) when the command has said its last. Dropping the future ends the command.
     ///
-    /// Errors: `Connect`, `HostKey`; `Lost` when the connection ended first; `Local` when our side of a stream failed.
+    /// Errors: `Connect`, `HostKey`; `Lost` when the connection ended first; `Unread` when nobody reads any more; `Local` when
+    /// our side of a stream failed otherwise.
     pub async fn exec_stream(
         &self,
         node: &NodeName,
@@ -87,6 +88,7 @@ pub(super) fn stopped(node: &NodeName, line: &str, why: Stopped) -> GuestError {
     match why {
         Stopped::Lost(reason) => lost(reason),
         Stopped::Refused => lost("the SSH server would not run it".to_owned()),
+        Stopped::Local(error) if error.kind() == std::io::ErrorKind::BrokenPipe => GuestError::Unread { node: node.clone() },
         Stopped::Local(error) => GuestError::Local { node: node.clone(), reason: error.to_string() },
     }
 }
