@@ -1,5 +1,6 @@
 //! What a distribution calls the packages that bring our tools, and how it installs them.
-//! `doctor` and the image's preflight ask it for a line to type; which of the families this computer is, its os-release says.
+//! `doctor` and the image's preflight ask it for a line to type; which of the families this computer is, its os-release says, and whether
+//! it has a systemd that starts daemons, the directory that systemd makes.
 //! It looks for no program and installs nothing.
 
 use std::fmt::Write as _;
@@ -27,6 +28,21 @@ pub fn here() -> Family {
         None => ["/etc/os-release", "/usr/lib/os-release"].into_iter().find_map(|path| read(path.as_ref())),
     };
     Family::of(&text.unwrap_or_default())
+}
+
+/// Who starts daemons on this computer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    Systemd,
+    /// Nobody, as in most containers: `make setup` starts a libvirt of its own.
+    Nobody,
+}
+
+/// This computer's, by the directory that systemd makes when it runs (`KTCW_SYSTEMD_DIR` names another one).
+pub fn init() -> Init {
+    let named = std::env::var_os("KTCW_SYSTEMD_DIR").map(std::path::PathBuf::from);
+    let there = named.unwrap_or_else(|| "/run/systemd/system".into()).is_dir();
+    if there { Init::Systemd } else { Init::Nobody }
 }
 
 /// What we ask for, and the package that has it: on Debian, Fedora, RHEL, Arch, openSUSE. Empty: none that we know of.

@@ -37,6 +37,8 @@ fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
         ("KTCW_CONNECT", connect),
         ("PATH", "/nonexistent/bin"),
         ("KTCW_OS_RELEASE", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/os-release/debian")),
+        // A directory that is there: systemd runs.
+        ("KTCW_SYSTEMD_DIR", env!("CARGO_MANIFEST_DIR")),
         ("COLUMNS", "100"),
         ("NO_COLOR", "1"),
     ] {
@@ -91,6 +93,15 @@ fn image_in(cache: &TempDir) -> PathBuf {
 #[test]
 fn on_a_machine_with_nothing() {
     cases("tests/cli/*.trycmd", "qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+}
+
+/// In a container nobody is told to have a daemon started by what is not there.
+#[test]
+fn on_a_machine_without_systemd() {
+    let (nowhere, cache) = ("qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+    let cases = cases("tests/cli/no-systemd/*.trycmd", nowhere, cache);
+    cases.env("KTCW_SYSTEMD_DIR", "/nonexistent/systemd");
+    cases.run();
 }
 
 /// What is missing, in the words of each distribution: a transcript of its name for each os-release file.

@@ -8,7 +8,7 @@ use super::args::{Format, Global, SpecArgs};
 use super::error::CliError;
 use super::{exit, render, resolve, session, spec_of};
 use crate::accel;
-use crate::distro::{self, Family};
+use crate::distro::{self, Family, Init};
 use crate::event::Events;
 use crate::host::libvirt::{LibvirtHost, is_local};
 use crate::host::{Host, HostFacts};
@@ -62,7 +62,7 @@ pub fn run(global: &Global, args: &SpecArgs) -> Result<u8, CliError> {
             findings.push(Finding::missing("libvirt", error.message, way_out));
             // Nobody answers: perhaps because nothing is installed that could.
             if global.connect.as_deref().is_none_or(is_local) {
-                findings.extend(programs(family, image::installed));
+                findings.extend(programs(family, distro::init(), image::installed));
                 findings.extend(processor());
             }
         }
@@ -109,15 +109,18 @@ fn libvirt(
     let facts = match host.facts() {
         Ok(facts) => facts,
         Err(error) => {
-            let way_out =
-                format!("{}; then: sudo systemctl restart libvirtd", family.install(&["qemu-system-x86_64", "qemu-img"]));
+            let again = match distro::init() {
+                Init::Systemd => "sudo systemctl restart libvirtd",
+                Init::Nobody => "end libvirtd and start it again",
+            };
+            let way_out = format!("{}; then: {again}", family.install(&["qemu-system-x86_64", "qemu-img"]));
             return Ok(vec![Finding::missing("qemu", error.to_string(), way_out)]);
         }
     };
     findings.push(Finding::ok("libvirt", format!("{} at {}", facts.libvirt_version, facts.uri)));
     findings.push(Finding::ok("qemu", format!("{} ({})", facts.qemu_version, facts.emulator)));
     if host.is_local() {
-        findings.extend(programs(family, image::installed));
+        findings.extend(programs(family, distro::init(), image::installed));
         findings.extend(processor());
     }
     let accel = accel(spec, &facts, image, family, &mut findings);
@@ -170,7 +173,7 @@ const PROGRAMS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// All that are missing, and one line that installs them.
-fn programs(family: Family, installed: impl Fn(&str) -> bool) -> Option<Finding> {
+fn programs(family: Family, init: Init, installed: impl Fn(&str) -> bool) -> Option<Finding> {
     let missing: Vec<_> = PROGRAMS.iter().filter(|(_, any, _)| !any.iter().any(|name| installed(name))).collect();
     if missing.is_empty() {
         return None;
@@ -179,7 +182,10 @@ fn programs(family: Family, installed: impl Fn(&str) -> bool) -> Option<Finding>
     let names: Vec<&str> = missing.iter().map(|(name, ..)| *name).collect();
     let mut way_out = family.install(&names);
     if names.contains(&"libvirtd") {
-        way_out.push_str("; then: sudo systemctl enable --now libvirtd");
+        way_out.push_str(match init {
+            Init::Systemd => "; then: sudo systemctl enable --now libvirtd",
+            Init::Nobody => "; then: make setup",
+        });
     }
     Some(Finding::missing("programs", said.join(", "), way_out))
 }
@@ -209,9 +215,9 @@ fn accel(
                     findings.push(Finding::note("kvm", "no guest was seen to boot under it", way_out));
                     Accel::Tcg
                 }
-                Ok(accel) => {
-                    findings.push(Finding::ok("kvm", format!("a guest was seen to boot: {accel:?}")));
-                    accel
+                Ok(Accel::Kvm { cpu }) => {
+                    findings.push(booted(cpu));
+                    Accel::Kvm { cpu }
                 }
                 Err(error) => {
                     findings.push(Finding::missing("kvm", error.message, error.hint.unwrap_or_default()));
@@ -243,6 +249,10 @@ fn accel(
             kvm
         }
     }
+}
+
+fn booted(cpu: CpuModel) -> Finding {
+    Finding::ok("kvm", format!("a guest was seen to boot, with CPU {}", cpu.as_str()))
 }
 
 fn newer_qemu(family: Family) -> String {
@@ -281,17 +291,26 @@ mod tests {
 
     #[test]
     fn all_programs_that_are_missing_come_in_one_finding_with_one_line_to_type() {
-        let finding = programs(Family::Debian, |_| false).expect("everything is missing");
+        let finding = programs(Family::Debian, Init::Systemd, |_| false).expect("everything is missing");
         for (name, ..) in PROGRAMS {
             assert!(finding.said.contains(name), "{name}: {}", finding.said);
         }
-        let said = |family, there: &[&str]| programs(family, |name| there.contains(&name)).map(|finding| finding.way_out);
+        let said =
+            |family, there: &[&str]| programs(family, Init::Systemd, |name| there.contains(&name)).map(|finding| finding.way_out);
         let some = ["virtqemud", "/usr/libexec/qemu-kvm", "qemu-img", "nft", "ip"];
         assert_eq!(said(Family::Suse, &some), Some(Some("sudo zypper install dnsmasq".to_owned())));
         let most = ["qemu-system-x86_64", "qemu-img", "dnsmasq", "iptables", "ip"];
         let expected = "sudo dnf install libvirt-daemon-kvm; then: sudo systemctl enable --now libvirtd";
         assert_eq!(said(Family::Fedora, &most), Some(Some(expected.to_owned())));
-        assert_eq!(programs(Family::Other, |_| true).map(|finding| finding.said), None);
+        let own = programs(Family::Fedora, Init::Nobody, |name| most.contains(&name)).and_then(|finding| finding.way_out);
+        assert_eq!(own.as_deref(), Some("sudo dnf install libvirt-daemon-kvm; then: make setup"));
+        assert_eq!(programs(Family::Other, Init::Nobody, |_| true).map(|finding| finding.said), None);
+    }
+
+    #[test]
+    fn what_was_proved_is_said_in_words() {
+        let said = booted(CpuModel::HostPassthroughNoArchCapabilities).said;
+        assert_eq!(said, "a guest was seen to boot, with CPU host-passthrough without arch-capabilities");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use super::args::Global;
 use super::error::CliError;
 use super::exit;
 use crate::api::{Api, ApiError};
+use crate::distro::{self, Init};
 use crate::guest::ssh::{SshGuests, Target};
-use crate::host::libvirt::LibvirtHost;
+use crate::host::libvirt::{LibvirtHost, is_local};
 use crate::host::{HostError, Mark};
 use crate::pki::{Keyring, PkiError};
 use crate::plan::{Ca, PkiItem, Plan};
@@ -172,11 +173,22 @@ impl From<JournalError> for CliError {
     }
 }
 
+/// Where no daemon of this computer answers and nobody would start one: the way to a libvirt that is ours.
+fn without_a_daemon(uri: &str, reason: &str, init: Init) -> Option<&'static str> {
+    let reason = reason.to_lowercase();
+    let absent = reason.contains("no such file") || reason.contains("connection refused");
+    (init == Init::Nobody && absent && is_local(uri)).then_some(
+        "there is no systemd here to start libvirtd: `make setup` starts a libvirt in a network namespace of its own (so does `make up`), \
+         and bin/ktcw-vm is this program run there; `ktcw-vm doctor` looks closer",
+    )
+}
+
 impl From<HostError> for CliError {
     fn from(error: HostError) -> Self {
         match &error {
-            HostError::Unreachable { .. } => {
-                let way_out = error.hint().unwrap_or_else(|| "`ktcw-vm doctor` says what is missing".to_owned());
+            HostError::Unreachable { uri, reason } => {
+                let way_out = without_a_daemon(uri, reason, distro::init()).map(str::to_owned).or_else(|| error.hint());
+                let way_out = way_out.unwrap_or_else(|| "`ktcw-vm doctor` says what is missing".to_owned());
                 CliError::host(&error).hint(format!("{way_out}; another libvirt: --connect URI"))
             }
             HostError::NotOurs { .. } => CliError::host(&error).hint("it will not be touched; another name: -c NAME"),
@@ -253,5 +265,19 @@ mod tests {
         drop(lock);
         let error = late.lock("stop", |_| Ok(())).err().expect("another plan");
         assert!(error.code == exit::BUSY && error.hint.is_some_and(|hint| hint.contains("again")), "{}", error.message);
+    }
+
+    #[test]
+    fn where_nobody_starts_daemons_nobody_is_told_to_have_one_started() {
+        let missing = "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory";
+        let dead = "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Connection refused";
+        let said = |uri, reason, init| without_a_daemon(uri, reason, init);
+        for reason in [missing, dead] {
+            let way_out = said("qemu:///system", reason, Init::Nobody).expect("a way of its own");
+            assert!(way_out.contains("`make setup`") && way_out.contains("bin/ktcw-vm") && !way_out.contains("systemctl"));
+            assert_eq!(said("qemu:///system", reason, Init::Systemd), None);
+            assert_eq!(said("qemu+ssh://root@lab/system", reason, Init::Nobody), None);
+        }
+        assert_eq!(said("qemu:///system", "Permission denied", Init::Nobody), None);
     }
 }
