@@ -93,6 +93,11 @@ run_there() {
   fi
 }
 
+# What clusters would be called whose machines have such names; a machine of another kind is nobody's.
+clusters_of() {
+  tr ' ' '\n' <<<"$1" | sed -nE 's/^(.+)-(controller|worker)-[0-9]+$/\1/p' | sort -u
+}
+
 stop() {
   private_is_there || return 0
   local left
@@ -100,6 +105,10 @@ stop() {
   left=$(private exec virsh -q -c qemu:///system list --all --name | paste -sd ' ')
   if [ -n "${left// /}" ]; then
     say "libvirt in namespace '$namespace' keeps running, for: $left"
+    local cluster
+    for cluster in $(clusters_of "$left"); do
+      say "if $cluster is a cluster of yours: bin/ktcw-vm down -c $cluster removes it (bin/ktcw-vm list shows them); then make down again"
+    done
     return 0
   fi
   private stop

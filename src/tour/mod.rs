@@ -119,6 +119,15 @@ mod tests {
         }
     }
 
+    /// Each column that one is told to look at is one that the command asks for.
+    #[test]
+    fn what_is_to_be_looked_at_in_the_leases_is_shown() {
+        let step = steps().expect("parses").into_iter().find(|step| step.run.contains("get lease")).expect("the leases");
+        for (column, field) in [("HOLDER", ".spec.holderIdentity"), ("RENEWED", ".spec.renewTime")] {
+            assert!(step.look.contains(column) && step.run.contains(&format!("{column}:{field}")), "{column}");
+        }
+    }
+
     #[test]
     fn it_goes_on_where_it_was_left() {
         let at = |next| Some(Place { next });
