@@ -302,7 +302,7 @@ mod tests {
         let error = CliError::from(dir.history().expect_err("too long"));
         assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("ktcw-vm down")), "{}", error.text());
         let path = dir.path().to_owned();
-        remove(dir, lock, Arc::new(crate::host::fake::FakeHost::new()), |_| ()).await.expect("removed");
+        remove(dir, lock, Arc::new(crate::host::fake::FakeHost::new()), None, |_| ()).await.expect("removed");
         assert!(!path.exists(), "with its keys");
     }
 }

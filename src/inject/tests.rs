@@ -133,7 +133,8 @@ async fn whatever_is_left_is_undone_machines_first_and_twice_is_once() {
 /// QEMU pauses a machine whose disk the host cannot write. Nobody has suspended it, and who reads the report looks at the disk.
 #[tokio::test]
 async fn a_machine_paused_by_a_full_disk_is_not_called_a_suspended_one() {
-    let (machines, host) = machines(FakeGuests::new().on("echo end", "end\n").on("", ""));
+    let guests = FakeGuests::new().on("echo end", "end\n").on("date +%s.%N", "1800000000.000000000\n").on("", "");
+    let (machines, host) = machines(guests);
     let full = &machines.plan.node(&NodeName::controller(0)).expect("planned").domain.name;
     host.set_state(full, DomainState::PausedIoError).expect("paused");
     let found: Vec<String> = machines.leftovers().await.expect("a look").iter().map(ToString::to_string).collect();

@@ -3,6 +3,8 @@
 use super::super::catalogue::find;
 use super::super::heal::heal;
 use super::super::injector::{Environment, Leftover, MemoryLog};
+use super::super::script::script;
+use super::super::target::ClusterView;
 use super::*;
 use crate::spec::NodeName;
 use futures::future::BoxFuture;
@@ -72,7 +74,7 @@ fn site() -> Site {
         host_load: 0.0,
         host_cpus: 1,
     };
-    Site { members: vec![], tls: None, environment }
+    Site { members: vec![], tls: None, environment, quota_mib: 1024 }
 }
 
 fn options() -> Options {
@@ -103,7 +105,7 @@ async fn what_could_not_be_undone_is_left_to_the_timers_until_it_is() {
         Pending { run: options.run.clone(), drill: drill.name.clone(), heal: script.heal.clone(), tidy: script.tidy.clone() };
     log.record(&pending).expect("recorded");
 
-    let mut phases = Phases::new(&drill, &site, &injector, &options, ClusterView::default(), chosen, script);
+    let mut phases = Phases::new(&drill, &site, &injector, &options, Before { view: ClusterView::default(), chosen, script });
     phases.prepared = true;
     phases.record.marks.inject = At(1);
     let why = phases.heal().await.expect_err("the node is silent");
@@ -127,7 +129,7 @@ async fn a_run_that_has_healed_takes_its_timers_along() {
     let injector = Node { cut: true.into(), armed: true.into(), silent: false.into() };
     let (site, options) = (site(), options());
     let (drill, chosen, script) = cut();
-    let mut phases = Phases::new(&drill, &site, &injector, &options, ClusterView::default(), chosen, script);
+    let mut phases = Phases::new(&drill, &site, &injector, &options, Before { view: ClusterView::default(), chosen, script });
     phases.prepared = true;
     phases.heal().await.expect("healed");
     assert!(!is(&injector.cut) && !is(&injector.armed));
