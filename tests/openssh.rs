@@ -233,7 +233,7 @@ async fn streams_and_tunnels() {
         reader.read_exact(&mut some).await.expect("lines");
     };
     let (end, ()) = tokio::join!(follow, read);
-    assert!(matches!(end, Err(GuestError::Local { .. })), "{end:?}");
+    assert!(matches!(end, Err(GuestError::Unread { .. })), "{end:?}");
 
     // The SSH server's own greeting, through itself.
     let mut tunnel = guests.direct_tcpip(&node(), "127.0.0.1", sshd.addr.port()).await.expect("open");
