@@ -147,7 +147,7 @@ fn in_a_support_bundle(rig: &Rig, wanted: &Path) {
     std::fs::create_dir(&open).expect("a directory");
     command("tar", &["-xzf", &packed.to_string_lossy(), "-C", &open.to_string_lossy()]).exits(0);
     let grep = |how: &str| command("bash", &["-c", &format!("LC_ALL=C grep -rla {how} {}", open.display())]);
-    assert!(grep("-e ha3-controller-0").exits(0).out.lines().count() > 3, "plan, journal and definitions are in it");
+    assert!(grep("-e ha3").exits(0).out.lines().count() > 3, "plan, journal and definitions are in it");
     for how in [format!("-F -f {}", wanted.display()), format!("-E -e {}", quote(SHAPED)), "-e ktcw-audit-".to_owned()] {
         let found = grep(&how);
         assert_eq!((found.code, found.out.as_str()), (1, ""), "{how}: a secret is in the bundle");

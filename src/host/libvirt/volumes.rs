@@ -26,7 +26,7 @@ pub const KIND: &str = "volume";
 const OTHERS_UPLOAD: Duration = Duration::from_secs(900);
 /// An unfinished image that has not grown for this long has nobody uploading it. A living upload stands still for many seconds where
 /// a disk writes back, or the way to another computer is cut for a moment; to wait once after a crash costs less than to take it over.
-pub const ABANDONED: Duration = Duration::from_secs(60);
+pub const ABANDONED: Duration = Duration::from_secs(20);
 
 /// An empty volume of this name says that the upload of the one before it was finished: without it, an image is a
 /// torso left by a crash, whatever its size.
