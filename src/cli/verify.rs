@@ -8,13 +8,14 @@ use super::session::{self, Session};
 use super::{exit, golden, render};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::Guest;
-use crate::host::{Host, blocking};
+use crate::host::{DomainState, Host, blocking};
 use crate::life::power::Power;
 use crate::pki::Keyring;
 use crate::plan::{Ca, CertPlan, Plan};
 use crate::snapshot;
 use crate::spec::{ClusterName, NodeName};
 use crate::verify::certs::{Problem, Trust};
+use crate::verify::machines::MAKE_ROOM;
 use crate::verify::{self, Check, Group, Report};
 use crate::wait::{Seen, until};
 use futures::future::{Either, select};
@@ -78,7 +79,7 @@ async fn power(global: &Global, session: &Session) -> Option<Power> {
 }
 
 /// A failed check for each machine, none of which is running.
-fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) -> Vec<Check> {
+pub(super) fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) -> Vec<Check> {
     let way_back = if golden_only { Some("up") } else { power.whole().way_back() };
     let way_back = way_back.map(|verb| format!("ktcw-vm {verb} -c {cluster}"));
     let check = |(node, word): (&NodeName, &'static str)| Check {
@@ -88,7 +89,12 @@ fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) -> Vec<Check>
         verdict: Verdict::Fail,
         summary: format!("the machine is {word}"),
         evidence: String::new(),
-        hint: way_back.clone(),
+        hint: match power.get(node) {
+            Some(DomainState::PausedIoError) => {
+                Some(way_back.as_ref().map_or(MAKE_ROOM.to_owned(), |way_back| format!("{MAKE_ROOM}, then: {way_back}")))
+            }
+            _ => way_back.clone(),
+        },
     };
     power.not_running().map(check).collect()
 }

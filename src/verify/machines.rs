@@ -56,6 +56,9 @@ pub fn judge(plan: &Plan, seen: &Observed) -> Vec<Check> {
     checks
 }
 
+/// A machine that is let go on without it is paused again.
+pub const MAKE_ROOM: &str = "free space where the pool lies (df -h)";
+
 /// What libvirt's word means for a machine that says nothing, and what to do next. `None`: it runs.
 pub fn silent(plan: &Plan, state: DomainState) -> Option<(&'static str, String)> {
     let again = hint(plan, "up");
@@ -63,7 +66,7 @@ pub fn silent(plan: &Plan, state: DomainState) -> Option<(&'static str, String)>
         DomainState::Running => return None,
         DomainState::PausedIoError => (
             "the machine is paused: the host could not write to its disk (no space left?)",
-            format!("free space where the pool lies (df -h), then: {again}"),
+            format!("{MAKE_ROOM}, then: {again}"),
         ),
         DomainState::Paused => ("the machine is paused", again),
         DomainState::ShuttingDown => ("the machine is shutting down", again),

@@ -91,3 +91,18 @@ async fn where_all_machines_run_or_nobody_can_say_the_step_speaks_for_itself() {
     host.set_unreachable(true);
     assert_eq!(explain_seen(&plan, host, failed()).await.text(), alone);
 }
+
+/// `verify`, where no machine runs at all, says it as well: a machine that is let go on without room is paused again.
+#[test]
+fn verify_asks_for_room_before_a_machine_paused_by_a_full_disk_is_started() {
+    let plan = sample();
+    let (host, _) = host(&plan);
+    let states = [DomainState::PausedIoError, DomainState::ShutOff];
+    for (node, state) in plan.nodes.iter().zip(states) {
+        host.set_state(&node.domain.name, state).expect("there");
+    }
+    let power = crate::life::power::Power::of(&plan, &host.observe().expect("seen"));
+    let hints: Vec<_> = super::super::verify::asleep(&power, false, &plan.cluster).into_iter().map(|check| check.hint).collect();
+    let back = "ktcw-vm start -c lab";
+    assert_eq!(hints, [Some(format!("free space where the pool lies (df -h), then: {back}")), Some(back.to_owned())]);
+}
