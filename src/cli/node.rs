@@ -173,13 +173,18 @@ mod tests {
     use crate::spec::{RawSpec, validate};
     use crate::store::StoreError;
 
+    fn sample(etcd: u8, workers: u8) -> (ClusterSpec, Resolved) {
+        let raw = RawSpec { etcd: Some(etcd.into()), workers: Some(workers.into()), ..RawSpec::default() };
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        (validate(&raw).expect("valid"), resolved)
+    }
+
     /// The second one of two adds, which used to read that the first one's node is on its way and took it for its own.
     #[test]
     fn one_more_is_one_more_than_another_add_has_left() {
         let parent = tempfile::tempdir().expect("a directory");
-        let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let (spec, resolved) = sample(1, 1);
         let old = plan(&spec, &resolved);
         let (made, lock) = ClusterDir::create(parent.path(), &spec, "up", jiff::Timestamp::now()).expect("made");
         made.save_plan(&lock, &old).expect("saved");
@@ -211,9 +216,7 @@ mod tests {
 
     #[test]
     fn a_member_that_does_not_answer_gives_no_vote_although_its_machine_runs() {
-        let spec = validate(&RawSpec { etcd: Some(3), workers: Some(0), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let (spec, resolved) = sample(3, 0);
         let plan = plan(&spec, &resolved);
         let silent = |members: &[u8]| -> Vec<(NodeName, String)> {
             members.iter().map(|n| (NodeName::controller(*n), "connection refused".to_owned())).collect()

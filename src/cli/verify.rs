@@ -89,12 +89,10 @@ pub(super) fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) ->
         verdict: Verdict::Fail,
         summary: format!("the machine is {word}"),
         evidence: String::new(),
-        hint: match power.get(node) {
-            Some(DomainState::PausedIoError) => {
-                Some(way_back.as_ref().map_or(MAKE_ROOM.to_owned(), |way_back| format!("{MAKE_ROOM}, then: {way_back}")))
-            }
+        hint: way_back.as_ref().map(|way_back| match power.get(node) {
+            Some(DomainState::PausedIoError) => format!("{MAKE_ROOM}, then: {way_back}"),
             _ => way_back.clone(),
-        },
+        }),
     };
     power.not_running().map(check).collect()
 }
