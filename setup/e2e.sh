@@ -71,7 +71,13 @@ keep_evidence() {
       -not -path '*/pki/*' -not -path '*/ssh/*' -exec cp --parents -t "$artefacts" -- {} + 2>/dev/null
   ) || true
   { private exec virsh -q -c qemu:///system list --all && private exec ip -br address; } >"$artefacts/left.txt" 2>&1 || true
-  say "journals, events and console logs of the failed run are in $artefacts"
+  if [ -e "$work/tests.log" ]; then
+    cp "$work/tests.log" "$artefacts/"
+    # Once more at the end, where it is looked for: the console of a long run may have been cut.
+    say "what failed:"
+    grep -a -A 12 'panicked at' "$work/tests.log" | cut -c 1-400 | head -80 >&2 || true
+  fi
+  say "journals, events, console logs and the output of the failed run are in $artefacts"
 }
 
 finish() {
@@ -80,7 +86,7 @@ finish() {
   if [ -n "$tests" ] && kill "$tests" 2>/dev/null; then wait "$tests" || true; fi
   [ "$status" -eq 0 ] || keep_evidence
   private stop || say "the private libvirt of $namespace did not stop"
-  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/door" "${work:?}/vmlinux"
+  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/door" "${work:?}/vmlinux" "${work:?}/tests.log"
   # Through sudo, the target directory is still the caller's: `make clean` must be able to empty it.
   if [ -n "${SUDO_UID:-}" ]; then chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$work" "$artefacts" "$target/bench" 2>/dev/null || true; fi
   exit "$status"
@@ -91,7 +97,7 @@ sweep() {
   if [ -e "$work/lv" ] && [ -s "$work/namespace" ]; then
     "$root/setup/libvirt-private.sh" "$(cat "$work/namespace")" "$work/lv" stop 8>&- || true
   fi
-  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/doctor.log" "${artefacts:?}"
+  rm -rf -- "${work:?}/lv" "${work:?}/state" "${work:?}/doctor.log" "${work:?}/tests.log" "${artefacts:?}"
 }
 
 unpack_kernel() {
@@ -168,7 +174,8 @@ esac
 # puts all of it in one process group and ends that, also when this script is killed outright (pdeathsig).
 "$root/setup/libvirt-private.sh" "$namespace" "$work/lv" exec env "${environment[@]}" \
   setpriv --pdeathsig TERM timeout --kill-after=30 "$deadline" \
-  cargo test "${cargo_flags[@]}" --offline --test e2e -- --nocapture --test-threads=1 "${filter[@]}" "$@" </dev/null 8>&- &
+  cargo test "${cargo_flags[@]}" --offline --test e2e -- --nocapture --test-threads=1 "${filter[@]}" "$@" \
+  </dev/null > >(tee "$work/tests.log" 8>&-) 2>&1 8>&- &
 tests=$!
 status=0
 wait "$tests" || status=$?

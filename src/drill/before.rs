@@ -14,8 +14,9 @@ use super::target::{Chosen, ClusterView, choose, unfit};
 use crate::wait::{self, Seen};
 use std::time::Duration;
 
-/// A cluster that came up a moment ago has so long to become one that can be drilled.
-const FITNESS_PATIENCE: Duration = Duration::from_secs(10);
+/// A cluster that came up a moment ago has so many elections to become one that can be drilled: 10 s natively. An emulated API
+/// server takes as long for the few answers that say so.
+const FITNESS_ELECTIONS: u32 = 10;
 
 /// The cluster as it was found, and what is to be done to it.
 pub struct Before {
@@ -53,7 +54,8 @@ async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
         return Err(RunError::Unfit(format!("the alarm {alarm} is on (member {id})")));
     }
     if let Some(kube) = &options.kube {
-        let seen = fit(kube.as_ref()).await.map_err(RunError::Unfit)?;
+        let patience = site.environment.timing.election() * FITNESS_ELECTIONS;
+        let seen = fit(kube.as_ref(), patience).await.map_err(RunError::Unfit)?;
         view.control_planes = seen.control_planes;
         view.workers = seen.workers;
         view.lease_holders = seen.lease_holders;
@@ -63,7 +65,7 @@ async fn view(site: &Site, options: &Options) -> Result<ClusterView, RunError> {
 }
 
 /// Kubernetes as it is when nothing is amiss in it, or what was amiss to the last.
-async fn fit(kube: &dyn Kube) -> Result<KubeView, String> {
+async fn fit(kube: &dyn Kube, patience: Duration) -> Result<KubeView, String> {
     let look = || async {
         match kube.view().await {
             Ok(view) if view.unready.is_empty() => Seen::Ready(view),
@@ -71,6 +73,47 @@ async fn fit(kube: &dyn Kube) -> Result<KubeView, String> {
             Err(error) => Seen::NotYet(error),
         }
     };
-    let waited = wait::until("every server and node of Kubernetes ready", FITNESS_PATIENCE, Duration::from_secs(1), |_| (), look);
+    let waited = wait::until("every server and node of Kubernetes ready", patience, Duration::from_secs(1), |_| (), look);
     waited.await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kube::{Door, KubeSample, PodSeen};
+    use super::*;
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+
+    /// An emulated API server: well, and as slow to say so.
+    struct Slow(Duration);
+
+    impl Kube for Slow {
+        fn view(&self) -> BoxFuture<'_, Result<KubeView, String>> {
+            async { Ok(tokio::time::sleep(self.0).await).map(|()| KubeView::default()) }.boxed()
+        }
+        fn doors(&self) -> Vec<Door> {
+            vec![]
+        }
+        fn probe<'a>(&'a self, _: &'a Door, _: bool, _: bool) -> BoxFuture<'a, Result<(), String>> {
+            async { Ok(()) }.boxed()
+        }
+        fn sample(&self) -> BoxFuture<'_, Result<KubeSample, String>> {
+            async { Err("not asked".to_owned()) }.boxed()
+        }
+        fn pods(&self) -> BoxFuture<'_, Result<Vec<PodSeen>, String>> {
+            async { Ok(vec![]) }.boxed()
+        }
+        fn forget(&self) -> BoxFuture<'_, Result<(), String>> {
+            async { Ok(()) }.boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_has_as_long_to_look_fit_as_its_own_timers_say() {
+        let slow = Slow(Duration::from_secs(15));
+        let patience = |election_ms| Duration::from_millis(election_ms) * FITNESS_ELECTIONS;
+        let error = fit(&slow, patience(1000)).await.expect_err("15 s of a native one");
+        assert!(error.contains("not every server and node of Kubernetes ready after 10 s"), "{error}");
+        fit(&slow, patience(5000)).await.expect("15 s of an emulated one");
+    }
 }

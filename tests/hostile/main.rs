@@ -51,6 +51,17 @@ fn broken(whole: &[u8], how: u8, at: usize, other: usize, byte: u8) -> Vec<u8> {
     bytes
 }
 
+/// Says what was fed when it was too much for a parser.
+struct OnPanic(String);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.0);
+        }
+    }
+}
+
 #[test]
 fn every_parser_takes_whole_cut_and_broken_samples_without_a_panic() {
     for (name, parser) in targets::ALL {
@@ -60,7 +71,7 @@ fn every_parser_takes_whole_cut_and_broken_samples_without_a_panic() {
         for (file, whole) in &samples {
             let stride = whole.len() / 300 + 1;
             for length in (0..=whole.len()).filter(|at| at % stride == 0 || *at == whole.len()) {
-                println!("{name} {file} cut at {length}");
+                let _told = OnPanic(format!("{name} {file} cut at {length}"));
                 parser(&whole[..length]);
                 fed += 1;
             }

@@ -27,6 +27,10 @@ const REMOTE_GREETING: Duration = Duration::from_secs(120);
 const KEEPALIVE_S: i32 = 5;
 const KEEPALIVES: u32 = 6;
 
+/// How long another client's first check of XML is waited for: 0.6 s in all, for tables that are filled in milliseconds.
+const SCHEMA_WAITS: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(120), Duration::from_millis(400)];
+
 pub struct Connection {
     /// As the user gave it.
     wanted: Option<String>,
@@ -82,6 +86,26 @@ impl Connection {
 #[expect(clippy::disallowed_methods, reason = "libvirt is blocking C: there is no runtime here to wait with")]
 pub fn pause(duration: Duration) {
     std::thread::sleep(duration);
+}
+
+/// Defines something whose XML libvirt checks first, again where it could not read its own schema.
+///
+/// A process fills libxml2's table of types with the first schema it reads, and until 2.14 without a lock: of two threads that both
+/// find it empty (`xmlSchemaInitTypes`), one reads what the other has only begun. A libvirtd that has just started therefore
+/// refuses one of two definitions made at once with "Unable to parse RNG"; nothing was changed, and soon the table is whole.
+pub fn checked<T>(mut define: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for wait in SCHEMA_WAITS {
+        match define() {
+            Err(error) if is_unread_schema(&error) => pause(wait),
+            done => return done,
+        }
+    }
+    define()
+}
+
+/// Not the XML was wrong: the schema itself could not be read.
+fn is_unread_schema(error: &Error) -> bool {
+    error.code().is(ErrorNumber::InternalError) && error.message().contains("Unable to parse RNG")
 }
 
 fn alive(conn: &Connect) -> bool {

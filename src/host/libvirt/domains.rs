@@ -2,7 +2,7 @@
 //! `LibvirtHost` calls it with a live connection; every function looks first and does what is missing.
 //! It does not render XML and knows nothing of disks beyond what libvirt says when they are not there.
 
-use super::connection::{is_absent, pause, present, refused, unreadable};
+use super::connection::{checked, is_absent, pause, present, refused, unreadable};
 use crate::host::{DomainSeen, DomainState, Done, HostError, Mark, guard, xml};
 use crate::plan::DomainPlan;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ pub fn ensure(conn: &Connect, plan: &DomainPlan, text: &str, mark: &Mark) -> Res
             return Ok(Done::Unchanged);
         }
     }
-    conn.define_domain_xml_flags(text, sys::VIR_DOMAIN_DEFINE_VALIDATE)
+    checked(|| conn.define_domain_xml_flags(text, sys::VIR_DOMAIN_DEFINE_VALIDATE))
         .map_err(|error| refused("define", KIND, &plan.name, &error))?;
     Ok(Done::Changed)
 }

@@ -2,7 +2,7 @@
 //! `LibvirtHost` calls it with a live connection.
 //! It chooses no addresses; a network that guests hang on is never restarted behind their back.
 
-use super::connection::{is_absent, present, refused, unreadable};
+use super::connection::{checked, is_absent, present, refused, unreadable};
 use crate::host::{Done, HostError, Mark, NetworkSeen, guard, xml};
 use crate::plan::NetworkPlan;
 use virt::connect::Connect;
@@ -102,7 +102,7 @@ fn ranges(subnets: &[ipnet::Ipv4Net]) -> String {
 }
 
 fn define(conn: &Connect, text: &str, plan: &NetworkPlan) -> Result<Network, HostError> {
-    define_validated(conn, text).map_err(|error| refused("define", KIND, &plan.name, &error))
+    checked(|| define_validated(conn, text)).map_err(|error| refused("define", KIND, &plan.name, &error))
 }
 
 /// `virNetworkDefineXMLFlags`, which the crate does not wrap: only with its flag does libvirt check the XML.

@@ -2,7 +2,7 @@
 //! `LibvirtHost` and `volumes` call it with a live connection.
 //! It knows directories of libvirt's machine by name only, and looks at them itself only when that is this machine.
 
-use super::connection::{is_absent, pause, present, refused, unreadable};
+use super::connection::{checked, is_absent, pause, present, refused, unreadable};
 use super::{transfer, volumes};
 use crate::host::{Done, HostError, MARK_VOLUME, Mark, PoolSeen, guard, is_ours, whose, xml};
 use crate::plan::{IMAGE_POOL, POOL_PREFIX, StoragePlan};
@@ -234,8 +234,7 @@ fn ensure_one(
         }
         None => {
             let text = xml::pool_xml(name, uuid, &path.to_string_lossy())?;
-            let pool = conn
-                .define_storage_pool_xml(&text, sys::VIR_STORAGE_POOL_DEFINE_VALIDATE)
+            let pool = checked(|| conn.define_storage_pool_xml(&text, sys::VIR_STORAGE_POOL_DEFINE_VALIDATE))
                 .map_err(|error| refused("define", KIND, name, &error))?;
             (pool, true)
         }
@@ -244,12 +243,12 @@ fn ensure_one(
         return Ok(if defined { Done::Changed } else { Done::Unchanged });
     }
     // Building makes the directory, on libvirt's machine; one that is there is left as it is.
-    pool.build(sys::VIR_STORAGE_POOL_BUILD_NEW).map_err(|error| refused("make the directory of", KIND, name, &error))?;
-    match pool.create(0) {
-        Ok(()) => Ok(Done::Changed),
+    let built = pool.build(sys::VIR_STORAGE_POOL_BUILD_NEW).map_err(|error| refused("make the directory of", KIND, name, &error));
+    match built.and_then(|_| pool.create(0).map_err(|error| refused("start", KIND, name, &error))) {
+        Ok(_) => Ok(Done::Changed),
         // Another cluster's `up` was faster with the image pool.
         Err(_) if active(&pool, name)? => Ok(Done::Changed),
-        Err(error) => Err(refused("start", KIND, name, &error)),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,7 +2,7 @@
 //! `LibvirtHost` calls it with a live connection; every function looks first and does what is missing.
 //! That a cluster is more than one machine, and what a snapshot is good for, it does not know.
 
-use super::connection::{present, refused};
+use super::connection::{checked, present, refused};
 use super::domains::{self, KIND};
 use crate::host::{DomainState, Done, HostError, Mark, xml};
 use crate::plan::DomainPlan;
@@ -40,7 +40,7 @@ pub fn ensure(conn: &Connect, plan: &DomainPlan, name: &str, mark: &Mark) -> Res
         return Err(not_paused("snapshot", &plan.name, state));
     }
     let text = xml::snapshot_xml(plan, &full_name(name), mark)?;
-    let made = domain.create_snapshot_xml(&text, sys::VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE);
+    let made = checked(|| domain.create_snapshot_xml(&text, sys::VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE));
     made.map(|_| Done::Changed).map_err(|error| refused("snapshot", KIND, &plan.name, &error))
 }
 
