@@ -54,6 +54,7 @@ fn broken(whole: &[u8], how: u8, at: usize, other: usize, byte: u8) -> Vec<u8> {
 /// Says what was fed when it was too much for a parser.
 struct OnPanic(String);
 
+#[expect(clippy::print_stdout, reason = "a test shows what it found")]
 impl Drop for OnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
