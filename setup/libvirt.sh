@@ -15,6 +15,8 @@ set -euo pipefail
 namespace=${KTCW_NETNS:-ktcw}
 # Not below the user's home: it belongs to the machine, and root owns it.
 state=${KTCW_LIBVIRT_DIR:-/var/lib/ktcw-vm/libvirt}
+# A test names others.
+socket=${KTCW_LIBVIRT_SOCKET:-/run/libvirt/libvirt-sock} kvm=${KTCW_KVM:-/dev/kvm}
 
 private() { as_root "$root/setup/libvirt-private.sh" "$namespace" "$state" "$@"; }
 private_is_there() { [ -e "/run/netns/$namespace" ]; }
@@ -34,16 +36,48 @@ system_is_elsewhere() {
   return 1
 }
 
-# Group libvirt decides who may talk to it. A group given today counts in this login only through sg.
-member_in_name_only() {
-  [ "$EUID" -ne 0 ] && [ -S /run/libvirt/libvirt-sock ] && [ ! -w /run/libvirt/libvirt-sock ] &&
-    id -nG "$(id -un)" | tr ' ' '\n' | grep -qx libvirt
+is_member() { id -nG "$(id -un)" | tr ' ' '\n' | grep -qxF -- "$1"; }
+
+# The group that may open /dev/kvm where this user may not: nothing where there is no KVM, or nobody but root may.
+kvm_group() {
+  local group mode
+  if [ "$EUID" -eq 0 ] || [ ! -e "$kvm" ] || { [ -r "$kvm" ] && [ -w "$kvm" ]; }; then return 0; fi
+  read -r group mode < <(stat -c '%G %A' "$kvm")
+  case $group:${mode:4:2} in root:* | UNKNOWN:*) ;; *:rw) echo "$group" ;; esac
+}
+
+# Groups decide who may talk to libvirt, and who may open /dev/kvm. One given today counts in this login only through sg. libvirt's
+# is the first here and the innermost sg: one that exchanges the group instead of adding it must not lose that.
+groups_in_name_only() {
+  [ "$EUID" -ne 0 ] || return 0
+  if [ -S "$socket" ] && [ ! -w "$socket" ] && is_member libvirt; then echo libvirt; fi
+  local group
+  group=$(kvm_group)
+  if [ -n "$group" ] && is_member "$group" && command -v sg >/dev/null; then echo "$group"; fi
 }
 
 # One word a shell reads back as it was: sg takes a line, not arguments.
 quoted() {
   local word
   for word; do printf "'%s' " "${word//\'/\'\\\'\'}"; done
+}
+
+# as_member GROUPS CMD…: CMD with those groups too, one sg around the other.
+as_member() {
+  local group line
+  line="exec $(quoted "${@:2}")"
+  for group in $1; do line="exec sg $(quoted "$group" -c "$line")"; done
+  exec sh -c "$line"
+}
+
+# libvirt's machines run as a user of their own, which may; but that KVM works is shown by a guest that this one boots.
+join_kvm() {
+  local group
+  group=$(kvm_group)
+  if [ -z "$group" ] || is_member "$group"; then return; fi
+  say "making $(id -un) a member of group $group, which may use $kvm"
+  (as_root usermod --append --groups "$group" "$(id -un)") ||
+    say "that failed: guests will be emulated, 10-15 times slower, until root types: usermod --append --groups $group $(id -un)"
 }
 
 start_system() {
@@ -62,35 +96,43 @@ ensure() {
   fi
   command -v virsh >/dev/null || die "$EX_HOST" "libvirt is not installed: setup/install.sh"
   if [ -d /run/systemd/system ]; then
-    system_answers && return
-    start_system
-    system_answers && return
-    if [ "$EUID" -ne 0 ] && as_root timeout 10 virsh -q -c qemu:///system version >/dev/null; then
-      if ! id -nG "$(id -un)" | tr ' ' '\n' | grep -qx libvirt; then
-        say "making $(id -un) a member of group libvirt, which may use qemu:///system"
-        as_root usermod --append --groups libvirt "$(id -un)"
-      fi
-      if system_answers || sg libvirt -c 'timeout 10 virsh -q -c qemu:///system version >/dev/null'; then return; fi
-    fi
-    die "$EX_HOST" "qemu:///system does not answer: 'virsh -c qemu:///system version' and 'journalctl -u libvirtd' say why"
+    ensure_system
+    join_kvm
+  elif system_answers && ! system_is_elsewhere; then
+    join_kvm
+  else
+    say "no systemd here: starting a libvirt in network namespace '$namespace' ($state)"
+    private start
   fi
-  if system_answers && ! system_is_elsewhere; then return; fi
-  say "no systemd here: starting a libvirt in network namespace '$namespace' ($state)"
-  private start
+}
+
+ensure_system() {
+  system_answers && return
+  start_system
+  system_answers && return
+  if [ "$EUID" -ne 0 ] && as_root timeout 10 virsh -q -c qemu:///system version >/dev/null; then
+    if ! is_member libvirt; then
+      say "making $(id -un) a member of group libvirt, which may use qemu:///system"
+      as_root usermod --append --groups libvirt "$(id -un)"
+    fi
+    if system_answers || sg libvirt -c 'timeout 10 virsh -q -c qemu:///system version >/dev/null'; then return; fi
+  fi
+  die "$EX_HOST" "qemu:///system does not answer: 'virsh -c qemu:///system version' and 'journalctl -u libvirtd' say why"
 }
 
 run_there() {
   [ $# -gt 0 ] || die 2 "exec: which command?"
+  local groups
   if private_is_there; then
     if [ "$EUID" -eq 0 ]; then exec "$root/setup/libvirt-private.sh" "$namespace" "$state" exec "$@"; fi
     # sudo hands no file descriptors on.
     unset KTCW_CALLER_NETNS
     private exec "$@"
-  elif member_in_name_only; then
-    exec sg libvirt -c "exec $(quoted "$@")"
-  else
-    exec "$@"
+    return
   fi
+  groups=$(groups_in_name_only)
+  if [ -n "$groups" ]; then as_member "$groups" "$@"; fi
+  exec "$@"
 }
 
 # What clusters would be called whose machines have such names; a machine of another kind is nobody's.
