@@ -32,8 +32,10 @@ pub enum Verdict {
     Boots(CpuModel),
     /// It was tried and did not, or there is no KVM to try.
     Not(String),
-    /// It cannot be tried from here (another machine, no permission): the user must say which.
+    /// It cannot be tried from here (another machine): the user must say which.
     Unproved(String),
+    /// It is there, and this user may not open it. libvirt's machines run as another one; what they may is not seen from here.
+    Forbidden(String),
 }
 
 /// What a cluster's machines boot.
@@ -49,7 +51,7 @@ pub struct Boot<'a> {
 /// reaches its first program: at most `DEADLINE` each. Takes seconds, blocks, and remembers the answer in `cache_dir`
 /// until the machine is booted again or anything it depends on changes. `status` hears what is being tried.
 pub fn probe(facts: &HostFacts, boot: &Boot, cache_dir: &Path, status: &dyn Fn(&str)) -> Result<Verdict, HostError> {
-    if let Some(verdict) = known_without_trying(facts) {
+    if let Some(verdict) = known(facts) {
         return Ok(verdict);
     }
     let firmware = fast_firmware();
@@ -77,7 +79,7 @@ pub fn probe(facts: &HostFacts, boot: &Boot, cache_dir: &Path, status: &dyn Fn(&
                 found = Some(Verdict::Boots(cpu));
                 break;
             }
-            Outcome::Forbidden { why } => return Ok(Verdict::Unproved(why)),
+            Outcome::Forbidden { why } => return Ok(Verdict::Forbidden(why)),
             Outcome::NoKvm { why } => {
                 failures.push(("any CPU", why));
                 break;
@@ -107,10 +109,11 @@ fn told(failures: &[(&str, String)]) -> String {
 
 /// What an earlier `probe` found, if it still holds. Tries nothing.
 pub fn cached(facts: &HostFacts, boot: &Boot, cache_dir: &Path) -> Option<Verdict> {
-    known_without_trying(facts).or_else(|| cache::Key::new(facts, boot, fast_firmware().as_deref()).ok()?.load(cache_dir))
+    known(facts).or_else(|| cache::Key::new(facts, boot, fast_firmware().as_deref()).ok()?.load(cache_dir))
 }
 
-fn known_without_trying(facts: &HostFacts) -> Option<Verdict> {
+/// What needs no trying, and no guest to try it with. `None`: only a boot will show.
+pub fn known(facts: &HostFacts) -> Option<Verdict> {
     let not = |why: &str| Some(Verdict::Not(why.to_owned()));
     if !facts.kvm_listed {
         not("libvirt lists no KVM for x86_64 (no /dev/kvm, or virtualization is off in the firmware)")

@@ -49,6 +49,7 @@ fn some_hosts_need_no_trying() {
     let remote = ask(&facts("qemu+ssh://lab/system", true, &emulator));
     assert!(matches!(&remote, Verdict::Unproved(why) if why.contains("another machine")), "{remote:?}");
     assert_eq!(runs(dir.path()), 0);
+    assert_eq!(known(&facts("qemu:///system", true, &emulator)), None, "this one does");
 }
 
 #[test]
@@ -93,6 +94,22 @@ fn a_host_where_nothing_boots_is_remembered_with_the_way_to_try_again() {
     let again = ask();
     assert!(matches!(&again, Verdict::Not(why) if why.contains("delete") && why.contains("accel")), "{again:?}");
     assert_eq!(runs(dir.path()), 3);
+}
+
+/// Who joins the group is not answered from what was found before.
+#[test]
+fn kvm_that_this_user_may_not_open_is_called_that_and_asked_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let kernel = dir.path().join("kernel");
+    std::fs::write(&kernel, b"kernel").expect("write");
+    let denied = "echo 'Could not access KVM kernel module: Permission denied' >&2; exit 1";
+    let facts = facts("qemu:///system", true, &emulator(dir.path(), denied));
+    for runs_so_far in [1, 2] {
+        let verdict = probe(&facts, &plain(&kernel), dir.path(), &|_| ()).expect("tried");
+        assert!(matches!(&verdict, Verdict::Forbidden(why) if why.contains("join the group kvm")), "{verdict:?}");
+        assert_eq!(runs(dir.path()), runs_so_far, "no other CPU would help");
+        assert_eq!(cached(&facts, &plain(&kernel), dir.path()), None);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod running;
 use super::args::{Format, Global, SpecArgs};
 use super::error::CliError;
 use super::{exit, render, resolve, session, spec_of};
-use crate::accel;
+use crate::accel::{self, Verdict};
 use crate::distro::{self, Family, Init};
 use crate::event::Events;
 use crate::host::libvirt::{LibvirtHost, is_local};
@@ -206,47 +206,55 @@ fn accel(
     findings: &mut Vec<Finding>,
 ) -> Accel {
     let kvm = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    match (spec.accel, image) {
-        (AccelChoice::Auto | AccelChoice::Kvm, Some(image)) => {
-            let files = resolve::files(spec, Some(image));
-            match resolve::accel(spec, facts, &files, &Events::nowhere()) {
-                Ok(Accel::Tcg) => {
-                    let way_out = "enable virtualization in the firmware; until then guests run under TCG, 10-15 times slower";
-                    findings.push(Finding::note("kvm", "no guest was seen to boot under it", way_out));
-                    Accel::Tcg
-                }
-                Ok(Accel::Kvm { cpu }) => {
-                    findings.push(booted(cpu));
-                    Accel::Kvm { cpu }
-                }
-                Err(error) => {
-                    findings.push(Finding::missing("kvm", error.message, error.hint.unwrap_or_default()));
-                    kvm
-                }
+    let verdict = match (spec.accel, image) {
+        (AccelChoice::Tcg, _) => None,
+        (_, Some(image)) => match resolve::proof(spec, facts, &resolve::files(spec, Some(image)), &Events::nowhere()) {
+            Ok(verdict) => Some(verdict),
+            Err(error) => {
+                findings.push(Finding::missing("kvm", error.message, error.hint.unwrap_or_default()));
+                return kvm;
             }
+        },
+        (_, None) => accel::known(facts),
+    };
+    let accel = match (spec.accel, verdict) {
+        (AccelChoice::Tcg, _) => Accel::Tcg,
+        (choice, Some(verdict)) => {
+            let (accel, finding) = proved(choice, &verdict, facts.kvm_listed);
+            findings.push(finding);
+            accel
         }
-        (AccelChoice::Tcg, _) => {
-            if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &Accel::Tcg) {
-                findings.push(Finding::missing("qemu", refusal.to_string(), newer_qemu(family)));
-            }
-            Accel::Tcg
-        }
-        (choice, None) => {
-            let said = if facts.kvm_listed { "listed by libvirt" } else { "not listed by libvirt" };
-            let unproved = format!("{said}; not shown to work: without an image there is no guest to boot");
-            findings.push(Finding {
-                optional: facts.kvm_listed || choice == AccelChoice::Auto,
-                ..Finding::missing("kvm", unproved, "ktcw-vm image build, then ktcw-vm doctor again")
-            });
+        (_, None) => {
+            let unproved = "listed by libvirt; not shown to work: without an image there is no guest to boot";
+            findings.push(Finding::note("kvm", unproved, "ktcw-vm image build, then ktcw-vm doctor again"));
             if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &Accel::Tcg) {
                 // Needed only where KVM turns out not to work.
-                let needed = !facts.kvm_listed;
-                findings.push(Finding {
-                    optional: !needed,
-                    ..Finding::missing("emulation", refusal.to_string(), newer_qemu(family))
-                });
+                findings.push(Finding::note("emulation", refusal.to_string(), newer_qemu(family)));
             }
             kvm
+        }
+    };
+    if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &accel) {
+        findings.push(Finding::missing("qemu", refusal.to_string(), newer_qemu(family)));
+    }
+    accel
+}
+
+/// What is known of KVM, in words, and how guests would run that were asked to run like that.
+fn proved(choice: AccelChoice, verdict: &Verdict, listed: bool) -> (Accel, Finding) {
+    let toward_kvm = resolve::toward_kvm(verdict, listed);
+    match (resolve::follow(choice, verdict, listed), verdict) {
+        (Err(refusal), _) => {
+            let finding = Finding::missing(refusal.about, refusal.message, refusal.hint);
+            (Accel::Kvm { cpu: CpuModel::HostPassthrough }, finding)
+        }
+        (Ok(accel), Verdict::Boots(cpu)) => (accel, booted(*cpu)),
+        (Ok(Accel::Tcg), Verdict::Not(why) | Verdict::Unproved(why) | Verdict::Forbidden(why)) => {
+            let way_out = format!("{toward_kvm}; until then guests run under TCG, 10-15 times slower");
+            (Accel::Tcg, Finding::note("kvm", format!("no guest was seen to boot under it: {why}"), way_out))
+        }
+        (Ok(accel), Verdict::Not(why) | Verdict::Unproved(why) | Verdict::Forbidden(why)) => {
+            (accel, Finding::note("kvm", format!("taken on your word: {why}"), toward_kvm))
         }
     }
 }
@@ -311,6 +319,26 @@ mod tests {
     fn what_was_proved_is_said_in_words() {
         let said = booted(CpuModel::HostPassthroughNoArchCapabilities).said;
         assert_eq!(said, "a guest was seen to boot, with CPU host-passthrough without arch-capabilities");
+    }
+
+    /// A user outside the group was sent to the firmware.
+    #[test]
+    fn what_keeps_guests_from_kvm_is_said_with_what_to_do_about_it() {
+        let why = "this user may not open /dev/kvm (Permission denied); join the group kvm";
+        let forbidden = Verdict::Forbidden(why.to_owned());
+        let (accel, finding) = proved(AccelChoice::Auto, &forbidden, true);
+        assert_eq!((accel, finding.ok, finding.optional), (Accel::Tcg, false, true));
+        assert!(finding.said.contains(why), "{finding:?}");
+        let way_out = finding.way_out.expect("a way out");
+        assert!(way_out.contains("usermod -aG kvm") && way_out.contains("log in again"), "{way_out}");
+        assert!(way_out.contains("10-15 times slower") && !way_out.contains("firmware"), "{way_out}");
+        let (_, finding) = proved(AccelChoice::Kvm, &forbidden, true);
+        assert!(!finding.ok && finding.said.starts_with("taken on your word"), "nothing was seen to boot: {finding:?}");
+        let unlisted = Verdict::Not("libvirt lists no KVM for x86_64".to_owned());
+        let (_, finding) = proved(AccelChoice::Auto, &unlisted, false);
+        assert!(finding.optional && finding.way_out.is_some_and(|way_out| way_out.contains("firmware")));
+        let (_, finding) = proved(AccelChoice::Kvm, &unlisted, false);
+        assert!(!finding.ok && !finding.optional && finding.said.contains("lists no KVM"), "{finding:?}");
     }
 
     #[test]

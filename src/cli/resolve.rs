@@ -3,7 +3,7 @@
 //! All effects here are reads, but for the image build and the KVM probe that `up` asks for.
 
 use super::error::CliError;
-use crate::accel;
+use crate::accel::{self, Verdict};
 use crate::digest;
 use crate::event::{Event, Events, Stage};
 use crate::given;
@@ -177,40 +177,70 @@ fn boot<'a>(spec: &'a ClusterSpec, files: &'a Files) -> accel::Boot<'a> {
 
 /// KVM as proved by a boot, or TCG where QEMU can be trusted with it.
 pub fn accel(spec: &ClusterSpec, facts: &HostFacts, files: &Files, events: &Events) -> Result<Accel, CliError> {
-    let verdict = match spec.accel {
+    let accel = match spec.accel {
         AccelChoice::Tcg => Accel::Tcg,
         choice => {
-            let status = |text: &str| {
-                events.send(Event::StepStatus {
-                    stage: Stage::Preflight,
-                    step: "kvm".to_owned(),
-                    node: None,
-                    status: text.to_owned(),
-                });
-            };
-            let probe = accel::probe(facts, &boot(spec, files), &image::cache_dir(), &status)?;
-            match (probe, choice) {
-                (accel::Verdict::Boots(cpu), _) => Accel::Kvm { cpu },
-                (accel::Verdict::Not(why), AccelChoice::Kvm) => {
-                    let message = format!("--accel kvm: no guest has been seen to boot under KVM here: {why}");
-                    return Err(CliError::host(message).hint("--accel tcg (slow), or another --kernel"));
-                }
-                (accel::Verdict::Unproved(why), AccelChoice::Kvm) => {
-                    events.send(Event::Note { text: format!("KVM is taken on your word: {why}") });
-                    Accel::Kvm { cpu: CpuModel::HostPassthrough }
-                }
-                (accel::Verdict::Not(why) | accel::Verdict::Unproved(why), _) => {
-                    events.send(Event::Note { text: format!("guests run under TCG (emulation, 10-15 times slower): {why}") });
-                    Accel::Tcg
-                }
+            let verdict = proof(spec, facts, files, events)?;
+            if let Some(text) = said_of(choice, &verdict) {
+                events.send(Event::Note { text });
             }
+            follow(choice, &verdict, facts.kvm_listed)
+                .map_err(|refusal| CliError::host(format!("--accel kvm: {}", refusal.message)).hint(refusal.hint))?
         }
     };
-    if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &verdict) {
+    if let Err(refusal) = accel::judge_qemu(&facts.qemu_version, &accel) {
         return Err(CliError::host(refusal)
             .hint("install QEMU 8.2 or later (Debian 12: from bookworm-backports), or use a host with KVM"));
     }
-    Ok(verdict)
+    Ok(accel)
+}
+
+/// What a boot of the cluster's kernel shows of KVM, or one has shown before.
+pub fn proof(spec: &ClusterSpec, facts: &HostFacts, files: &Files, events: &Events) -> Result<Verdict, CliError> {
+    let status = |text: &str| {
+        let (step, status) = ("kvm".to_owned(), text.to_owned());
+        events.send(Event::StepStatus { stage: Stage::Preflight, step, node: None, status });
+    };
+    Ok(accel::probe(facts, &boot(spec, files), &image::cache_dir(), &status)?)
+}
+
+/// How a cluster runs that is asked to run like that, after what is known of KVM. `listed`: libvirt lists KVM.
+pub fn follow(choice: AccelChoice, verdict: &Verdict, listed: bool) -> Result<Accel, Refusal> {
+    match (choice, verdict) {
+        (AccelChoice::Tcg, _) => Ok(Accel::Tcg),
+        (_, Verdict::Boots(cpu)) => Ok(Accel::Kvm { cpu: *cpu }),
+        (AccelChoice::Kvm, Verdict::Not(why)) => Err(Refusal {
+            about: "kvm",
+            message: format!("no guest has been seen to boot under KVM here: {why}"),
+            hint: format!("--accel tcg (slow), or {}", toward_kvm(verdict, listed)),
+        }),
+        (AccelChoice::Kvm, Verdict::Unproved(_) | Verdict::Forbidden(_)) => Ok(Accel::Kvm { cpu: CpuModel::HostPassthrough }),
+        (AccelChoice::Auto, _) => Ok(Accel::Tcg),
+    }
+}
+
+/// What would let guests run under KVM where they do not.
+pub fn toward_kvm(verdict: &Verdict, listed: bool) -> &'static str {
+    match verdict {
+        Verdict::Forbidden(_) => "`sudo usermod -aG kvm $USER` and log in again",
+        Verdict::Unproved(_) => "run ktcw-vm on that computer",
+        Verdict::Not(_) if !listed => "enable virtualization in the firmware",
+        Verdict::Not(_) | Verdict::Boots(_) => "another --kernel",
+    }
+}
+
+/// What the user should hear of a verdict that is followed; nothing where it is what was asked for.
+fn said_of(choice: AccelChoice, verdict: &Verdict) -> Option<String> {
+    let slow = "guests run under TCG (emulation, 10-15 times slower)";
+    match (choice, verdict) {
+        (AccelChoice::Tcg, _) | (_, Verdict::Boots(_)) | (AccelChoice::Kvm, Verdict::Not(_)) => None,
+        (AccelChoice::Kvm, Verdict::Unproved(why) | Verdict::Forbidden(why)) => Some(format!("KVM is taken on your word: {why}")),
+        (AccelChoice::Auto, Verdict::Forbidden(why)) => {
+            let way_out = toward_kvm(verdict, true);
+            Some(format!("{slow}: {why}: {way_out}; what is made until then stays under TCG"))
+        }
+        (AccelChoice::Auto, Verdict::Not(why) | Verdict::Unproved(why)) => Some(format!("{slow}: {why}")),
+    }
 }
 
 /// The wanted machine network, or a free one: beside this computer's routes, libvirt's networks and the spec's own ranges.
@@ -287,8 +317,8 @@ pub fn guessed(spec: &ClusterSpec, host: Option<(&HostFacts, &HostSeen)>) -> Res
         (_, Some((facts, _)), Some(image)) => {
             let files = files(spec, Some(image));
             match accel::cached(facts, &boot(spec, &files), &image::cache_dir()) {
-                Some(accel::Verdict::Boots(cpu)) => Accel::Kvm { cpu },
-                Some(accel::Verdict::Not(_)) if spec.accel == AccelChoice::Auto => Accel::Tcg,
+                Some(Verdict::Boots(cpu)) => Accel::Kvm { cpu },
+                Some(Verdict::Not(_)) if spec.accel == AccelChoice::Auto => Accel::Tcg,
                 _ => unproved(&mut notes),
             }
         }
@@ -392,5 +422,25 @@ mod tests {
         assert_eq!(about(AccelChoice::Auto), ["subnet"], "whether KVM is there is not known yet");
         let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &facts, &seen, None);
         assert!(refusals[0].message.contains("192.168.237.0/24") && refusals[0].message.contains("around"), "{refusals:?}");
+    }
+
+    #[test]
+    fn what_keeps_guests_from_kvm_is_said_with_its_own_way_out() {
+        let forbidden = Verdict::Forbidden("this user may not open /dev/kvm; join the group kvm".to_owned());
+        assert_eq!(follow(AccelChoice::Auto, &forbidden, true), Ok(Accel::Tcg));
+        let note = said_of(AccelChoice::Auto, &forbidden).expect("a note");
+        for words in ["10-15 times slower", "may not open /dev/kvm", "usermod -aG kvm", "stays under TCG"] {
+            assert!(note.contains(words), "{words}: {note}");
+        }
+        let trusted = Accel::Kvm { cpu: CpuModel::HostPassthrough };
+        assert_eq!(follow(AccelChoice::Kvm, &forbidden, true), Ok(trusted));
+        assert!(said_of(AccelChoice::Kvm, &forbidden).is_some_and(|note| note.contains("on your word")));
+        let boots = Verdict::Boots(CpuModel::Nehalem);
+        assert_eq!(follow(AccelChoice::Auto, &boots, true), Ok(Accel::Kvm { cpu: CpuModel::Nehalem }));
+        assert_eq!(said_of(AccelChoice::Auto, &boots), None);
+        // What does not boot under a KVM that is there is not the firmware's fault.
+        let hangs = Verdict::Not("not booted after 45 s".to_owned());
+        let refusal = follow(AccelChoice::Kvm, &hangs, true).expect_err("asked for");
+        assert!(refusal.hint.contains("another --kernel") && !refusal.hint.contains("firmware"), "{refusal}");
     }
 }
