@@ -137,8 +137,8 @@ fn libvirt(
         false => None,
     };
     let (mut resolved, mut refusals) = resolve::draft(spec, &facts, &seen, image);
-    // What emulation needs has been said.
-    refusals.retain(|refusal| refusal.about != "qemu");
+    // What KVM and emulation need has been said.
+    refusals.retain(|refusal| !["kvm", "qemu"].contains(&refusal.about));
     resolved.accel = accel;
     let plan = plan(spec, &resolved);
     let base_mib = resolve::base_mib(image);

@@ -3,12 +3,13 @@
 //! All effects here are reads, but for the image build and the KVM probe that `up` asks for.
 
 use super::error::CliError;
+use super::render;
 use crate::accel::{self, Verdict};
 use crate::digest;
 use crate::event::{Event, Events, Stage};
 use crate::given;
 use crate::host::{HostFacts, HostSeen, NetworkSeen, SubnetError, choose_subnet, host_routes};
-use crate::image::{self, Image};
+use crate::image::{self, Image, ImageError};
 use crate::plan::{Accel, CpuModel, ImageRef, KernelRef, Plan, Resolved, StoragePlan, Versions};
 use crate::preflight::{Refusal, judge_accel};
 use crate::spec::{AccelChoice, ClusterSpec};
@@ -69,13 +70,21 @@ fn has(seen: &HostSeen, storage: &StoragePlan, volume: &str) -> bool {
     pool.is_some_and(|pool| pool.volumes.iter().any(|one| one.name == volume))
 }
 
-/// Reads the whole image where its disk is about to be uploaded and somebody has written into it: what is damaged in it is said
-/// before anything is made. Takes a second or two; the upload itself compares what it sends.
-pub fn whole_where_needed(image: &Image, storage: &StoragePlan, seen: &HostSeen) -> Result<(), CliError> {
-    if has(seen, storage, &storage.base_volume) || !image::written_since(image) {
-        return Ok(());
+/// What is wrong with the image that was found for a new cluster. One whose disk is about to be uploaded is read whole where somebody
+/// has written into it, which takes a second or two; the upload itself compares what it sends.
+pub fn damaged(found: &Result<Option<Image>, ImageError>, storage: &StoragePlan, seen: &HostSeen) -> Option<Refusal> {
+    let refusal = |error: &ImageError| Refusal {
+        about: "image",
+        message: render::chain(error),
+        hint: error.hint().unwrap_or_else(|| "ktcw-vm image list shows what there is".to_owned()),
+    };
+    match found {
+        Err(error) => Some(refusal(error)),
+        Ok(Some(image)) if !has(seen, storage, &storage.base_volume) && image::written_since(image) => {
+            image::verify_image(image).err().as_ref().map(refusal)
+        }
+        Ok(_) => None,
     }
-    Ok(image::verify_image(image)?)
 }
 
 /// Image and kernel as the plan names them, by the digests of the build: what is uploaded is compared with them.
@@ -253,11 +262,17 @@ fn subnet(spec: &ClusterSpec, networks: &[NetworkSeen]) -> Result<Ipv4Net, Subne
 /// An `image` that is there already is the one it will be made of, and its volume may be in the pool.
 pub fn draft(spec: &ClusterSpec, facts: &HostFacts, seen: &HostSeen, image: Option<&Image>) -> (Resolved, Vec<Refusal>) {
     let chosen = subnet(spec, &seen.networks);
-    let accel = match spec.accel {
-        AccelChoice::Tcg => Accel::Tcg,
-        AccelChoice::Auto | AccelChoice::Kvm => Accel::Kvm { cpu: CpuModel::HostPassthrough },
-    };
     let mut refusals = Vec::new();
+    let kvm = Accel::Kvm { cpu: CpuModel::HostPassthrough };
+    let accel = match (spec.accel, accel::known(facts)) {
+        (AccelChoice::Tcg, _) => Accel::Tcg,
+        // A boot will show, once there is a kernel.
+        (_, None) => kvm,
+        (choice, Some(verdict)) => follow(choice, &verdict, facts.kvm_listed).unwrap_or_else(|refusal| {
+            refusals.push(refusal);
+            kvm
+        }),
+    };
     refusals.extend(judge_accel(&accel, accel::judge_qemu(&facts.qemu_version, &accel).err().map(|refusal| refusal.to_string())));
     let subnet = chosen.unwrap_or_else(|error| {
         let hint = "another --subnet, or none to have a free one chosen".to_owned();
@@ -422,6 +437,26 @@ mod tests {
         assert_eq!(about(AccelChoice::Auto), ["subnet"], "whether KVM is there is not known yet");
         let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &facts, &seen, None);
         assert!(refusals[0].message.contains("192.168.237.0/24") && refusals[0].message.contains("around"), "{refusals:?}");
+    }
+
+    /// Guests that will be emulated are judged as such: their QEMU, and the memory that it takes for what it translates.
+    #[test]
+    fn kvm_that_libvirt_does_not_list_is_known_to_be_missing_without_an_image() {
+        let host = FakeHost::new();
+        let (seen, facts) = (host.observe().expect("observed"), host.facts().expect("facts"));
+        let facts = HostFacts { kvm_listed: false, qemu_version: "7.2.0".to_owned(), ..facts };
+        let wanted = |accel| spec(RawSpec { subnet: Some("192.168.237.0/24".into()), accel: Some(accel), ..RawSpec::default() });
+        let drafted = |accel, facts: &HostFacts| {
+            let (resolved, refusals) = draft(&wanted(accel), facts, &seen, None);
+            (resolved.accel, refusals.iter().map(|refusal| refusal.about).collect::<Vec<_>>())
+        };
+        assert_eq!(drafted(AccelChoice::Auto, &facts), (Accel::Tcg, vec!["qemu"]));
+        let newer = HostFacts { qemu_version: "10.0.2".to_owned(), ..facts.clone() };
+        assert_eq!(drafted(AccelChoice::Auto, &newer), (Accel::Tcg, vec![]));
+        assert_eq!(drafted(AccelChoice::Kvm, &facts).1, ["kvm"]);
+        let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &newer, &seen, None);
+        let text = refusals[0].to_string();
+        assert!(text.contains("lists no KVM") && text.contains("--accel tcg") && text.contains("firmware"), "{text}");
     }
 
     #[test]

@@ -143,17 +143,16 @@ pub(super) async fn raise(
     let mark = existing.as_ref().map(session::mark);
     // What can be known before there is an image is said before its minutes are spent.
     let cache = image::cache_dir();
-    let there = match &old {
+    let found = match &old {
         Some(old) => image::find_key(&cache, &old.resolved.image.key),
         None => image::find(&cache),
     };
-    // A damaged one is said by the stage that needs it.
-    let there = there.ok().flatten();
+    let there = found.as_ref().ok().and_then(Option::as_ref);
     let (draft, mut refusals) = match &old {
         Some(old) => (resolve::kept(old), Vec::new()),
-        None => resolve::draft(spec, &facts, &seen, there.as_ref()),
+        None => resolve::draft(spec, &facts, &seen, there),
     };
-    let base_mib = resolve::base_mib(there.as_ref());
+    let base_mib = resolve::base_mib(there);
     let draft = plan(spec, &draft);
     if let (Some(dir), Some(held), Some(old)) = (&existing, &lock, &old)
         && golden::is_down(&dir.history()?)
@@ -207,6 +206,12 @@ pub(super) async fn raise(
         }
     }
     refusals.extend(preflight::judge(&draft, &facts, &seen, mark.as_ref(), base_mib, host.free_disk_mib()));
+    // Of a cluster that is there, a damaged one is said by the stage that may need it.
+    if old.is_none() {
+        let (storage, seen) = (draft.storage.clone(), seen.clone());
+        let looking = move || resolve::damaged(&found, &storage, &seen);
+        refusals.extend(tokio::task::spawn_blocking(looking).await.map_err(CliError::failed)?);
+    }
     refuse(&refusals)?;
     if asked.golden
         && old.is_none()
@@ -219,12 +224,10 @@ pub(super) async fn raise(
     let stage = Stage1::begin(events, Stage::Image);
     let (image, resolved) = {
         let (spec, facts, seen, old, events) = (spec.clone(), facts.clone(), seen.clone(), old.clone(), events.clone());
-        let storage = draft.storage.clone();
         let settle = move || match old {
             Some(old) => Ok((resolve::kept_image(&old, &seen, &events)?, resolve::kept(&old))),
             None => {
                 let image = resolve::ensure_image(&events)?;
-                resolve::whole_where_needed(&image, &storage, &seen)?;
                 let resolved = resolve::fresh(&spec, &facts, &seen, &image, &events)?;
                 Ok::<_, CliError>((Some(image), resolved))
             }
