@@ -5,7 +5,7 @@
 use crate::host::libvirt::is_local;
 use crate::host::xml::translations_mib;
 use crate::host::{DomainSeen, DomainState, HostFacts, HostSeen, Mark, PoolSeen};
-use crate::plan::{Accel, DiskKind, Plan};
+use crate::plan::{Accel, DiskKind, NodePlan, Plan};
 use crate::snapshot::{Room, at_most};
 use std::fmt;
 
@@ -47,7 +47,7 @@ pub fn judge(
     let mut refusals = Vec::new();
     refusals.extend(elsewhere(facts));
     refusals.extend(memory(plan, facts, seen, mark));
-    refusals.extend(disk(plan, seen, base_mib, free_disk_mib));
+    refusals.extend(disk(plan, seen, mark, base_mib, free_disk_mib));
     refusals.extend(names(plan, seen, mark));
     refusals.extend(ranges(plan, seen));
     refusals
@@ -63,7 +63,7 @@ fn elsewhere(facts: &HostFacts) -> Option<Refusal> {
 }
 
 fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) -> Option<Refusal> {
-    let ours = |domain: &DomainSeen| mark.is_some_and(|mark| domain.mark.as_ref().is_some_and(|theirs| mark.owns(theirs)));
+    let ours = |domain: &DomainSeen| owned(mark, domain.mark.as_ref());
     // A paused machine has its memory already.
     let takes = |state| !matches!(state, DomainState::ShutOff | DomainState::Crashed);
     let runs = |name: &str| seen.domains.iter().any(|d| d.name == name && takes(d.state) && ours(d));
@@ -81,10 +81,14 @@ fn memory(plan: &Plan, facts: &HostFacts, seen: &HostSeen, mark: Option<&Mark>) 
     })
 }
 
+fn owned(mark: Option<&Mark>, theirs: Option<&Mark>) -> bool {
+    mark.is_some_and(|mark| theirs.is_some_and(|theirs| mark.owns(theirs)))
+}
+
 /// Why there may be no room for the golden snapshot that `up` keeps of a cluster whose own disks have room. No refusal: `up` looks
 /// again when the machines run, and by then knows how much of their memory they use.
-pub fn golden(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<String> {
-    let Disks { need, free, .. } = disks(plan, seen, base_mib, free_disk_mib)?;
+pub fn golden(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>, base_mib: u64, free_disk_mib: Option<u64>) -> Option<String> {
+    let Disks { need, free, .. } = disks(plan, seen, mark, base_mib, free_disk_mib)?;
     let Room { memory_mib, growth_mib } = at_most(plan);
     let all = need + memory_mib + growth_mib;
     (need <= free && all > free).then(|| {
@@ -95,37 +99,46 @@ pub fn golden(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option
     })
 }
 
-/// What the disks of a cluster will take at most, in MiB.
+/// What the disks of a cluster that are to be made will take at most, in MiB.
 struct Disks {
     base: u64,
     machines: u64,
+    /// Both, and what is kept free beside them: nothing where nothing is to be made.
     need: u64,
     free: u64,
 }
 
 /// `None`: nobody knows what is free.
-fn disks(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Disks> {
+fn disks(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Disks> {
     let pool = |name: &str| seen.pools.iter().find(|pool| pool.name == name);
+    let (own, images) = (pool(&plan.storage.pool), pool(&plan.storage.image_pool));
     let has = |pool: Option<&PoolSeen>, volume: &str| pool.is_some_and(|p| p.volumes.iter().any(|v| v.name == volume));
-    let free = pool(&plan.storage.pool)
-        .or(pool(&plan.storage.image_pool))
-        .and_then(|p| p.available)
-        .map(|bytes| bytes >> 20)
-        .or(free_disk_mib)?;
-    let base = if has(pool(&plan.storage.image_pool), &plan.storage.base_volume) { 0 } else { base_mib };
-    let disks = plan.nodes.iter().flat_map(|node| &node.domain.disks).filter(|d| !has(pool(&plan.storage.pool), &d.volume));
-    let machines: u64 = disks
+    // A reboot of the host leaves pools inactive, and libvirt shows nothing of what such a one has. A machine is defined after its
+    // disks were made, and those stand on the base image.
+    let hides = |pool: Option<&PoolSeen>| pool.is_some_and(|pool| !pool.active);
+    let defined = |node: &NodePlan| {
+        let mut domains = seen.domains.iter().filter(|domain| owned(mark, domain.mark.as_ref()));
+        domains.any(|domain| domain.name == node.domain.name)
+    };
+    let free = own.or(images).and_then(|p| p.available).map(|bytes| bytes >> 20).or(free_disk_mib)?;
+    let based = has(images, &plan.storage.base_volume) || (hides(images) && plan.nodes.iter().any(defined));
+    let base = if based { 0 } else { base_mib };
+    let hidden = hides(own) && own.is_some_and(|own| owned(mark, own.mark.as_ref()));
+    let new = plan.nodes.iter().filter(|node| !(hidden && defined(node))).flat_map(|node| &node.domain.disks);
+    let machines: u64 = new
+        .filter(|disk| !has(own, &disk.volume))
         .map(|disk| match disk.kind {
             DiskKind::Root { .. } => ROOT_GROWTH_MIB,
             DiskKind::Etcd { size_gib } => u64::from(size_gib) << 10,
             DiskKind::Seed => 1,
         })
         .sum();
-    Some(Disks { base, machines, need: base + machines + DISK_RESERVE_MIB, free })
+    let made = base + machines;
+    Some(Disks { base, machines, need: if made == 0 { 0 } else { made + DISK_RESERVE_MIB }, free })
 }
 
-fn disk(plan: &Plan, seen: &HostSeen, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
-    let Disks { base, machines, need, free } = disks(plan, seen, base_mib, free_disk_mib)?;
+fn disk(plan: &Plan, seen: &HostSeen, mark: Option<&Mark>, base_mib: u64, free_disk_mib: Option<u64>) -> Option<Refusal> {
+    let Disks { base, machines, need, free } = disks(plan, seen, mark, base_mib, free_disk_mib)?;
     (need > free).then(|| Refusal {
         about: "disk",
         message: format!("the disks will take up to {need} MiB (image {base}, machines {machines}, reserve {DISK_RESERVE_MIB}), the pool has {free} MiB free"),

@@ -155,7 +155,7 @@ fn libvirt(
     {
         findings.push(Finding::ok("disk", format!("{free} MiB free where the disks go")));
     }
-    if let Some(said) = preflight::golden(&plan, &seen, base_mib, host.free_disk_mib()) {
+    if let Some(said) = preflight::golden(&plan, &seen, mark.as_ref(), base_mib, host.free_disk_mib()) {
         findings.push(Finding::note("golden", said, "free disk space, or up --no-golden"));
     }
     findings.extend(refusals.into_iter().map(|refusal| Finding::missing(refusal.about, refusal.message, refusal.hint)));

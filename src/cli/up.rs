@@ -215,7 +215,7 @@ pub(super) async fn raise(
     refuse(&refusals)?;
     if asked.golden
         && old.is_none()
-        && let Some(text) = preflight::golden(&draft, &seen, base_mib, host.free_disk_mib())
+        && let Some(text) = preflight::golden(&draft, &seen, mark.as_ref(), base_mib, host.free_disk_mib())
     {
         events.send(Event::Note { text: format!("{text}; --no-golden leaves it out") });
     }

@@ -111,14 +111,14 @@ fn a_golden_snapshot_that_may_have_no_room_is_a_word_and_no_refusal() {
     let seen = host.observe().expect("observed");
     let disks = 700 + 5 * 1024 + 3 * 2048 + 5 + 1024;
     let (memory, growth) = (3 * 1280 + 2 * 1024, 5 * 192);
-    let said = |free| golden(&plan, &seen, 700, Some(free));
+    let said = |free| golden(&plan, &seen, None, 700, Some(free));
     assert_eq!(said(disks + memory + growth), None);
     let text = said(disks + memory + growth - 1).expect("too little");
     let all = disks + memory + growth;
     assert!(text.contains(&format!("may take {all} MiB (memory {memory}, writes after it {growth}), {} MiB are free", all - 1)));
     assert!(said(disks).is_some());
     assert_eq!(said(disks - 1), None, "the disks themselves have no room: that is said by the refusal");
-    assert_eq!(golden(&plan, &seen, 700, None), None, "nobody knows");
+    assert_eq!(golden(&plan, &seen, None, 700, None), None, "nobody knows");
 }
 
 #[test]
@@ -134,11 +134,42 @@ fn what_is_on_the_disk_already_is_not_counted_again() {
     }
     let mut seen = host.observe().expect("observed");
     let judged = |seen: &HostSeen| judge(&plan, &facts(&host, 8192), seen, Some(&mark), 700, None);
-    // The pool's own figure counts before any other.
-    seen.pools.iter_mut().for_each(|pool| pool.available = Some(1024 << 20));
+    seen.pools.iter_mut().for_each(|pool| pool.available = Some(0));
+    assert_eq!(judged(&seen), [], "nothing is to be made, so nothing has to be free");
+    // What is missing counts, and what is kept free beside it. The pool's own figure counts before any other.
+    seen.pools.iter_mut().for_each(|pool| pool.volumes.retain(|volume| volume.name != plan.nodes[0].domain.disks[0].volume));
+    seen.pools.iter_mut().for_each(|pool| pool.available = Some(2048 << 20));
     assert_eq!(judged(&seen), []);
-    seen.pools.iter_mut().for_each(|pool| pool.available = Some((1024 << 20) - 1));
-    assert!(judged(&seen)[0].message.contains("(image 0, machines 0, reserve 1024), the pool has 1023 MiB free"));
+    seen.pools.iter_mut().for_each(|pool| pool.available = Some((2048 << 20) - 1));
+    assert!(judged(&seen)[0].message.contains("(image 0, machines 1024, reserve 1024), the pool has 2047 MiB free"));
+}
+
+/// Pools are not started with the host, and one that is not active does not show its volumes.
+#[test]
+fn disks_that_a_reboot_hides_are_not_counted_as_new() {
+    let (host, plan, mark) = (FakeHost::new(), sample(3, 1), mark(1, "/state/ktcw"));
+    host.ensure_network(&plan.network, &mark).expect("made");
+    host.ensure_pools(&plan.storage, &mark).expect("made");
+    for node in &plan.nodes {
+        host.ensure_domain(&node.domain, &plan.storage, &node.name, &mark).expect("made");
+    }
+    host.reboot();
+    let seen = host.observe().expect("observed");
+    let judged = |plan: &Plan, mark: Option<&Mark>, seen: &HostSeen| judge(plan, &facts(&host, 16384), seen, mark, 700, Some(1));
+    assert_eq!(judged(&plan, Some(&mark), &seen), []);
+    let grown = judged(&sample(3, 2), Some(&mark), &seen);
+    assert!(
+        grown[0].message.contains("(image 0, machines 1025, reserve 1024)"),
+        "a node that comes has disks to come: {grown:?}"
+    );
+    assert_eq!(about(&judged(&plan, None, &seen))[0], "disk", "others' machines have others' disks");
+    // One that shows what it has is believed, whatever is defined.
+    let mut empty = seen.clone();
+    empty.pools.iter_mut().for_each(|pool| pool.active = true);
+    assert!(judged(&plan, Some(&mark), &empty)[0].message.contains("(image 700, machines 10244, reserve 1024)"));
+    // Defined is a machine after its disks: those of one that never was have nothing in them yet.
+    let begun = HostSeen { domains: Vec::new(), ..seen };
+    assert_eq!(about(&judged(&plan, Some(&mark), &begun)), ["disk"]);
 }
 
 #[test]

@@ -58,9 +58,11 @@ impl Anew {
     }
 }
 
-/// What the host will show of pools when a cluster's disks are gone: none of its volumes, and the room that they took.
+/// What the host will show when a cluster is gone: none of its machines and volumes, and the room that these took.
 pub fn once_gone(mut seen: HostSeen, mark: &Mark) -> HostSeen {
-    for pool in seen.pools.iter_mut().filter(|pool| pool.mark.as_ref().is_some_and(|theirs| mark.owns(theirs))) {
+    let ours = |theirs: &Option<Mark>| theirs.as_ref().is_some_and(|theirs| mark.owns(theirs));
+    seen.domains.retain(|domain| !ours(&domain.mark));
+    for pool in seen.pools.iter_mut().filter(|pool| ours(&pool.mark)) {
         let freed: u64 = std::mem::take(&mut pool.volumes).iter().map(|volume| volume.allocation).sum();
         pool.available = pool.available.map(|available| available.saturating_add(freed));
     }
@@ -78,6 +80,11 @@ mod tests {
 
     /// A host with the disks of a cluster of one, which is off, and what is asked for now.
     fn asked(wanted: RawSpec) -> Anew {
+        asked_after(wanted, |_| ())
+    }
+
+    /// The same, after that has happened to the host.
+    fn asked_after(wanted: RawSpec, happened: impl FnOnce(&FakeHost)) -> Anew {
         let raw = RawSpec { etcd: Some(1), workers: Some(0), ..RawSpec::default() };
         let subnet = "192.168.77.0/24".parse().expect("net");
         let image = samples::image();
@@ -89,6 +96,9 @@ mod tests {
         for disk in &old.nodes[0].domain.disks {
             host.ensure_blank(&old.storage, &disk.volume, 3 << 30, &mark).expect("made");
         }
+        let node = &old.nodes[0];
+        host.ensure_domain(&node.domain, &old.storage, &node.name, &mark).expect("made");
+        happened(&host);
         let facts = host.facts().expect("facts");
         let seen = once_gone(host.observe().expect("observed"), &mark);
         let spec = validate(&RawSpec { accel: Some(AccelChoice::Tcg), ..wanted }).expect("valid");
@@ -126,5 +136,15 @@ mod tests {
         let own = anew.seen.pools.iter().find(|pool| pool.mark.is_some()).expect("its pool");
         assert!(own.volumes.is_empty());
         assert_eq!(own.available, Some((100 << 30) + 3 * (3 << 30)), "a root disk, a seed, a disk for etcd");
+    }
+
+    /// The machines that are there now, and will not be, say nothing of the disks that are to be made.
+    #[test]
+    fn new_disks_are_counted_also_where_a_reboot_hides_the_old_ones() {
+        let mut anew = asked_after(RawSpec { etcd: Some(1), workers: Some(0), ..RawSpec::default() }, FakeHost::reboot);
+        anew.free_disk_mib = Some(1);
+        let (events, _receiver) = Events::channel();
+        let error = block_on(anew.allowed("another", true, &events)).expect_err("no room");
+        assert!(error.message.contains("disk: the disks will take up to"), "{}", error.message);
     }
 }
