@@ -59,8 +59,13 @@ pub fn kept_image(old: &Plan, seen: &HostSeen, events: &Events) -> Result<Option
         .hint(format!("ktcw-vm down -c {0}, then ktcw-vm up -c {0}", old.cluster)))
 }
 
-/// Whether libvirt has all that machines are made from.
+/// Whether libvirt has all that machines are made from. A pool that a reboot left inactive shows nothing, and is taken to have it: who
+/// makes it active looks again, and says what is lost.
 fn uploaded(storage: &StoragePlan, seen: &HostSeen) -> bool {
+    let (name, uuid) = (&storage.image_pool, storage.image_pool_uuid);
+    if seen.pools.iter().any(|pool| pool.name == *name && pool.uuid == uuid && !pool.active) {
+        return true;
+    }
     let needed = [Some(&storage.base_volume), Some(&storage.kernel_volume), storage.initrd_volume.as_ref()];
     needed.into_iter().flatten().all(|volume| has(seen, storage, volume))
 }
@@ -457,6 +462,22 @@ mod tests {
         let (_, refusals) = draft(&wanted(AccelChoice::Kvm), &newer, &seen, None);
         let text = refusals[0].to_string();
         assert!(text.contains("lists no KVM") && text.contains("--accel tcg") && text.contains("firmware"), "{text}");
+    }
+
+    /// Nobody waits for an image, or is told that it is gone, because the host was rebooted.
+    #[test]
+    fn an_image_in_a_pool_that_is_inactive_is_not_taken_for_lost() {
+        let host = FakeHost::new();
+        let (facts, seen) = (host.facts().expect("facts"), host.observe().expect("observed"));
+        let spec = spec(RawSpec { subnet: Some("192.168.237.0/24".into()), ..RawSpec::default() });
+        let storage = crate::plan::plan(&spec, &draft(&spec, &facts, &seen, None).0).storage;
+        let uploaded = || uploaded(&storage, &host.observe().expect("observed"));
+        assert!(!uploaded(), "there is no pool");
+        let mark = crate::host::Mark { cluster: spec.name.clone(), instance: uuid::Uuid::from_u128(1), state_dir: "/x".into() };
+        host.ensure_pools(&storage, &mark).expect("made");
+        assert!(!uploaded(), "it is empty, for everybody to see");
+        host.reboot();
+        assert!(uploaded());
     }
 
     #[test]

@@ -234,7 +234,7 @@ pub(super) async fn raise(
         };
         tokio::task::spawn_blocking(settle).await.map_err(CliError::failed)??
     };
-    let files = resolve::files(spec, image.as_ref());
+    let files = image.as_ref().map(|image| resolve::files(spec, Some(image)));
     let plan = Arc::new(plan(spec, &resolved));
     stage.done(false);
     let base_mib = image.map_or(0, |image| image.size_bytes >> 20);
@@ -257,7 +257,7 @@ pub(super) async fn raise(
         Some(_) => dir.spec().path(spec).iter().map(|spec| Arc::new(self::plan(spec, &plan.resolved))).collect(),
         None => vec![plan],
     };
-    let (files, verify, golden) = (Some(files), asked.verify, asked.golden);
+    let (verify, golden) = (asked.verify, asked.golden);
     carry_out(Settled { dir, lock, way, host, files, verb, only: None, verify, golden }, events).await
 }
 
