@@ -18,7 +18,7 @@ use trycmd::TestCases;
 mod kept;
 use kept::kept_cluster;
 
-/// Transcripts that see nothing of this machine: neither its tools nor its images, clusters and libvirt.
+/// Transcripts that see nothing of this machine: neither its tools nor its images, clusters and libvirt, nor who runs them.
 fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
     // A glob that finds nothing would pass.
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(glob).with_file_name("");
@@ -39,6 +39,9 @@ fn cases(glob: &str, connect: &str, cache: &Path) -> TestCases {
         ("KTCW_OS_RELEASE", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/os-release/debian")),
         // A directory that is there: systemd runs.
         ("KTCW_SYSTEMD_DIR", env!("CARGO_MANIFEST_DIR")),
+        ("KTCW_AS_ROOT", "1"),
+        // A file that is there.
+        ("KTCW_KEYRING", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")),
         ("COLUMNS", "100"),
         ("NO_COLOR", "1"),
     ] {
@@ -101,6 +104,16 @@ fn on_a_machine_without_systemd() {
     let (nowhere, cache) = ("qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
     let cases = cases("tests/cli/no-systemd/*.trycmd", nowhere, cache);
     cases.env("KTCW_SYSTEMD_DIR", "/nonexistent/systemd");
+    cases.run();
+}
+
+/// Who is not root needs a program more; and the keyring is looked for like one.
+#[test]
+fn as_an_ordinary_user_without_a_keyring() {
+    let (nowhere, cache) = ("qemu+unix:///system?socket=/nonexistent/libvirt-sock", Path::new("/nonexistent/cache"));
+    let cases = cases("tests/cli/ordinary-user/*.trycmd", nowhere, cache);
+    cases.env("KTCW_AS_ROOT", "0");
+    cases.env("KTCW_KEYRING", "/nonexistent/keyring.gpg");
     cases.run();
 }
 

@@ -222,7 +222,8 @@ impl Run<'_> {
             .arg(work.join("base/debian.sh"))
             .arg(variant)
             .arg(work.join(packages))
-            .args([self.mirror.as_str(), self.inputs.suite.name(), keyring])
+            .args([self.mirror.as_str(), self.inputs.suite.name()])
+            .arg(keyring)
             .arg(fresh)
             // Unpacked here, so that an interrupted build leaves nothing elsewhere.
             .env("TMPDIR", &work)

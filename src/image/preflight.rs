@@ -3,7 +3,7 @@
 //! before it does anything; `doctor` shows the same answer. It installs nothing.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::command::{self, Namespaces};
 use super::{ImageError, mirror};
@@ -45,7 +45,7 @@ pub fn preflight(named: Option<&str>) -> Result<(), ImageError> {
     }
     let namespaces = Namespaces::of_this_user();
     let family = distro::here();
-    let missing = missing(family, namespaces == Namespaces::Root, command::installed, |path| Path::new(path).exists());
+    let missing = missing(family, as_root(namespaces), command::installed, keyring().is_some());
     if !missing.is_empty() {
         return Err(ImageError::MissingTools { missing, family });
     }
@@ -53,14 +53,24 @@ pub fn preflight(named: Option<&str>) -> Result<(), ImageError> {
     mirror::find(named).map(drop)
 }
 
-/// The keyring file, when there is one.
-pub(super) fn keyring() -> Option<&'static str> {
-    KEYRINGS.iter().copied().find(|path| Path::new(path).exists())
+/// The keyring file, when there is one (`KTCW_KEYRING` names another one).
+pub(super) fn keyring() -> Option<PathBuf> {
+    keyring_of(std::env::var_os("KTCW_KEYRING").map(PathBuf::from), Path::exists)
 }
 
-fn missing(family: Family, root: bool, installed: impl Fn(&str) -> bool, exists: impl Fn(&str) -> bool) -> Vec<MissingTool> {
+fn keyring_of(named: Option<PathBuf>, exists: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let known = || KEYRINGS.iter().map(PathBuf::from).collect();
+    named.map_or_else(known, |named| vec![named]).into_iter().find(|path| exists(path))
+}
+
+/// Whether the tools that root needs will do (`KTCW_AS_ROOT`: 1 for root, 0 for an ordinary user, whoever asks).
+fn as_root(namespaces: Namespaces) -> bool {
+    std::env::var_os("KTCW_AS_ROOT").map_or(namespaces == Namespaces::Root, |said| said == "1")
+}
+
+fn missing(family: Family, root: bool, installed: impl Fn(&str) -> bool, keyring: bool) -> Vec<MissingTool> {
     let extra = if root { &[] } else { TOOLS_WITHOUT_ROOT };
-    let keyring = (!KEYRINGS.iter().any(|path| exists(path))).then_some(distro::KEYRING);
+    let keyring = (!keyring).then_some(distro::KEYRING);
     let tools = TOOLS.iter().chain(extra).copied().filter(|program| !installed(program));
     tools.chain(keyring).map(|program| MissingTool { program, package: family.package(program) }).collect()
 }
@@ -84,7 +94,7 @@ mod tests {
     #[test]
     fn everything_missing_is_named_at_once() {
         let family = Family::Debian;
-        let missing = missing(family, false, |_| false, |_| false);
+        let missing = missing(family, false, |_| false, false);
         assert_eq!(missing.len(), TOOLS.len() + TOOLS_WITHOUT_ROOT.len() + 1);
         let error = ImageError::MissingTools { missing, family };
         let said = error.to_string();
@@ -102,7 +112,7 @@ mod tests {
     #[test]
     fn elsewhere_packages_have_that_distributions_names_and_what_has_none_has_a_way_out() {
         let hint = |family, lacking: &[&str]| {
-            let missing = missing(family, true, |program| !lacking.contains(&program), |_| true);
+            let missing = missing(family, true, |program| !lacking.contains(&program), true);
             install_hint(&missing, family)
         };
         assert_eq!(hint(Family::Fedora, &["mmdebstrap", "qemu-img"]), "sudo dnf install mmdebstrap qemu-img");
@@ -116,14 +126,14 @@ mod tests {
 
     #[test]
     fn root_needs_no_uid_maps() {
-        let missing = missing(Family::Debian, true, |program| program != "newuidmap", |_| true);
+        let missing = missing(Family::Debian, true, |program| program != "newuidmap", true);
         assert_eq!(missing, []);
     }
 
     #[test]
     fn one_missing_tool_reads_as_one() {
         let said = |family, program: &str| {
-            let missing = missing(family, true, |other| program != other, |_| true);
+            let missing = missing(family, true, |other| program != other, true);
             ImageError::MissingTools { missing, family }.to_string()
         };
         assert_eq!(said(Family::Debian, "mmdebstrap"), "a tool needed to build the image is missing: mmdebstrap");
@@ -133,9 +143,18 @@ mod tests {
     #[test]
     fn either_name_of_the_keyring_will_do() {
         for keyring in KEYRINGS {
-            assert_eq!(missing(Family::Debian, true, |_| true, |path| path == *keyring), []);
+            assert_eq!(keyring_of(None, |path| path == Path::new(keyring)), Some(keyring.into()));
         }
-        let lacking = missing(Family::Debian, true, |_| true, |_| false);
+        assert_eq!(keyring_of(None, |_| false), None);
+        assert_eq!(missing(Family::Debian, true, |_| true, true), []);
+        let lacking = missing(Family::Debian, true, |_| true, false);
         assert_eq!(lacking[0].package, Some("debian-archive-keyring"));
+    }
+
+    #[test]
+    fn a_keyring_that_was_named_is_the_only_one() {
+        let named = PathBuf::from("/elsewhere/keyring.gpg");
+        assert_eq!(keyring_of(Some(named.clone()), |_| true), Some(named.clone()));
+        assert_eq!(keyring_of(Some(named.clone()), |path| path != named), None);
     }
 }
