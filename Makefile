@@ -57,7 +57,7 @@ build: ## the program, optimised: bin/ktcw-vm
 
 .PHONY: images
 images: build ## what the machines run, from source; nothing to do when it is there
-	@$(program) image build $(if $(MIRROR),--mirror "$(MIRROR)")
+	@setup/images.sh $(program) $(if $(MIRROR),--mirror "$(MIRROR)")
 
 ##@ Checks
 

@@ -46,7 +46,7 @@ esac
 if [ "${KTCW_E2E_BUILT:-}" != 1 ]; then
   cargo build "${cargo_flags[@]}" --bin ktcw-vm
   cargo test "${cargo_flags[@]}" --test e2e --test libvirt_real --no-run
-  "$program" image build
+  "$root/setup/images.sh" "$program"
   if [ "$EUID" -ne 0 ]; then
     KTCW_E2E_BUILT=1 as_root "$root/setup/e2e.sh" "$suite" "$@"
     exit

@@ -29,7 +29,8 @@ die() {
 # version_at_least HAVE WANT
 version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
-# Runs a command as root. The environment that names our directories goes along, because sudo drops it.
+# Runs a command as root. The environment that names our directories and files, and the way out to the network, goes along, because
+# sudo drops it.
 as_root() {
   if [ "$EUID" -eq 0 ]; then
     "$@"
@@ -38,7 +39,8 @@ as_root() {
   command -v sudo >/dev/null || die "$EX_HOST" "'$*' needs root and there is no sudo: run make as root"
   local name
   local -a keep=("PATH=$PATH" "HOME=$HOME")
-  for name in "${!XDG_@}" "${!KTCW_@}" "${!GO@}" "${!CARGO_@}" CI NO_COLOR RUST_LOG TERM DEBIAN_FRONTEND; do
+  for name in "${!XDG_@}" "${!KTCW_@}" "${!GO@}" "${!CARGO_@}" CI NO_COLOR RUST_LOG TERM DEBIAN_FRONTEND \
+    http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "${!name+set}" ] || keep+=("$name=${!name}")
   done
   sudo -- env "${keep[@]}" "$@"

@@ -16,8 +16,8 @@ second=$target/rebuild
 rm -rf -- "${second:?}"
 trap 'chmod -R u+w "$second"; rm -rf -- "$second"' EXIT
 mkdir -p "$second"
-"$program" image build
-GOCACHE=$second/go KTCW_CACHE_DIR=$second/cache "$program" image build
+setup/images.sh "$program"
+GOCACHE=$second/go KTCW_CACHE_DIR=$second/cache setup/images.sh "$program"
 
 compared=0 different=0
 for path in "$second"/cache/stages/*/*; do

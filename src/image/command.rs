@@ -164,12 +164,12 @@ impl Namespaces {
     /// # Errors
     /// [`ImageError::Namespaces`] with what the kernel or the tool said.
     pub fn check(self) -> Result<(), ImageError> {
-        Tool::new("sh")
-            .args(["-c", "mount -t tmpfs tmpfs /mnt && chown 1:1 /mnt"])
-            .inside(self)
-            .answer()
-            .map(drop)
-            .map_err(|said| ImageError::Namespaces { root: self == Self::Root, said })
+        let tool = Tool::new("sh").args(["-c", "mount -t tmpfs tmpfs /mnt && chown 1:1 /mnt"]).inside(self);
+        tool.answer().map(drop).map_err(|said| {
+            let program = std::env::current_exe().unwrap_or_else(|_| "ktcw-vm".into());
+            let by_sudo = by_sudo(&program, |name| std::env::var_os(name).is_some());
+            ImageError::Namespaces { root: self == Self::Root, said, by_sudo }
+        })
     }
 
     /// Removes a directory in which files may belong to ids lent to us.
@@ -186,6 +186,13 @@ impl Namespaces {
             Self::User => OWN_USER,
         }
     }
+}
+
+/// What to type so that root builds the image where this user looks for it: under sudo home and path are others, and no path has us.
+fn by_sudo(program: &Path, is_set: impl Fn(&str) -> bool) -> String {
+    let kept = ["HOME", "PATH", "XDG_CACHE_HOME", "KTCW_CACHE_DIR"].into_iter().filter(|name| is_set(name));
+    let kept: String = kept.map(|name| format!("{name}=\"${name}\" ")).collect();
+    format!("sudo env {kept}'{}' image build", program.display().to_string().replace('\'', r"'\''"))
 }
 
 /// Whether a program can be found: on the path, or beside it where root's are kept (`/usr/sbin` for `/usr/bin`).
@@ -259,6 +266,21 @@ mod tests {
     fn an_answer_is_trimmed_and_an_error_is_the_last_line() {
         assert_eq!(shell("echo ' go1.26 '").answer().unwrap(), "go1.26");
         assert_eq!(shell("echo first >&2; echo why >&2; exit 1").answer().unwrap_err(), "why");
+    }
+
+    #[test]
+    fn who_may_make_no_namespaces_is_told_what_finds_home_program_and_cache_through_sudo() {
+        let program = Path::new("/home/one's own/target/release/ktcw-vm");
+        assert_eq!(
+            by_sudo(program, |name| ["HOME", "PATH"].contains(&name)),
+            r#"sudo env HOME="$HOME" PATH="$PATH" '/home/one'\''s own/target/release/ktcw-vm' image build"#
+        );
+        let by_sudo = by_sudo(program, |_| true);
+        for name in ["XDG_CACHE_HOME", "KTCW_CACHE_DIR"] {
+            assert!(by_sudo.contains(&format!("{name}=\"${name}\"")), "{by_sudo}");
+        }
+        let error = ImageError::Namespaces { root: false, said: String::new(), by_sudo: by_sudo.clone() };
+        assert!(error.hint().unwrap().contains(&by_sudo));
     }
 
     #[test]

@@ -189,7 +189,12 @@ pub enum ImageError {
 
     #[error("this machine does not let {} make the namespaces the image is built in: {said}",
         if *root { "root" } else { "an ordinary user" })]
-    Namespaces { root: bool, said: String },
+    Namespaces {
+        root: bool,
+        said: String,
+        /// What has root build it for this user.
+        by_sudo: String,
+    },
 
     #[error("no Debian archive found among this machine's apt sources")]
     NoMirror,
@@ -221,12 +226,11 @@ impl ImageError {
             Self::Namespaces { root: true, .. } => {
                 Some("run it where root may mount (not in an unprivileged container)".to_owned())
             }
-            Self::Namespaces { root: false, .. } => Some(
-                "either run `sudo ktcw-vm image build`, or allow user namespaces: /etc/subuid and \
-                 /etc/subgid need a line `USER:100000:65536`, and `sysctl kernel.unprivileged_userns_clone=1` \
-                 (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
-                    .to_owned(),
-            ),
+            Self::Namespaces { root: false, by_sudo, .. } => Some(format!(
+                "`make images` has root build it, by sudo, and gives it to you; without make, and it stays root's: {by_sudo}; or \
+                 allow user namespaces: /etc/subuid and /etc/subgid need a line `USER:100000:65536`, and `sysctl \
+                 kernel.unprivileged_userns_clone=1` (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
+            )),
             Self::NoMirror | Self::BadMirror { .. } => Some(
                 "name one: ktcw-vm image build --mirror http://ARCHIVE/debian (make up MIRROR=http://ARCHIVE/debian)".to_owned(),
             ),
