@@ -39,7 +39,7 @@ as_root() {
   command -v sudo >/dev/null || die "$EX_HOST" "'$*' needs root and there is no sudo: run make as root"
   local name
   local -a keep=("PATH=$PATH" "HOME=$HOME")
-  for name in "${!XDG_@}" "${!KTCW_@}" "${!GO@}" "${!CARGO_@}" CI NO_COLOR RUST_LOG TERM DEBIAN_FRONTEND \
+  for name in "${!XDG_@}" "${!KTCW_@}" "${!GO@}" "${!CARGO_@}" KUBECONFIG CI NO_COLOR RUST_LOG TERM DEBIAN_FRONTEND \
     http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "${!name+set}" ] || keep+=("$name=${!name}")
   done

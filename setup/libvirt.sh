@@ -125,8 +125,8 @@ run_there() {
   local groups
   if private_is_there; then
     if [ "$EUID" -eq 0 ]; then exec "$root/setup/libvirt-private.sh" "$namespace" "$state" exec "$@"; fi
-    # sudo hands no file descriptors on.
-    unset KTCW_CALLER_NETNS
+    # sudo hands no file descriptors on, but this shell waits for it, in the network where it was typed.
+    [ -z "${KTCW_CALLER_NETNS:-}" ] || export KTCW_CALLER_NETNS=/proc/$$/ns/net
     private exec "$@"
     return
   fi

@@ -19,8 +19,8 @@ use uuid::Uuid;
 static OUTSIDE: OnceLock<File> = OnceLock::new();
 /// The namespace that a thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// Environment variable: the file descriptor of the network that the user types in, where a script has entered another one before it
-/// started the program (bin/ktcw-vm).
+/// Environment variable: the network that the user types in, where a script has entered another one before it started the program
+/// (bin/ktcw-vm). A file descriptor's number, or a path where sudo stands between, which hands no descriptors on (setup/libvirt.sh).
 const CALLER: &str = "KTCW_CALLER_NETNS";
 /// Name of the end inside.
 const INNER: &str = "eth0";
@@ -232,13 +232,27 @@ pub fn outside<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
 /// # Errors
 /// The script's word is no namespace, or not one that this user may enter.
 pub fn at_the_user<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    let given = std::env::var(CALLER).ok().and_then(|number| number.parse::<u32>().ok());
-    let Some(path) = given.map(|number| PathBuf::from(format!("/proc/self/fd/{number}"))) else { return outside(work) };
+    match std::env::var(CALLER).ok().as_deref().and_then(named) {
+        Some(path) => at(&path, work),
+        None => outside(work),
+    }
+}
+
+/// The network that the script's word stands for. `None`: for none.
+fn named(word: &str) -> Option<PathBuf> {
+    match word.parse::<u32>() {
+        Ok(number) => Some(format!("/proc/self/fd/{number}").into()),
+        Err(_) => word.starts_with('/').then(|| word.into()),
+    }
+}
+
+fn at<T: Send>(network: &Path, work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     // To stay where one is no rights are needed.
-    if OUTSIDE.get().is_none() && same(Path::new(OWN), &path) {
+    if OUTSIDE.get().is_none() && same(Path::new(OWN), network) {
         return Ok(work());
     }
-    there(&File::open(path)?, work)
+    let said = |error: std::io::Error| std::io::Error::new(error.kind(), format!("network {}: {error}", network.display()));
+    there(&File::open(network).map_err(said)?, work)
 }
 
 /// A namespace is a thread's: the one that enters it ends with its work.
@@ -281,6 +295,17 @@ mod tests {
             assert!(name.len() <= 15 && *name != plan.bridge, "{name}");
         }
         assert!(!own.is_here());
+    }
+
+    #[test]
+    fn the_users_network_is_a_descriptors_or_where_a_process_is() {
+        assert_eq!(named("10"), Some("/proc/self/fd/10".into()));
+        let own = format!("/proc/{}/ns/net", std::process::id());
+        assert_eq!(named(&own), Some(PathBuf::from(&own)));
+        assert_eq!(["", "-1", "net"].map(named), [None, None, None]);
+        assert_eq!(at(Path::new(&own), || "here").expect("it is there already"), "here");
+        let error = at(Path::new("/proc/0/ns/net"), || "nowhere").expect_err("no such process");
+        assert!(error.to_string().contains("/proc/0/ns/net"), "{error}");
     }
 
     /// As `ip -o link show` prints it.

@@ -112,6 +112,43 @@ fn ran(command: &mut Command) -> (Option<i32>, String, String) {
     (ran.status.code(), text(&ran.stdout), text(&ran.stderr))
 }
 
+/// Where libvirt is in a namespace of its own, whose are the files and the network that the program works with.
+#[test]
+fn through_sudo_the_program_has_the_users_files_and_network() {
+    let place = Place::new();
+    let text = std::fs::read_to_string(place.at("tree/setup/libvirt.sh")).expect("read");
+    let there = text.replace(r#"private_is_there() { [ -e "/run/netns/$namespace" ]; }"#, "private_is_there() { true; }");
+    assert_ne!(there, text, "setup/libvirt.sh asks in other words now");
+    place.written("tree/setup/libvirt.sh", &there);
+    place.written("tree/setup/libvirt-private.sh", "#!/bin/sh\nshift 3\nexec \"$@\"\n");
+    let program = place.program(
+        "ktcw-vm",
+        "#!/bin/sh\necho \"words $*\"\nenv\necho \"caller $(readlink \"$KTCW_CALLER_NETNS\")\"\n\
+         echo \"own $(readlink /proc/self/ns/net)\"\n",
+    );
+    let set = [
+        ("XDG_STATE_HOME", "/elsewhere/with a space"),
+        ("XDG_CACHE_HOME", "/elsewhere/it's a cache"),
+        ("KUBECONFIG", "here"),
+        ("KTCW_CLUSTER", "lab"),
+        ("https_proxy", "a-proxy:3128"),
+        ("KTCW_PROGRAM", &program.display().to_string()),
+    ];
+    let mut script = place.script("bin/ktcw-vm", false);
+    let (code, out, said) = ran(script.args(["proxy", "two words"]).envs(set));
+    assert_eq!((code, place.asked()), (Some(0), vec!["sudo".to_owned()]), "{out}{said}");
+    let line = |line: String| assert!(out.lines().any(|had| had == line), "{line:?} is not in\n{out}{said}");
+    line("words proxy two words".to_owned());
+    for (name, value) in set {
+        line(format!("{name}={value}"));
+    }
+    line(format!("HOME={}", place.home().display()));
+    let after = |name: &str| out.lines().find_map(|line| line.strip_prefix(name)).expect("said").to_owned();
+    // A path, as sudo hands no descriptors on, and one that is there as long as the program runs.
+    assert!(after("KTCW_CALLER_NETNS=").ends_with("/ns/net"), "{out}");
+    assert!(after("own ").starts_with("net:[") && after("caller ") == after("own "), "{out}{said}");
+}
+
 /// As the program tells an ordinary user that they may not.
 fn refused() -> String {
     let (said, by_sudo) = ("unshare failed: Operation not permitted".to_owned(), "sudo env …".to_owned());
