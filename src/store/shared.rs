@@ -1,6 +1,6 @@
 //! A file of the user's that other programs change too, such as `~/.kube/config`: edited as kubectl edits it.
 //! `kubeconfig --merge` and `down` call it with a function from text to text.
-//! It follows links, keeps owner and place, and knows nothing of what is in the file.
+//! It follows links, keeps owner and place, gives what is new to whose directory it is in, and knows nothing of what is in the file.
 
 use super::files::{FileError, if_there};
 use super::lock::{Holder, is_left_behind, sign};
@@ -9,7 +9,7 @@ use crate::secret::Secret;
 use jiff::Timestamp;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -34,10 +34,13 @@ pub fn edit(path: &Path, change: impl FnOnce(&str) -> Result<Option<Secret>, Str
     let Some(new) = new.filter(|new| *new != old) else { return Ok(false) };
     let mut file = begun(&path)?;
     failpoint::room().and_then(|()| file.write_all(new.expose().as_bytes())).map_err(io("write", &path))?;
-    if let Some(seen) = &seen {
-        // Through sudo: the file stays its owner's.
-        std::os::unix::fs::fchown(&file, Some(seen.uid()), Some(seen.gid())).map_err(io("keep the owner of", &path))?;
-        file.as_file().set_permissions(Permissions::from_mode(seen.mode() & 0o700)).map_err(io("set the mode of", &path))?;
+    match &seen {
+        Some(seen) => {
+            // Through sudo: the file stays its owner's.
+            fchown(&file, Some(seen.uid()), Some(seen.gid())).map_err(io("keep the owner of", &path))?;
+            file.as_file().set_permissions(Permissions::from_mode(seen.mode() & 0o700)).map_err(io("set the mode of", &path))?;
+        }
+        None => give(file.as_file(), parent(&path))?,
     }
     file.as_file().sync_all().map_err(io("flush", &path))?;
     failpoint(Class::File, "shared/written");
@@ -52,13 +55,48 @@ fn resolve(path: &Path) -> Result<PathBuf, FileError> {
     match fs::canonicalize(path) {
         Ok(real) => Ok(real),
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
-            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create directory", dir))?;
-            let dir = fs::canonicalize(dir).map_err(io("look at", dir))?;
+            let dir = ensure_dir(above(path))?;
             Ok(dir.join(path.file_name().unwrap_or_default()))
         }
         Err(error) => Err(io("look at", path)(error)),
     }
+}
+
+/// The real place of a directory. Made with those above it when there is none: closed to others, and whose the nearest is that was
+/// there.
+fn ensure_dir(dir: &Path) -> Result<PathBuf, FileError> {
+    let real = fs::canonicalize(dir);
+    let missing = real.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && dir.symlink_metadata().is_err();
+    if !missing {
+        return real.map_err(io("look at", dir));
+    }
+    let within = ensure_dir(above(dir))?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {
+            let flags = (nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_NOFOLLOW).bits();
+            let made = OpenOptions::new().read(true).custom_flags(flags).open(dir).map_err(io("open", dir))?;
+            give(&made, &within)?;
+        }
+        // Another one was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(io("create directory", dir)(error)),
+    }
+    fs::canonicalize(dir).map_err(io("look at", dir))
+}
+
+/// What was just made in a directory becomes its owner's. Through sudo we are root in a user's home, and what stayed root's would be
+/// closed to them; whoever else makes something has it.
+fn give(made: &File, within: &Path) -> Result<(), FileError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(within).map_err(io("look at", within))?;
+    fchown(made, Some(owner.uid()), Some(owner.gid())).map_err(io("give to its owner what was made in", within))
+}
+
+/// The directory that a path as it was typed is in.
+fn above(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -139,6 +177,7 @@ impl Held {
     /// `None`: somebody has it.
     fn make(lock: &Path) -> Result<Option<Held>, FileError> {
         let mut file = begun(lock)?;
+        give(file.as_file(), parent(lock))?;
         let holder = Holder { pid: std::process::id(), command: "ktcw-vm".to_owned(), since: Timestamp::now() };
         sign(file.as_file_mut(), &holder).map_err(io("write", lock))?;
         // Where there are no such locks the word has to do.
@@ -236,6 +275,35 @@ mod tests {
         assert_eq!((fs::read_to_string(&real).expect("read").as_str(), owner(&real)), ("xy", before));
         symlink(dir.path().join("nowhere"), dir.path().join("dangling")).expect("link");
         assert!(edit(&dir.path().join("dangling"), put("y")).is_err(), "where would it go?");
+    }
+
+    /// As root in somebody's home, through sudo. What an ordinary user makes is their own anyway.
+    #[test]
+    fn what_is_new_belongs_to_whose_directory_was_there() {
+        let dir = tempfile::tempdir().expect("dir");
+        let home = dir.path().join("home");
+        fs::create_dir(&home).expect("made");
+        let root = nix::unistd::geteuid().is_root();
+        if root {
+            chown(&home, Some(12345), Some(12346)).expect("chown");
+        }
+        let owner = |path: &Path| fs::metadata(path).map(|seen| (seen.uid(), seen.gid())).expect("there");
+        let (theirs, path) = (owner(&home), home.join("new/.kube/config"));
+        assert!(edit(&path, put("a")).expect("made"));
+        for made in path.ancestors().take(3) {
+            assert_eq!(owner(made), theirs, "{}", made.display());
+        }
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+        let held = Held::take(&path).expect("free");
+        assert_eq!(owner(&held.lock), theirs, "also what a crash would leave");
+        drop(held);
+        if root {
+            chown(&path, Some(1), Some(1)).expect("chown");
+            assert!(edit(&path, put("b")).expect("changed"));
+            assert_eq!(owner(&path), (1, 1), "one that was there stays whose it was");
+        }
+        assert!(edit(&home.join("gone/../here/config"), put("a")).expect("made"));
+        assert_eq!((owner(&home.join("here/config")), owner(&home.join("gone"))), (theirs, theirs));
     }
 
     #[test]
