@@ -38,11 +38,11 @@ run   cmd:newuidmap                         uidmap
 run   cmd:mke2fs                            e2fsprogs
 run   cmd:zstd                              zstd
 run   cmd:setpriv                           util-linux
+run   cmd:curl                              curl
 test  cmd:xmllint                           libxml2-utils
 test  cmd:isoinfo                           genisoimage
 test  python:yaml                           python3-yaml
 test  cmd:shellcheck                        shellcheck
-test  cmd:curl                              curl
 test  cmd:openssl                           openssl
 test  cmd:ssh-keygen                        openssh-client
 ci    cmd:sshd                              openssh-server

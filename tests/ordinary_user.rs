@@ -226,3 +226,21 @@ fn what_root_made_for_a_user_is_theirs_also_when_it_failed() {
     let (code, _, said) = ran(place.script("setup/images.sh", true).arg(&program));
     assert_eq!((code, owned()), (Some(3), [0; 4]), "{said}");
 }
+
+/// `make setup` installs what the tour types: whoever follows it has not typed `make test`.
+#[test]
+fn programs_that_the_readme_types_are_installed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("read");
+    let (readme, installer) = (read("README.md"), read("setup/install.sh"));
+    let tour = readme.split("<!-- tour -->").nth(1).expect("a tour");
+    let words = tour.lines().filter_map(|line| line.strip_prefix("$ ")?.split(' ').next());
+    let mut programs: Vec<&str> = words.filter(|word| !word.contains('=') && !["ktcw-vm", "kill"].contains(word)).collect();
+    programs.sort_unstable();
+    programs.dedup();
+    assert_eq!(programs, ["curl"], "a word of the shell, or a program to install?");
+    for program in programs {
+        let needed = installer.lines().any(|line| line.starts_with(&format!("run   cmd:{program} ")));
+        assert!(needed, "{program} is not among what setup/install.sh installs to run");
+    }
+}
