@@ -1,13 +1,15 @@
 //! `ktcw-vm logs NODE|COMPONENT`: journals of one node, of one component on all its nodes, or of one on one node, merged by time.
-//! Each node's `journalctl -o json` is read over SSH; lines are merged as they come, with the clocks the nodes have.
+//! Each node's `journalctl -o json` is read over SSH; with `-f` lines are merged as they come (`merge`), with the clocks the nodes have.
 //! It keeps no more than a small window of lines.
+
+mod merge;
 
 use super::args::{Format, Global, Logs};
 use super::error::CliError;
 use super::session::Session;
 use super::{exit, render, signals};
 use crate::guest::ssh::SshGuests;
-use crate::guest::{Cmd, Guest, quote};
+use crate::guest::{Cmd, Exit, Guest, quote};
 use crate::near::meant;
 use crate::plan::{NodePlan, Plan};
 use crate::said::{one_line, visible};
@@ -16,7 +18,6 @@ use futures::future::join_all;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// One journal entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,13 @@ struct Line {
     node: NodeName,
     unit: String,
     text: String,
+}
+
+impl Line {
+    /// What it takes of our memory.
+    fn bytes(&self) -> usize {
+        size_of::<Line>() + self.unit.len() + self.text.len()
+    }
 }
 
 /// In what `journalctl -o json` prints, all numbers are strings, and MESSAGE is an array of bytes when it is not text.
@@ -127,7 +135,7 @@ async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str, format: Format
         match output {
             Ok(output) => {
                 if !output.ok() {
-                    render::status(&format!("{node}: journalctl: {}", one_line(&output.stderr_text())));
+                    render::status(&failed(&node, output.exit, &one_line(&output.stderr_text())));
                     code = exit::FAILED;
                 }
                 lines.extend(output.stdout_text().lines().filter_map(|text| parse(&node, text)));
@@ -145,59 +153,30 @@ async fn once(guests: &dyn Guest, nodes: &[NodeName], line: &str, format: Format
     Ok(code)
 }
 
-/// Prints as lines come, holding each back for a moment so that nodes interleave by time.
-async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str, format: Format) -> Result<u8, CliError> {
-    const WINDOW: Duration = Duration::from_millis(300);
-    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Line>(4096);
-    let mut readers = tokio::task::JoinSet::new();
-    for node in nodes {
-        let (guests, node, line, sender) = (guests.clone(), node.clone(), line.to_owned(), sender.clone());
-        readers.spawn(async move {
-            let (ours, theirs) = tokio::io::duplex(64 << 10);
-            let reading = async {
-                let mut lines = BufReader::new(ours).lines();
-                while let Ok(Some(text)) = lines.next_line().await {
-                    if let Some(parsed) = parse(&node, &text)
-                        && sender.send(parsed).await.is_err()
-                    {
-                        return;
-                    }
-                }
-            };
-            let running = guests.exec_stream(&node, &line, tokio::io::empty(), theirs, tokio::io::sink());
-            let (ended, ()) = tokio::join!(running, reading);
-            if let Err(error) = ended {
-                render::status(&error.to_string());
-            }
-        });
-    }
-    drop(sender);
-    let mut stop = signals::interrupted();
-    let mut held: Vec<Line> = Vec::new();
-    let mut turn = tokio::time::interval(WINDOW);
-    let mut read = true;
-    while read {
-        tokio::select! {
-            line = receiver.recv() => match line {
-                Some(line) => held.push(line),
-                None => break,
-            },
-            _ = turn.tick(), if !held.is_empty() => read = flush(&mut held, format),
-            _ = stop.changed() => return Ok(exit::INTERRUPTED),
-        }
-        if held.len() >= 2000 {
-            read = flush(&mut held, format);
-        }
-    }
-    // Whoever has seen enough, as `grep -m1` has, closes the pipe: nothing went wrong.
-    let _ = flush(&mut held, format);
-    Ok(exit::OK)
+/// Why a journal could not be read, in one line; `said`: what journalctl said on its standard error.
+fn failed(node: &NodeName, exit: Exit, said: &str) -> String {
+    if said.is_empty() { format!("{node}: journalctl failed ({exit:?})") } else { format!("{node}: journalctl: {said}") }
 }
 
-/// Whether anybody still reads them.
-fn flush(held: &mut Vec<Line>, format: Format) -> bool {
-    held.sort_by(|a, b| (a.at, &a.node).cmp(&(b.at, &b.node)));
-    held.drain(..).all(|line| render::printed(&format!("{}\n", show(&line, format))))
+/// Prints as lines come, and says why a node's do not come any more.
+async fn follow(guests: &Arc<SshGuests>, nodes: &[NodeName], line: &str, format: Format) -> Result<u8, CliError> {
+    let (sender, heard) = tokio::sync::mpsc::channel(256);
+    let mut readers = tokio::task::JoinSet::new();
+    for node in nodes {
+        let (guests, name, line) = (guests.clone(), node.clone(), line.to_owned());
+        readers.spawn(merge::reader(
+            node.clone(),
+            move |out, err| async move { guests.exec_stream(&name, &line, tokio::io::empty(), out, err).await },
+            sender.clone(),
+        ));
+    }
+    drop(sender);
+    let mut interrupted = signals::interrupted();
+    let stop = async {
+        let _ = interrupted.changed().await;
+    };
+    let print = |line: &Line| render::printed(&format!("{}\n", show(line, format)));
+    Ok(merge::merge(nodes, heard, stop, print, render::status).await.code())
 }
 
 fn parse(node: &NodeName, text: &str) -> Option<Line> {

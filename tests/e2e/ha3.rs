@@ -133,6 +133,7 @@ fn the_tools_work(rig: &Rig) {
     assert_eq!(sorted, logs.lines().map(|line| &line[..12]).collect::<Vec<_>>(), "merged by time");
     rig.run(&["logs", "worker-0", "kubelet", "-n", "5"]).exits(0).says("worker-0");
     rig.run(&["logs", "nothing"]).exits(2).says("kube-scheduler");
+    rig.run(&["logs", "etcd", "-f", "--since", "nonsense"]).exits(1).says("controller-2: journalctl: ");
 
     let status = rig.run(&["status", "-o", "json"]).exits(0).json();
     assert!(status["vip_holder"].as_str().is_some_and(|holder| holder.starts_with("controller-")), "{status}");
