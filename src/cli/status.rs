@@ -6,6 +6,7 @@ use super::args::{Format, Global, Output};
 use super::error::CliError;
 use super::session::{self, Session};
 use super::{exit, golden, render};
+use crate::api::ApiError;
 use crate::guest::{Cmd, Guest};
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{DomainState, Host, HostSeen, blocking};
@@ -28,10 +29,10 @@ struct Status {
     machines: Whole,
     /// Taken down, with only its golden snapshot left.
     golden_only: bool,
-    /// Node that holds the virtual address.
+    /// Node that holds the virtual address; empty: nobody; `None`: nobody was found, and a controller gave no answer.
     vip_holder: Option<String>,
     nodes: Vec<NodeStatus>,
-    /// Lease name → holder, for the control loops that elect a leader.
+    /// Lease name → holder, for the control loops that elect a leader; empty: nobody; `None`: no answer from the API.
     leases: BTreeMap<String, Option<String>>,
 }
 
@@ -45,6 +46,7 @@ struct NodeStatus {
     /// Unit → systemd's state.
     units: BTreeMap<String, String>,
     etcd: Option<EtcdStatus>,
+    /// Of a worker, when the API answers.
     kubernetes_ready: Option<bool>,
 }
 
@@ -56,7 +58,7 @@ impl NodeStatus {
             role: match (node.role, node.control_plane) {
                 (Role::Controller, true) => "etcd, control plane".to_owned(),
                 (Role::Controller, false) => "etcd".to_owned(),
-                (Role::Worker, _) => "worker".to_owned(),
+                (Role::Worker, _) => WORKER.to_owned(),
             },
             address: node.ip.to_string(),
             machine: None,
@@ -81,6 +83,7 @@ struct EtcdStatus {
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);
+const WORKER: &str = "worker";
 
 pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let session = Session::open(global)?;
@@ -97,7 +100,7 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     let nodes = join_all(plan.nodes.iter().map(|node| {
         let asked = power.is_running(&node.name);
         let guests = &guests;
-        async move { if asked { ask(node, &**guests, patience).await } else { (NodeStatus::of(node), false) } }
+        async move { if asked { ask(node, &**guests, patience).await } else { (NodeStatus::of(node), Some(false)) } }
     }));
     let lease = |name: &'static str| {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}");
@@ -106,31 +109,29 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
             if !awake {
                 return (name.to_owned(), None);
             }
-            let lease = api.get_json(plan.network.vip, &path, patience).await.ok();
-            let holder = lease.and_then(|l| l.pointer("/spec/holderIdentity").and_then(|h| h.as_str()).map(str::to_owned));
-            (name.to_owned(), holder.map(|holder| one_line(lease_holder(&holder))))
+            (name.to_owned(), holder(api.get_json(plan.network.vip, &path, patience).await))
         }
     };
-    let ready = join_all(plan.nodes.iter().map(|node| {
+    let readiness = join_all(plan.nodes.iter().map(|node| {
         let api = &api;
         async move {
             match node.role {
-                Role::Worker if !awake => Some(false),
-                Role::Worker => Some(api.node_ready(plan.network.vip, &node.name, patience).await.is_ok()),
-                Role::Controller => None,
+                Role::Worker if awake => ready(api.node_ready(plan.network.vip, &node.name, patience).await),
+                _ => None,
             }
         }
     }));
     let leases = join_all(ELECTIONS.map(lease));
-    let (mut nodes, leases, ready) = tokio::join!(nodes, leases, ready);
-    let mut vip_holder = None;
-    for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(ready) {
+    let (mut nodes, leases, readiness) = tokio::join!(nodes, leases, readiness);
+    let mut holders = Vec::new();
+    for ((node, (status, holds_vip)), ready) in plan.nodes.iter().zip(&mut nodes).zip(readiness) {
         status.machine = power.get(&node.name);
         status.kubernetes_ready = ready;
-        if *holds_vip {
-            vip_holder = Some(node.name.to_string());
+        if node.control_plane {
+            holders.push((status.name.as_str(), *holds_vip));
         }
     }
+    let vip_holder = holder_of(&holders);
     let status = Status {
         cluster: plan.cluster.to_string(),
         api: format!("https://{}:6443", plan.network.vip),
@@ -147,8 +148,37 @@ pub async fn status(global: &Global, output: &Output) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-/// Units, the virtual address, and on controllers the member's own status.
-async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeStatus, bool) {
+/// Whether a node is Ready: a node that the API does not know is not, and without an answer that is about it nothing is known.
+fn ready(answer: Result<(), ApiError>) -> Option<bool> {
+    match answer {
+        Ok(()) => Some(true),
+        Err(ApiError::NotYet { .. } | ApiError::Status { status: 404, .. }) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Who holds a lease; empty: nobody does, or there is none.
+fn holder(lease: Result<serde_json::Value, ApiError>) -> Option<String> {
+    match lease {
+        Ok(lease) => {
+            let holder = lease.pointer("/spec/holderIdentity").and_then(|holder| holder.as_str());
+            Some(one_line(lease_holder(holder.unwrap_or_default())))
+        }
+        Err(ApiError::Status { status: 404, .. }) => Some(String::new()),
+        Err(_) => None,
+    }
+}
+
+/// Which of those that can hold the virtual address does; `None` as its answer: it gave none. Empty: nobody does.
+fn holder_of(nodes: &[(&str, Option<bool>)]) -> Option<String> {
+    match nodes.iter().rev().find(|(_, holds)| *holds == Some(true)) {
+        Some((name, _)) => Some((*name).to_owned()),
+        None => nodes.iter().all(|(_, holds)| holds.is_some()).then(String::new),
+    }
+}
+
+/// Units, on controllers the member's own status, and whether it holds the virtual address; `None`: no answer to that.
+async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeStatus, Option<bool>) {
     let mut script = format!("systemctl is-active {} | paste -sd' '\nip -4 -br addr show dev eth0\n", node.units.join(" "));
     if node.role == Role::Controller {
         script.push_str(&format!("ETCDCTL_ENDPOINTS=https://{}:2379 etcdctl endpoint status -w json\n", node.ip));
@@ -158,8 +188,8 @@ async fn ask(node: &NodePlan, guests: &dyn Guest, patience: Duration) -> (NodeSt
     let mut lines = text.lines();
     let states = lines.next().unwrap_or_default().split_whitespace();
     let units = node.units.iter().cloned().zip(states.map(one_line)).collect();
-    let addresses = lines.next().unwrap_or_default();
-    let holds_vip = addresses.split_whitespace().any(|address| address.ends_with("/32"));
+    let addresses = lines.next().filter(|line| line.starts_with("eth0"));
+    let holds_vip = addresses.map(|line| line.split_whitespace().any(|address| address.ends_with("/32")));
     let etcd = lines.next().and_then(etcd_status);
     let status = NodeStatus { ssh: !text.is_empty(), units, etcd, ..NodeStatus::of(node) };
     (status, holds_vip)
@@ -199,24 +229,30 @@ fn text(status: &Status) -> String {
         let ready = match node.kubernetes_ready {
             Some(true) => ", Ready",
             Some(false) if node.runs() => ", not Ready",
+            None if node.role == WORKER && node.runs() => ", no answer from the API",
             _ => "",
         };
         table.add_row([&node.name, &node.role, &node.address, &machine, &etcd, &format!("{units}{ready}")]);
     }
-    let mut out = format!("cluster {}  {}  (held by {})\n", status.cluster, status.api, or_nobody(status.vip_holder.as_deref()));
+    let holder = or_nobody(status.vip_holder.as_deref(), "nobody that answers");
+    let mut out = format!("cluster {}  {}  (held by {holder})\n", status.cluster, status.api);
     let way_back = if status.golden_only { Some("up") } else { status.machines.way_back() };
     if let Some(verb) = way_back {
         out.push_str(&format!("machines: {}; ktcw-vm {verb} -c {} lets it run\n", status.machines, status.cluster));
     }
     out.push_str(&format!("{table}\n"));
     for (lease, holder) in &status.leases {
-        out.push_str(&format!("{lease}: {}\n", or_nobody(holder.as_deref())));
+        out.push_str(&format!("{lease}: {}\n", or_nobody(holder.as_deref(), "no answer")));
     }
     out
 }
 
-fn or_nobody(holder: Option<&str>) -> &str {
-    holder.unwrap_or("nobody")
+fn or_nobody<'a>(holder: Option<&'a str>, unknown: &'a str) -> &'a str {
+    match holder {
+        None => unknown,
+        Some("") => "nobody",
+        Some(holder) => holder,
+    }
 }
 
 pub fn table<const N: usize>(header: [&str; N]) -> Table {
@@ -313,6 +349,84 @@ mod tests {
         assert_eq!(etcd_status(&text(8)).map(|s| s.leader), Some(false));
         assert_eq!(etcd_status("[]"), None);
         assert_eq!(etcd_status("Error: context deadline exceeded"), None);
+    }
+
+    fn planned() -> Plan {
+        let raw = crate::spec::RawSpec { etcd: Some(3), workers: Some(1), ..crate::spec::RawSpec::default() };
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let (accel, image) = (crate::plan::Accel::Tcg, crate::plan::samples::image());
+        let resolved = crate::plan::Resolved { subnet, accel, image, kernel: None, fork_of: None };
+        crate::plan::plan(&crate::spec::validate(&raw).expect("valid"), &resolved)
+    }
+
+    #[test]
+    fn an_api_that_does_not_answer_denies_nothing() {
+        let address = std::net::Ipv4Addr::new(192, 168, 77, 10);
+        let silent = || ApiError::NoAnswer { address, reason: "timed out".to_owned() };
+        let refused = |status| ApiError::Status { address, status, body: "no".to_owned() };
+        assert_eq!(ready(Ok(())), Some(true));
+        assert_eq!(ready(Err(ApiError::NotYet { what: "not Ready: m".to_owned() })), Some(false));
+        assert_eq!(ready(Err(refused(404))), Some(false), "it is not registered");
+        assert_eq!((ready(Err(silent())), ready(Err(refused(503)))), (None, None));
+
+        let lease = |identity: &str| Ok(serde_json::json!({ "spec": { "holderIdentity": identity } }));
+        assert_eq!(holder(lease("controller-1_0a1b")).as_deref(), Some("controller-1"));
+        assert_eq!(holder(lease("")).as_deref(), Some(""));
+        assert_eq!(holder(Ok(serde_json::json!({ "spec": {} }))).as_deref(), Some(""));
+        assert_eq!(holder(Err(refused(404))).as_deref(), Some(""));
+        assert_eq!((holder(Err(silent())), holder(Err(refused(500)))), (None, None));
+    }
+
+    #[tokio::test]
+    async fn nobody_holds_the_address_only_when_all_have_answered() {
+        let plan = planned();
+        let [first, second, ..] = plan.nodes.as_slice() else { panic!("{:?}", plan.nodes) };
+        let line = |address: &str| crate::guest::fake::Reply::ok(format!("active\neth0 UP {address}\n"));
+        let silent = second.name.clone();
+        let guests = crate::guest::fake::FakeGuests::new().with("is-active", move |node, _| match *node == silent {
+            true => crate::guest::fake::Reply::unreachable(node),
+            false => line("192.168.77.11/24 192.168.77.10/32"),
+        });
+        let (status, holds) = ask(first, &guests, PATIENCE).await;
+        assert_eq!((status.ssh, holds), (true, Some(true)));
+        let (status, holds) = ask(second, &guests, PATIENCE).await;
+        assert_eq!((status.ssh, holds), (false, None));
+        for cut in ["active\n", "active\n[{\"Endpoint\":\"https://x:2379\"}]\n"] {
+            let guests = crate::guest::fake::FakeGuests::new().on("is-active", crate::guest::fake::Reply::ok(cut));
+            assert_eq!(ask(first, &guests, PATIENCE).await.1, None, "{cut}");
+        }
+        assert_eq!(holder_of(&[("a", Some(false)), ("b", Some(true)), ("c", None)]).as_deref(), Some("b"));
+        assert_eq!(holder_of(&[("a", Some(false)), ("b", Some(false))]).as_deref(), Some(""));
+        assert_eq!(holder_of(&[("a", Some(false)), ("b", None)]), None);
+    }
+
+    #[test]
+    fn a_missing_answer_is_shown_as_such() {
+        let plan = planned();
+        let running = |node| NodeStatus { machine: Some(DomainState::Running), ..NodeStatus::of(node) };
+        let mut status = Status {
+            cluster: "ktcw".to_owned(),
+            api: "https://192.168.77.10:6443".to_owned(),
+            machines: Whole::Running,
+            golden_only: false,
+            vip_holder: None,
+            nodes: plan.nodes.iter().map(running).collect(),
+            leases: ELECTIONS.map(|name| (name.to_owned(), None)).into(),
+        };
+        let said = text(&status);
+        assert!(said.contains("(held by nobody that answers)\n") && said.contains("kube-scheduler: no answer\n"), "{said}");
+        assert_eq!(said.matches("no answer, no answer from the API").count(), 1, "{said}");
+        assert!(!said.contains("nobody\n") && !said.contains("not Ready"), "{said}");
+        let json = serde_json::to_value(&status).expect("JSON");
+        let missing = ["/vip_holder", "/leases/kube-scheduler", "/nodes/3/kubernetes_ready"].map(|at| json.pointer(at).cloned());
+        assert_eq!(missing, [const { Some(serde_json::Value::Null) }; 3]);
+
+        status.vip_holder = Some(String::new());
+        status.leases = ELECTIONS.map(|name| (name.to_owned(), Some(String::new()))).into();
+        status.nodes.iter_mut().filter(|node| node.role == WORKER).for_each(|node| node.kubernetes_ready = Some(false));
+        let said = text(&status);
+        assert!(said.contains("(held by nobody)\n") && said.contains("kube-scheduler: nobody\n"), "{said}");
+        assert!(said.contains(", not Ready") && !said.contains("from the API"), "{said}");
     }
 
     #[tokio::test]

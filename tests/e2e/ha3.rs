@@ -312,7 +312,9 @@ fn answers_again(rig: &Rig, patience: Duration) -> Duration {
 fn vip_holder(rig: &Rig) -> String {
     let mut holder = None;
     eventually("somebody holds the address", Duration::from_secs(30), || {
-        holder = rig.run(&["status", "-o", "json"]).exits(0).json()["vip_holder"].as_str().map(str::to_owned);
+        // Empty: nobody; null: not all have answered.
+        let status = rig.run(&["status", "-o", "json"]).exits(0).json();
+        holder = status["vip_holder"].as_str().filter(|holder| !holder.is_empty()).map(str::to_owned);
         holder.is_some()
     });
     holder.expect("eventually")
