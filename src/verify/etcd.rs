@@ -298,12 +298,18 @@ fn members(plan: &Plan, all: &[Seen]) -> Finding {
         };
         for planned in plan.controllers() {
             let url = format!("https://{}:2380", planned.ip);
-            match seen.members.iter().find(|member| member.name == planned.name.to_string()) {
-                None => say(format!("{} is not a member", planned.name)),
-                Some(member) if member.peer_urls != [url.clone()] => {
+            let named: Vec<&Member> = seen.members.iter().filter(|member| member.name == planned.name.to_string()).collect();
+            match named.as_slice() {
+                [] => say(format!("{} is not a member", planned.name)),
+                // What else could make the list longer than the plan: a stranger is told below.
+                [_, _, ..] => {
+                    let each = named.iter().map(|member| format!("{:x} at {}", member.id, list(&member.peer_urls)));
+                    say(format!("{} members are called {}: {}", named.len(), planned.name, list(each)));
+                }
+                [member] if member.peer_urls != [url.clone()] => {
                     say(format!("{} is a member at {} and not at {url}", planned.name, list(&member.peer_urls)));
                 }
-                Some(member) => {
+                [member] => {
                     ids.entry(&member.name).or_default().insert(member.id);
                     if planned.name == *one.name() && member.id != seen.header.member_id {
                         say(format!(

@@ -50,6 +50,15 @@ pub(super) const CHANGES: &[(&str, Change, &[&str])] = &[
         &["fail etcd.members"],
     ),
     (
+        "a second member bears a planned name, say all",
+        |c| {
+            let second = r#",{"ID":"7","name":"controller-2","peerURLs":["https://192.0.2.9:2380"]}"#;
+            (0..3).for_each(|i| c.edit(&format!("controller-{i} probe"), "etcd", MEMBER_2, &format!("{MEMBER_2}{second}")));
+        },
+        &["fail etcd.members"],
+    ),
+    ("a member is listed twice", |c| c.edit("controller-1 probe", "etcd", MEMBER_2, &MEMBER_2.repeat(2)), &["fail etcd.members"]),
+    (
         "a member has different ids in two lists",
         |c| c.edit("controller-1 probe", "etcd", r#""ID":"10238857303342113634""#, r#""ID":"42""#),
         &["fail etcd.members"],
