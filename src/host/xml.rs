@@ -17,7 +17,7 @@ use uuid::Uuid;
 /// Namespace of our element in libvirt's `<metadata>`.
 pub const NAMESPACE: &str = "https://ktcw-vm.invalid/ns/1";
 
-/// CPU model under TCG. Emulating AVX costs more than it gives, see the measurements in `ARCHITECTURE.md`.
+/// CPU model under TCG, without AVX: against `max`, guests boot as fast, and SFTP was 1.7 times as fast (measured once).
 const TCG_CPU: &str = "Nehalem";
 
 /// Where things are on the host behind the connection.
