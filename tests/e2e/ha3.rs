@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn three_controllers_and_two_workers() {
@@ -297,16 +297,25 @@ fn a_wrong_host_key_is_named(rig: &Rig) {
 }
 
 /// Asks for the API through the virtual address, as a client would, until it answers three times in a row on new connections:
-/// one answer may come from the last breath of the dead.
-fn answers_again(rig: &Rig, patience: Duration) -> Duration {
+/// one answer may come from the last breath of the dead. Asked until what breaks it, since `begin`, is `done`; the time at which it
+/// was back for good is counted from `begin`, so that a slow end counts as well.
+fn answers_again(rig: &Rig, begin: Instant, patience: Duration, done: impl Fn() -> bool) -> Duration {
+    // systemd gives a unit so long to end.
+    const STOPPING: Duration = Duration::from_secs(20);
     let ca = rig.dir().join("ca.pem").display().to_string();
     let url = format!("https://{}:6443/readyz", rig.vip());
-    let mut row = 0;
-    eventually("the API answers through the virtual address", patience, || {
+    let (mut row, mut back) = (0, Duration::ZERO);
+    eventually("the API answers through the virtual address", patience + STOPPING, || {
+        let done = done();
         let answer = command("curl", &["--silent", "--max-time", "1", "--cacert", &ca, &url]);
         row = if answer.out == "ok" { row + 1 } else { 0 };
-        row == 3
-    })
+        if row == 3 {
+            back = begin.elapsed();
+        }
+        row >= 3 && done
+    });
+    assert!(back < patience, "the API answers after {back:?} only");
+    back
 }
 
 fn vip_holder(rig: &Rig) -> String {
@@ -323,8 +332,11 @@ fn vip_holder(rig: &Rig) -> String {
 fn a_dead_apiserver_gives_the_address_away(rig: &Rig, patience: Duration) {
     step("the API server on the holder of the virtual address stops");
     let holder = vip_holder(rig);
-    rig.on(&holder, "systemctl stop kube-apiserver");
-    let outage = answers_again(rig, patience);
+    let begin = Instant::now();
+    let outage = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| rig.on(&holder, "systemctl stop kube-apiserver"));
+        answers_again(rig, begin, patience, || stop.is_finished())
+    });
     let now = vip_holder(rig);
     step(&format!("the address went from {holder} to {now}, the API answers after {:.1} s", outage.as_secs_f64()));
     assert_ne!(now, holder);
@@ -336,8 +348,9 @@ fn any_controller_may_lose_power(rig: &Rig, patience: Duration) {
     let mut outages = BTreeMap::new();
     for node in &NODES[..3] {
         let holder = vip_holder(rig);
+        let begin = Instant::now();
         virsh(&["destroy", &format!("ha3-{node}")]).exits(0);
-        let outage = answers_again(rig, patience);
+        let outage = answers_again(rig, begin, patience, || true);
         step(&format!("{node} off (the address was on {holder}): the API answers after {:.1} s", outage.as_secs_f64()));
         outages.insert((*node).to_owned(), outage.as_millis() as u64);
         let back = rig.up(&["--etcd", "3", "--workers", "2", "--timings"]).exits(0);
