@@ -1,5 +1,5 @@
 //! `ktcw-vm certs [list|check|ca|renew]`: every certificate with its names and days left; what the nodes hold; a CA; new ones.
-//! The list is the key store's; the check is `verify`'s; `renew` replaces them here and has them taken to the nodes like any changed file.
+//! The list is the key store's; the check is `verify`'s, and of what stays on this computer its own; `renew` replaces them here and has them taken to the nodes like any changed file.
 //! Keys stay as they are: of what is printed nothing is secret.
 
 use super::args::{CaName, CertsWhat, Format, Global};
@@ -11,13 +11,14 @@ use super::way::{Settled, carry_out};
 use super::{exit, render, resolve};
 use crate::api;
 use crate::apply;
-use crate::event::Events;
+use crate::event::{Events, Verdict};
 use crate::image;
 use crate::life::power::Whole;
+use crate::pki::check::{Finding, Problem};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::{Ca, CertPlan, PkiItem, Plan};
 use crate::secret::Secret;
-use crate::verify::{self, Group, render::Show};
+use crate::verify::{self, Check, Group, render::Show};
 use crate::wait::{self, Seen};
 use comfy_table::{Table, presets};
 use std::time::Duration;
@@ -73,16 +74,48 @@ fn show(global: &Global, session: &Session) -> Result<u8, CliError> {
     Ok(exit::OK)
 }
 
-/// What `verify` finds out about certificates, with all its evidence: each one on its node, and the authorities there.
+/// What `verify` finds out about certificates, with all its evidence: each one on its node, and the authorities there. Before it
+/// what no node can be asked for.
 async fn compare(global: &Global, session: &Session) -> Result<u8, CliError> {
     let guests = session.guests()?;
     let mut report = super::verify::checked(&session.plan, &session.keyring, &*guests, &Events::nowhere()).await;
     report.checks.retain(|check| check.group == Group::Certificates);
+    report.checks.insert(0, kept_here(&session.keyring, &session.plan, jiff::Timestamp::now()));
     match global.format {
         Format::Json => render::print(&verify::render::json(&report)),
         Format::Text => render::print(&verify::render::text(&report, Show { all: true, colour: true })),
     }
     Ok(super::verify::exit_code(&report))
+}
+
+/// The authorities, and the certificates that stay on this computer, each with its key: what `kubectl` and `etcdctl` come with.
+fn kept_here(keyring: &Keyring, plan: &Plan, now: jiff::Timestamp) -> Check {
+    let own: Vec<CertPlan> = plan.certs.iter().filter(|cert| cert.node.is_none()).cloned().collect();
+    let (soon, wrong): (Vec<Finding>, Vec<Finding>) =
+        keyring.check(&own, now).into_iter().partition(|finding| finding.problem.is_warning());
+    let names: Vec<&str> = Ca::ALL.iter().map(|ca| ca.common_name()).chain(own.iter().map(|cert| cert.id.as_str())).collect();
+    let of = |finding: &Finding, name: &str| finding.cert.strip_prefix("private key ").unwrap_or(&finding.cert) == name;
+    let good = names.iter().filter(|name| !wrong.iter().any(|finding| of(finding, name))).map(|name| format!("{name}: good"));
+    let evidence: Vec<String> = wrong.iter().chain(&soon).map(ToString::to_string).chain(good).collect();
+    let summary = match (wrong.as_slice(), soon.as_slice()) {
+        ([], []) => format!("{} certificates kept on this computer are there and good", names.len()),
+        ([], [first, ..]) => format!("{} certificates kept on this computer are there and good; {first}", names.len()),
+        ([only], _) => only.to_string(),
+        ([first, rest @ ..], _) => format!("{first} (and {} more)", rest.len()),
+    };
+    // `up` refuses what is wrong with the file's name and the way out, and makes what is missing.
+    let old =
+        |finding: &Finding| matches!(finding.problem, Problem::Expired { .. }) && own.iter().any(|cert| cert.id == finding.cert);
+    let verb = if wrong.iter().all(old) { "certs renew" } else { "up" };
+    Check {
+        id: "certs.here".to_owned(),
+        group: Group::Certificates,
+        node: None,
+        verdict: if wrong.is_empty() { Verdict::Pass } else { Verdict::Fail },
+        summary,
+        evidence: evidence.join("\n"),
+        hint: (!wrong.is_empty()).then(|| format!("ktcw-vm {verb} -c {}", plan.cluster)),
+    }
 }
 
 /// New leaves for the keys there are, here first and then on every node. What a crash cut off is finished by this verb or by `up`.
@@ -186,4 +219,76 @@ async fn not_shown(plan: &Plan, keyring: &Keyring) -> Result<Vec<String>, CliErr
         }
     }
     Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Accel, Resolved, Usage, plan, samples};
+    use crate::spec::{RawSpec, validate};
+    use std::path::Path;
+
+    fn planned() -> Plan {
+        let (subnet, image) = ("192.168.77.0/24".parse().expect("net"), samples::image());
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None };
+        let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(0), ..RawSpec::default() };
+        plan(&validate(&raw).expect("valid"), &resolved)
+    }
+
+    fn now() -> jiff::Timestamp {
+        jiff::Timestamp::from_second(1_795_000_000).expect("a time")
+    }
+
+    fn later(days: i64) -> jiff::Timestamp {
+        now().checked_add(jiff::SignedDuration::from_hours(24 * days)).expect("a time")
+    }
+
+    /// As `certs check` finds it, loaded anew.
+    fn looked(dir: &Path, plan: &Plan, now: jiff::Timestamp) -> Check {
+        kept_here(&Keyring::load(dir, &plan.certs, &plan.kubeconfigs).expect("loaded"), plan, now)
+    }
+
+    #[test]
+    fn what_stays_on_this_computer_is_judged_here() {
+        let place = tempfile::tempdir().expect("a directory");
+        let dir = place.path().join("pki");
+        let plan = planned();
+        Keyring::ensure(&dir, &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default()).expect("keys");
+
+        let check = looked(&dir, &plan, now());
+        assert_eq!((check.verdict, check.hint.as_deref()), (Verdict::Pass, None), "{check:?}");
+        assert_eq!(check.summary, "5 certificates kept on this computer are there and good");
+        assert!(check.evidence.contains("admin: good\netcd-admin: good"), "{check:?}");
+
+        let check = looked(&dir, &plan, later(360));
+        assert_eq!(check.verdict, Verdict::Pass, "{check:?}");
+        assert!(check.summary.contains("good; admin: expires at "), "{check:?}");
+
+        let check = looked(&dir, &plan, later(366));
+        assert_eq!((check.verdict, check.hint.as_deref()), (Verdict::Fail, Some("ktcw-vm certs renew -c lab")), "{check:?}");
+        assert!(check.summary.starts_with("admin: expired at ") && check.summary.ends_with(" (and 1 more)"), "{check:?}");
+        assert!(check.evidence.contains("etcd-admin: expired at ") && check.evidence.contains("etcd-ca: good"), "{check:?}");
+        assert!(!check.evidence.contains("admin: good"), "{check:?}");
+
+        // Good for something else than is planned.
+        let mut other = plan.clone();
+        other.certs.iter_mut().filter(|cert| cert.id == "admin").for_each(|cert| cert.usages = vec![Usage::Server]);
+        let check = looked(&dir, &other, now());
+        assert_eq!(check.summary, "admin: good for client, planned is server");
+        assert_eq!((check.verdict, check.hint.as_deref()), (Verdict::Fail, Some("ktcw-vm up -c lab")));
+
+        // Signed by another authority, for another key.
+        let (admin, etcd) = (dir.join("admin.pem"), dir.join("etcd-admin.pem"));
+        let kept = std::fs::read(&admin).expect("read");
+        std::fs::copy(&etcd, &admin).expect("copied");
+        let check = looked(&dir, &plan, now());
+        assert!(check.verdict == Verdict::Fail && check.summary.starts_with("admin: not signed by kubernetes-ca"), "{check:?}");
+        assert!(check.evidence.contains("\netcd-admin: good"), "{check:?}");
+        std::fs::write(&admin, kept).expect("put back");
+
+        std::fs::remove_file(dir.join("etcd-admin-key.pem")).expect("removed");
+        let check = looked(&dir, &plan, now());
+        assert_eq!((check.verdict, check.summary.as_str()), (Verdict::Fail, "private key etcd-admin: not there"));
+        assert!(!check.evidence.contains("etcd-admin: good"), "{check:?}");
+    }
 }

@@ -142,7 +142,7 @@ fn the_tools_work(rig: &Rig) {
     }
     rig.run(&["status"]).exits(0).says("leader, term");
     rig.run(&["list"]).exits(0).says("ha3");
-    rig.run(&["certs", "check"]).exits(0).says("etcd-peer@controller-2: good");
+    rig.run(&["certs", "check"]).exits(0).says("etcd-peer@controller-2: good").says("etcd-admin: good");
     rig.run(&["certs"]).exits(0).says("kube-apiserver@controller-0");
     rig.run(&["kubeconfig"]).exits(0).says("current-context");
     let mine = tempfile::tempdir().expect("a directory");

@@ -64,7 +64,7 @@ pub struct Certs {
 pub enum CertsWhat {
     /// All certificates, with names and days left
     List,
-    /// Compare what is on the nodes with the plan, the CAs and the clock
+    /// Compare what is here and on the nodes with the plan, the CAs and the clock
     Check,
     /// New certificates for the keys there are, taken to the nodes one after the other and put into use
     Renew {
