@@ -66,11 +66,7 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     log(cli.global.verbose);
     // Before there is a second thread: a namespace is a thread's, and others take over their maker's.
-    let alone = matches!(
-        cli.verb,
-        Verb::Down(_) | Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) | Verb::Doctor(_)
-    );
-    if !alone {
+    if asks_machines(&cli.verb) {
         fork::enter(&cli.global)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(CliError::failed)?;
@@ -78,6 +74,16 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     // Reads of a terminal cannot be cancelled: do not wait for their threads.
     runtime.shutdown_background();
     result.map(ExitCode::from)
+}
+
+/// Whether a verb speaks to machines of one cluster: for a fork's it has to be in that fork's network. In this computer's own the first
+/// cluster's machines answer, at the same addresses and with the same keys.
+fn asks_machines(verb: &Verb) -> bool {
+    match verb {
+        Verb::Down(_) | Verb::Plan(_) | Verb::Image(_) | Verb::Completions { .. } | Verb::List(_) => false,
+        Verb::Doctor(args) => args.running,
+        _ => true,
+    }
 }
 
 /// Says why, to people and, on the last line of its standard output, to the program that reads.
@@ -231,4 +237,25 @@ fn config(path: &Path) -> (RawSpec, Vec<String>) {
         *named = beside.as_ref().map_or_else(|| named.clone(), |beside| beside.join(&*named));
     }
     (file, errors.iter().map(|error| format!("--config: {}: {error}", path.display())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_that_ask_machines_do_it_in_the_network_of_a_fork() {
+        let asks = |words: &str| {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap_or_else(|error| panic!("{words}: {error}"));
+            asks_machines(&cli.verb)
+        };
+        assert!(asks("ktcw-vm doctor --running -c lab2"), "it examines machines");
+        assert!(!asks("ktcw-vm doctor -c lab2"), "it examines this computer");
+        for words in ["verify", "status", "start", "top", "drill list", "snapshot save one", "node add", "etcdctl get x"] {
+            assert!(asks(&format!("ktcw-vm {words}")), "{words}");
+        }
+        for words in ["down", "list", "plan", "image list"] {
+            assert!(!asks(&format!("ktcw-vm {words}")), "{words}");
+        }
+    }
 }

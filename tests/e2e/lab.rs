@@ -108,12 +108,28 @@ fn forked_beside(rig: &Rig) {
     rig.run(&["snapshot", "fork", "one", "--as", "lab2"]).exits(2).says("there is a cluster lab2 already");
     rig.run(&["snapshot", "fork", "two", "--as", "lab3"]).exits(2).says("there is no snapshot two");
     fork.run(&["kubeconfig", "--merge"]).exits(1).says("is a fork");
+    examined_each_for_itself(rig, &fork);
     fork.run(&["stop"]).exits(0);
     fork.run(&["start"]).exits(0);
     assert_eq!(get(&fork, "lab"), "of the fork");
     fork.run(&["down", "--yes"]).exits(0);
     assert!(!command("ip", &["netns", "list"]).exits(0).out.contains("ktcw-lab2"));
     assert_eq!(get(rig, "lab"), "of the first", "the first one is none the worse for it");
+}
+
+/// The first one's machines have the fork's addresses and keys, and are asked nothing when the fork is examined.
+fn examined_each_for_itself(rig: &Rig, fork: &Rig) {
+    fork.on("controller-1", "systemctl stop etcd");
+    let sick = |rig: &Rig| {
+        let ran = rig.run(&["doctor", "--running", "--format", "json"]);
+        let lines = ran.json();
+        let of_etcd = |line: &&Value| line["node"] == "controller-1" && line["state"] == "fail";
+        (ran.code, lines.as_array().expect("lines").iter().filter(of_etcd).count())
+    };
+    let (code, failed) = sick(fork);
+    assert!(code == 3 && failed > 0, "a member of the fork is down: {code}, {failed} lines");
+    assert_eq!(sick(rig).1, 0, "none of the first one's is");
+    fork.on("controller-1", "systemctl start etcd");
 }
 
 /// etcd's own way: the store comes back, also into members that have lost theirs.
