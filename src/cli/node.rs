@@ -5,7 +5,7 @@
 use super::args::{Global, NodeAdd, NodeRemove, NodeRole, NodeWhat};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::whole_moment;
+use super::opened::{no_open_restore, whole_moment};
 use super::session::{self, Session};
 use super::up::{Asked, Outcome, raise, shown};
 use super::way::{Settled, carry_out};
@@ -29,7 +29,7 @@ pub async fn run(global: &Global, what: &NodeWhat) -> Result<u8, CliError> {
 async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
     let (name, parent) = (session::cluster_name(global)?, session::parent(global)?);
     let (dir, lock) = ClusterDir::open_locked(&parent, &name, "node add")?;
-    lab::none_open_of_these_nodes(&dir)?;
+    may_grow(&dir)?;
     let role = match args.role {
         NodeRole::Worker => Role::Worker,
         NodeRole::Etcd => Role::Controller,
@@ -38,6 +38,15 @@ async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
     let asked = Asked { spec: &spec, verb: "node add", verify: !args.no_verify, golden: true, kernel_given: false };
     let there = Some((dir, lock));
     shown(global, &name, args.timings, |events| async move { raise(global, &asked, &parent, there, &events).await }).await
+}
+
+/// What `up`, which adds them, would not stop at: for one node more it makes a cluster anew that is down to its golden snapshot, and
+/// gives that one up.
+fn may_grow(dir: &ClusterDir) -> Result<(), CliError> {
+    let (history, cluster) = (dir.history()?, dir.name().as_str());
+    golden::refuse_down(&history, cluster)?;
+    no_open_restore(&history, cluster)?;
+    lab::none_open_of_these_nodes(dir)
 }
 
 /// The spec with so many more. Who was on the way when a run was cut off is one of them already; it wants the lock, for without it

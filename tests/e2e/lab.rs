@@ -63,7 +63,9 @@ fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     rig.run(&["down", "--yes", "--keep-golden"]).exits(0).says("its golden snapshot is kept");
     assert!(!virsh(&["list", "--name"]).exits(0).out.contains("lab-"), "nothing runs");
     assert!(!virsh(&["net-list", "--all", "--name"]).exits(0).out.contains("ktcw-lab"), "no network is left");
-    rig.run(&["start"]).exits(1).says("only its golden snapshot is kept");
+    for verb in [&["start"][..], &["node", "add", "--yes"]] {
+        rig.run(verb).exits(1).says("only its golden snapshot is kept");
+    }
     rig.run(&["status"]).exits(0).says("ktcw-vm up -c lab lets it run");
     let giant = ["up", "--etcd", "7", "--workers", "0", "--controller-mem", "65536", "--yes"];
     rig.run(&giant).exits(69).says("its golden snapshot as it was");
