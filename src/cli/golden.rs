@@ -65,6 +65,11 @@ pub fn record(dir: &ClusterDir) -> Result<Option<Record>, CliError> {
     Ok(own.filter(|record| record.state == State::Whole))
 }
 
+/// Whether one is kept. Who never kept one, or has removed it, is not given one because nodes come or go.
+pub fn is_kept(dir: &ClusterDir) -> bool {
+    record(dir).is_ok_and(|record| record.is_some())
+}
+
 /// When it was taken, for people.
 pub fn taken(record: &Record) -> String {
     shown_time(record.taken)

@@ -35,9 +35,13 @@ async fn add(global: &Global, args: &NodeAdd) -> Result<u8, CliError> {
         NodeRole::Etcd => Role::Controller,
     };
     let spec = with_more(&dir, &lock, role, args.count)?;
-    let asked = Asked { spec: &spec, verb: "node add", verify: !args.no_verify, golden: true, kernel_given: false };
+    let asked = asked(&dir, &spec, args);
     let there = Some((dir, lock));
     shown(global, &name, args.timings, |events| async move { raise(global, &asked, &parent, there, &events).await }).await
+}
+
+fn asked<'a>(dir: &ClusterDir, spec: &'a ClusterSpec, args: &NodeAdd) -> Asked<'a> {
+    Asked { spec, verb: "node add", verify: !args.no_verify, golden: golden::is_kept(dir), kernel_given: false }
 }
 
 /// What `up`, which adds them, would not stop at: for one node more it makes a cluster anew that is down to its golden snapshot, and
@@ -125,8 +129,7 @@ async fn leave(
         .ok()
         .flatten()
         .map(|image| resolve::files(&session.plan.spec, Some(&image)));
-    // Who never kept one, or has removed it, is not given one by a removal.
-    let golden = golden::record(&dir).is_ok_and(|record| record.is_some());
+    let golden = golden::is_kept(&dir);
     let settled = Settled { dir, lock, way, host, files, verb: "node", only: None, verify: !args.no_verify, golden };
     carry_out(settled, events).await
 }
@@ -221,6 +224,16 @@ mod tests {
         assert_eq!(workers(&with_more(&second, &lock, Role::Worker, 1).expect("room")), 3, "nobody is on the way");
         drop(lock);
         assert!(matches!(early.lock("up"), Err(StoreError::Changed { .. })), "one worker was all that it knew of");
+    }
+
+    #[test]
+    fn a_cluster_without_a_golden_snapshot_is_not_given_one_by_one_more_worker() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let (spec, _) = sample(1, 1);
+        let (dir, _lock) = ClusterDir::create(parent.path(), &spec, "up --no-golden", jiff::Timestamp::now()).expect("made");
+        let args = NodeAdd { count: 1, role: NodeRole::Worker, timings: false, no_verify: false };
+        let asked = asked(&dir, &spec, &args);
+        assert!(asked.verify && !asked.golden);
     }
 
     #[test]

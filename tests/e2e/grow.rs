@@ -98,6 +98,7 @@ mod full {
         let up = rig.up(&["--etcd", "1", "--workers", "1"]).exits(0);
         step(&format!("up took {:.1} s", up.took.as_secs_f64()));
         a_worker_comes_and_goes(&rig, 1);
+        rig.run(&["snapshot", "list"]).exits(0).says("no snapshots");
         made_anew_it_has_no_part(&rig);
         certificates_are_renewed_under_a_writer(&rig);
         step("the last of a kind stays");

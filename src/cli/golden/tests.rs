@@ -60,6 +60,7 @@ fn a_record_that_cannot_be_read_does_not_pass_for_one_that_is_gone() {
     let kept = dir.path().join("snapshots");
     std::fs::create_dir_all(&kept).expect("made");
     std::fs::write(kept.join("golden.json"), "{\"format\":").expect("written");
+    assert!(!is_kept(&dir), "nor is it kept anew");
     let error = record(&dir).expect_err("somebody must look at it");
     assert!(error.message.contains("golden.json"), "{}", error.message);
     assert_eq!(crate::cli::etcd_only::among(&dir), "");
@@ -67,6 +68,19 @@ fn a_record_that_cannot_be_read_does_not_pass_for_one_that_is_gone() {
     std::fs::create_dir_all(&stores).expect("made");
     std::fs::write(stores.join("one.json"), "{}").expect("written");
     assert_eq!(crate::cli::etcd_only::among(&dir), ", 1 snapshot of etcd", "readable or not, it goes with the directory");
+}
+
+/// Of a cluster that was made without one, or of a save that was cut off, none is kept anew by `node add` and `node remove`.
+#[test]
+fn only_a_whole_golden_snapshot_is_kept_anew_when_nodes_come_and_go() {
+    let kept = Kept::new();
+    assert!(is_kept(&kept.dir));
+    let whole = record(&kept.dir).expect("readable").expect("kept");
+    let lock = kept.dir.lock("snapshot save").expect("free");
+    kept.dir.save_snapshot(&lock, NAME, &Record { state: State::Making, ..whole }).expect("saved");
+    assert!(!is_kept(&kept.dir), "half of one");
+    kept.dir.remove_snapshot(&lock, NAME).expect("removed");
+    assert!(!is_kept(&kept.dir), "another snapshot is none");
 }
 
 #[test]
