@@ -142,8 +142,11 @@ async fn keep_golden(global: &Global) -> Result<u8, CliError> {
             .hint(format!("ktcw-vm down -c {name} removes the cluster; an up without --no-golden keeps a golden snapshot")));
     };
     golden::will_come_back(&opened.machines, &opened.host, &record).await?;
-    let question = format!("switch cluster {name} off and give up what it wrote since {}?", golden::taken(&record));
-    if !global.yes && !render::confirm(&question)? {
+    let taken = golden::taken(&record);
+    let given_up = golden::GivenUp::of(&opened.session.dir)?;
+    if global.yes {
+        render::status(&format!("switching cluster {name} off and giving up what it wrote since {taken}{given_up}"));
+    } else if !render::confirm(&format!("switch cluster {name} off and give up what it wrote since {taken}{given_up}?"))? {
         return Err(CliError::failed("not switched off").hint(format!("ktcw-vm down -c {name} --keep-golden --yes")));
     }
     let (journal, _) = opened.journal("down")?;

@@ -11,6 +11,7 @@ use crate::event::{Event, Events, Stage};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, HostFacts, blocking};
+use crate::lab::Book;
 use crate::life::Machines;
 use crate::life::power::Whole;
 use crate::plan::Plan;
@@ -19,6 +20,7 @@ use crate::spec::NodeName;
 use crate::store::journal::{Entry, History, Phase};
 use crate::store::{ClusterDir, Lock};
 use jiff::Timestamp;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -143,8 +145,41 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
     Ok(Keeping::Stood { kept, well: after.is_well() })
 }
 
-/// Takes a cluster down and keeps its golden snapshot: machines off, later snapshots and the network gone. Returns how many bytes
-/// the pool keeps.
+/// What `leave` takes beside what was written since: every other snapshot of the machines, whole or not, and the open lab.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct GivenUp {
+    snapshots: Vec<String>,
+    lab: Option<String>,
+}
+
+impl GivenUp {
+    pub fn of(dir: &ClusterDir) -> Result<GivenUp, CliError> {
+        let book: Option<Book> = dir.load_labs()?;
+        Ok(GivenUp { snapshots: others(dir)?, lab: book.and_then(|book| book.open).map(|open| open.lab.name) })
+    }
+}
+
+impl fmt::Display for GivenUp {
+    /// `, with the snapshots one, two and the open lab nospace`; nothing where there is nothing
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshots = match self.snapshots.as_slice() {
+            [] => None,
+            [one] => Some(format!("the snapshot {one}")),
+            all => Some(format!("the snapshots {}", all.join(", "))),
+        };
+        let lab = self.lab.as_ref().map(|lab| format!("the open lab {lab}"));
+        let all: Vec<String> = snapshots.into_iter().chain(lab).collect();
+        if all.is_empty() { Ok(()) } else { write!(f, ", with {}", all.join(" and ")) }
+    }
+}
+
+/// Names of all snapshots but the golden one, as their files have them.
+fn others(dir: &ClusterDir) -> Result<Vec<String>, CliError> {
+    Ok(dir.load_snapshots::<Record>()?.into_iter().map(|(name, _)| name).filter(|name| name != NAME).collect())
+}
+
+/// Takes a cluster down and keeps its golden snapshot: machines off, all other snapshots and the network gone, an open lab closed.
+/// Returns how many bytes the pool keeps.
 pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
     let machines = desk.machines;
     desk.journal.begin(LEAVE, None)?;
@@ -152,8 +187,8 @@ pub async fn leave(desk: &Desk<'_>) -> Result<u64, CliError> {
     let there = machines.power().await?;
     let defined = machines.nodes(None).into_iter().filter(|node| there.get(&node.name).is_some()).collect();
     machines.each(defined, |host, domain, mark| host.power_off(domain, mark)).await?;
-    for (name, _) in desk.dir.load_snapshots::<Record>()?.iter().filter(|(name, _)| name != NAME) {
-        let Ok(name) = Name::parse(name) else { continue };
+    for name in others(desk.dir)? {
+        let Ok(name) = Name::parse(&name) else { continue };
         (desk.told)(&format!("removing snapshot {name}"));
         snapshot::remove(desk, &name).await?;
     }

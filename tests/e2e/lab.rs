@@ -60,7 +60,8 @@ fn put(rig: &Rig, key: &str, value: &str) {
 fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     put(rig, "lab", "given up");
     rig.run(&["snapshot", "save", "later"]).exits(0);
-    rig.run(&["down", "--yes", "--keep-golden"]).exits(0).says("its golden snapshot is kept");
+    rig.run(&["down", "--keep-golden"]).exits(2).says("with the snapshot later?");
+    rig.run(&["down", "--yes", "--keep-golden"]).exits(0).says("with the snapshot later").says("its golden snapshot is kept");
     assert!(!virsh(&["list", "--name"]).exits(0).out.contains("lab-"), "nothing runs");
     assert!(!virsh(&["net-list", "--all", "--name"]).exits(0).out.contains("ktcw-lab"), "no network is left");
     for verb in [&["start"][..], &["node", "add", "--yes"]] {
@@ -76,7 +77,7 @@ fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     assert_eq!(get(rig, "lab"), "", "written after the golden snapshot");
     rig.run(&["snapshot", "list"]).exits(0).says("golden (current)");
     let listed = rig.run(&["snapshot", "list", "--format", "json"]).exits(0).json();
-    assert_eq!(listed.as_array().map(Vec::len), Some(1), "later ones are gone: {listed}");
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "all others are gone: {listed}");
     // A control loop that found its lease gone when the clock was put right starts anew a little later: rightly, and `up` waits.
     let said = || {
         let ran = rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0);

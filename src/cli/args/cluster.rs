@@ -24,7 +24,8 @@ pub struct Up {
 
 #[derive(Debug, Clone, Args)]
 pub struct Down {
-    /// Keep the golden snapshot that `up` took: the next `up` of the same cluster is a restore. What was written since is given up
+    /// Keep the golden snapshot that `up` took: the next `up` of the same cluster is a restore. What was written since, all other
+    /// snapshots of the machines and an open lab are given up
     #[arg(long)]
     pub keep_golden: bool,
 }

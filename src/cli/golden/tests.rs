@@ -84,6 +84,39 @@ fn only_a_whole_golden_snapshot_is_kept_anew_when_nodes_come_and_go() {
 }
 
 #[test]
+fn who_is_asked_is_told_everything_that_is_given_up() {
+    let said = |snapshots: &[&str], lab: Option<&str>| {
+        let snapshots = snapshots.iter().map(|name| (*name).to_owned()).collect();
+        GivenUp { snapshots, lab: lab.map(str::to_owned) }.to_string()
+    };
+    assert_eq!(said(&[], None), "");
+    assert_eq!(said(&["one"], None), ", with the snapshot one");
+    assert_eq!(said(&["one", "two"], None), ", with the snapshots one, two");
+    assert_eq!(said(&["one", "two"], Some("nospace")), ", with the snapshots one, two and the open lab nospace");
+    assert_eq!(said(&[], Some("nospace")), ", with the open lab nospace");
+}
+
+/// Whatever is named goes, and nothing goes that was not named: also a record that nobody can read.
+#[test]
+fn what_leaving_gives_up_is_what_was_said() {
+    let kept = Kept::new();
+    std::fs::write(kept.dir.path().join("snapshots/earlier.json"), "{").expect("written");
+    let lock = kept.dir.lock("lab start").expect("free");
+    let lab = crate::lab::catalogue::labs(None).expect("labs").into_iter().find(|lab| lab.name == "full-disk").expect("there");
+    let (phase, begun) = (crate::lab::Phase::Open, Timestamp::now());
+    let open = crate::lab::Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+    kept.dir.save_labs(&lock, &Book { open: Some(open), ..Book::default() }).expect("saved");
+    let store = kept.dir.etcd_snapshot_file(&lock, "store").expect("a path");
+    std::fs::write(&store, "store").expect("written");
+    drop(lock);
+    let said = GivenUp::of(&kept.dir).expect("readable");
+    assert_eq!(said.to_string(), ", with the snapshots earlier, later and the open lab full-disk");
+    kept.run(async |desk| leave(desk).await).expect("left");
+    assert_eq!(GivenUp::of(&kept.dir).expect("readable"), GivenUp::default());
+    assert!(is_kept(&kept.dir) && store.exists(), "nothing else has gone");
+}
+
+#[test]
 fn a_cluster_is_down_from_the_first_word_of_leaving_to_the_last_of_a_restore() {
     for (steps, down) in [
         (&[][..], false),
