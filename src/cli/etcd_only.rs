@@ -12,6 +12,7 @@ use super::{exit, golden, render};
 use crate::drill::act::Act;
 use crate::drill::admin;
 use crate::drill::catalogue::Process;
+use crate::drill::etcd::statuses;
 use crate::drill::injector::Injector as _;
 use crate::event::{Events, Verdict};
 use crate::life::power::Whole;
@@ -25,7 +26,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// Kept free beside the store where it is saved: the journal and records of all that follows are written there.
+const RESERVE_MIB: u64 = 64;
 
 /// What is written down of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,24 +115,17 @@ pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result
             .left("nothing")
             .hint(format!("ktcw-vm verify -c {cluster}")));
     }
+    let sizes = statuses(&bench.site).await.into_iter().flatten().map(|member| u64::try_from(member.db_bytes).unwrap_or(0));
+    room(sizes.max().unwrap_or(0), dir.free_bytes()?).map_err(|said| {
+        CliError::host(format!("{}: {said}", dir.path().display()))
+            .left("nothing")
+            .hint(format!("free disk space there, or ktcw-vm snapshot delete NAME -c {cluster}"))
+    })?;
     let revision = there.values().map(|member| member.revision).min().unwrap_or(0);
     let path = dir.etcd_snapshot_file(&lock, name.as_str())?;
-    let failed = |said: String| CliError::failed(said).left("no snapshot of that name");
-    admin::save_snapshot(&bench.site, &path.display().to_string()).await.map_err(failed)?;
-    let bytes = tokio::fs::read(&path).await.map_err(|error| failed(format!("{}: {error}", path.display())))?;
-    if !is_whole(&bytes) {
-        dir.remove_etcd_snapshot(&lock, name.as_str())?;
-        return Err(failed("what etcd has sent does not agree with its own sum".to_owned()));
-    }
-    let record = EtcdSnapshot {
-        name: name.clone(),
-        note: note.cloned(),
-        taken: Timestamp::now(),
-        revision,
-        bytes: bytes.len() as u64,
-        sha256: hex(&bytes),
-    };
-    dir.save_etcd_snapshot(&lock, name.as_str(), &record)?;
+    admin::save_snapshot(&bench.site, &path.display().to_string()).await.map_err(not_saved)?;
+    let record = recorded(dir, &lock, &path, name, note, revision).await;
+    let record = record.map_err(|error| forgotten(dir, &lock, name, error))?;
     match global.format {
         Format::Json => render::print_line(&json!({ "cluster": cluster, "etcd_snapshot": record }).to_string()),
         Format::Text => render::print_line(&format!(
@@ -137,6 +135,53 @@ pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result
         )),
     }
     Ok(exit::OK)
+}
+
+fn not_saved(said: String) -> CliError {
+    CliError::failed(said).left("no snapshot of that name")
+}
+
+/// Refuses a store of so many bytes where so many are free.
+fn room(store: u64, free: u64) -> Result<(), String> {
+    let (need, free) = (store.div_ceil(1 << 20) + RESERVE_MIB, free >> 20);
+    if need <= free {
+        return Ok(());
+    }
+    Err(format!("etcd's store takes {} MiB, {need} with a reserve, and {free} MiB are free", need - RESERVE_MIB))
+}
+
+/// Judges a file that etcd has sent and writes its record, the last word of a save.
+async fn recorded(
+    dir: &ClusterDir,
+    lock: &Lock,
+    path: &Path,
+    name: &Name,
+    note: Option<&String>,
+    revision: i64,
+) -> Result<EtcdSnapshot, CliError> {
+    let bytes = tokio::fs::read(path).await.map_err(|error| not_saved(format!("{}: {error}", path.display())))?;
+    if !is_whole(&bytes) {
+        return Err(not_saved("what etcd has sent does not agree with its own sum".to_owned()));
+    }
+    let record = EtcdSnapshot {
+        name: name.clone(),
+        note: note.cloned(),
+        taken: Timestamp::now(),
+        revision,
+        bytes: bytes.len() as u64,
+        sha256: hex(&bytes),
+    };
+    dir.save_etcd_snapshot(lock, name.as_str(), &record)
+        .map_err(|error| CliError::from(error).left("no snapshot of that name"))?;
+    Ok(record)
+}
+
+/// Removes what a save has left that failed at its end: it holds every secret of the cluster. Where it cannot be, the error says so.
+fn forgotten(dir: &ClusterDir, lock: &Lock, name: &Name, error: CliError) -> CliError {
+    match dir.remove_etcd_snapshot(lock, name.as_str()) {
+        Ok(_) => error,
+        Err(why) => error.left(format!("a copy of etcd's store, with every secret in it: {}", render::chain(&why))),
+    }
 }
 
 pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> Result<u8, CliError> {
@@ -310,6 +355,38 @@ mod tests {
         assert!(said.contains("machines may be of different moments") && said.contains("snapshot restore one -c lab"), "{said}");
         let down = history(|journal| journal.begin("down to golden", None).expect("written"));
         assert!(begun_before(&down, "lab").is_err());
+    }
+
+    #[test]
+    fn a_store_is_not_saved_where_it_would_fill_the_disk() {
+        assert_eq!(room(20 << 20, 84 << 20), Ok(()));
+        let said = |store, free| room(store, free).expect_err("no room");
+        assert_eq!(said(20 << 20, (84 << 20) - 1), "etcd's store takes 20 MiB, 84 with a reserve, and 83 MiB are free");
+        assert!(said((20 << 20) + 1, 84 << 20).starts_with("etcd's store takes 21 MiB"));
+        let place = tempfile::tempdir().expect("a directory");
+        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
+        let (dir, _lock) = ClusterDir::create(place.path(), &spec, "up", Timestamp::now()).expect("made");
+        assert!(dir.free_bytes().expect("read") > 0, "there was room for the directory");
+    }
+
+    #[tokio::test]
+    async fn of_a_save_that_fails_at_its_end_no_file_is_left() {
+        let place = tempfile::tempdir().expect("a directory");
+        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
+        let (dir, lock) = ClusterDir::create(place.path(), &spec, "up", Timestamp::now()).expect("made");
+        let name = Name::parse("store").expect("a name");
+        let path = dir.etcd_snapshot_file(&lock, name.as_str()).expect("a path");
+        let mut whole = vec![7u8; 1024];
+        whole.extend(Sha256::digest(&whole));
+        std::fs::write(&path, &whole[..1000]).expect("written");
+        let error = recorded(&dir, &lock, &path, &name, None, 7).await.expect_err("cut short");
+        let error = forgotten(&dir, &lock, &name, error);
+        assert!(error.text().contains("its own sum\nleft behind: no snapshot of that name"), "{}", error.text());
+        assert!(!path.exists(), "it holds every secret");
+        std::fs::write(&path, &whole).expect("written");
+        let record = recorded(&dir, &lock, &path, &name, None, 7).await.expect("whole");
+        assert_eq!(named(&dir, &name).expect("readable"), Some(record));
+        assert!(path.exists());
     }
 
     #[test]

@@ -11,8 +11,10 @@ use super::target::Id;
 use crate::spec::NodeName;
 use crate::wait::{self, Seen};
 use etcd_client::{AlarmAction, AlarmType, DeleteOptions, MemberAddOptions};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
 /// Prefix of the keys that fill the store.
@@ -263,7 +265,7 @@ pub async fn list_alarms(site: &Site) -> Result<Vec<(Id, String)>, String> {
 }
 
 /// What a file is called until it is whole.
-pub fn partial(path: &std::path::Path) -> std::path::PathBuf {
+pub fn partial(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     name.into()
@@ -274,21 +276,47 @@ pub async fn save_snapshot(site: &Site, path: &str) -> Result<(), String> {
     let views = super::etcd::views(site, &statuses(site).await);
     let leader = views.iter().position(|view| view.leader).ok_or("no member leads")?;
     let link = link(site, leader)?;
-    let partial = partial(std::path::Path::new(path));
-    let file = |error: std::io::Error| format!("{}: {error}", partial.display());
-    let deadline = patience(site);
-    let work = async {
+    whole_or_absent(Path::new(path), patience(site), |mut out| async move {
         let mut client = link.client().await.map_err(|error| error.to_string())?;
         let mut stream = client.snapshot().await.map_err(|error| error.to_string())?;
-        let mut options = tokio::fs::OpenOptions::new();
-        let mut out = options.create(true).write(true).truncate(true).mode(0o600).open(&partial).await.map_err(file)?;
         while let Some(part) = stream.message().await.map_err(|error| error.to_string())? {
-            out.write_all(part.blob()).await.map_err(file)?;
+            out.write_all(part.blob()).await.map_err(|error| format!("{path}: {error}"))?;
         }
-        out.sync_all().await.map_err(file)?;
-        tokio::fs::rename(&partial, path).await.map_err(file)
+        Ok(out)
+    })
+    .await
+}
+
+/// Makes a file of what `fill` writes, readable by its owner alone. Where that fails or takes longer than `deadline` nothing is left:
+/// a part of a store may hold every secret of the cluster.
+async fn whole_or_absent<Filled>(path: &Path, deadline: Duration, fill: impl FnOnce(File) -> Filled) -> Result<(), String>
+where
+    Filled: Future<Output = Result<File, String>>,
+{
+    let partial = partial(path);
+    let said = |error: std::io::Error| format!("{}: {error}", partial.display());
+    let mut options = tokio::fs::OpenOptions::new();
+    // Not within the deadline: an open that is given up may still make the file.
+    let out = options.create(true).write(true).truncate(true).mode(0o600).open(&partial).await.map_err(said)?;
+    let work = async {
+        let mut out = fill(out).await?;
+        // A failure of the last write is told by the flush and by nothing after it.
+        out.flush().await.map_err(said)?;
+        out.sync_all().await.map_err(said)
     };
-    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(format!("not done within {} s", deadline.as_secs())))
+    let filled = tokio::time::timeout(deadline, work).await;
+    let filled = filled.unwrap_or_else(|_| Err(format!("not done within {} s", deadline.as_secs())));
+    let made = match filled {
+        Ok(()) => tokio::fs::rename(&partial, path).await.map_err(said),
+        Err(why) => Err(why),
+    };
+    let Err(why) = made else { return Ok(()) };
+    match tokio::fs::remove_file(&partial).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("{why}; a part of the store, with secrets in it, is left: {}", said(error)))
+        }
+        _ => Err(why),
+    }
 }
 
 async fn flap(site: &Site, injector: &dyn Injector, times: u8) -> Result<(), String> {
@@ -310,4 +338,52 @@ async fn flap(site: &Site, injector: &dyn Injector, times: u8) -> Result<(), Str
         await_healthy(site, patience(site)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    /// What of a store is in a directory after `fill` had so many milliseconds to save it, and what was said.
+    async fn saved<Filled>(ms: u64, fill: impl FnOnce(File) -> Filled) -> (Vec<String>, Result<(), String>)
+    where
+        Filled: Future<Output = Result<File, String>>,
+    {
+        let place = tempfile::tempdir().expect("a directory");
+        let made = whole_or_absent(&place.path().join("store.db"), Duration::from_millis(ms), fill).await;
+        let entries = std::fs::read_dir(place.path()).expect("listed").map(|entry| entry.expect("an entry"));
+        let told = |entry: std::fs::DirEntry| {
+            let (name, seen) = (entry.file_name(), entry.metadata().expect("there"));
+            format!("{} {:o} {}", name.to_string_lossy(), seen.mode() & 0o777, seen.len())
+        };
+        (entries.map(told).collect(), made)
+    }
+
+    #[tokio::test]
+    async fn a_store_is_saved_whole_and_private() {
+        let (there, made) = saved(60_000, |mut out| async move {
+            out.write_all(b"store").await.expect("written");
+            Ok(out)
+        })
+        .await;
+        assert_eq!((there, made), (vec!["store.db 600 5".to_owned()], Ok(())));
+    }
+
+    /// Every secret of the cluster may be in what has come so far.
+    #[tokio::test]
+    async fn of_a_store_that_could_not_be_saved_nothing_is_left() {
+        let (there, made) = saved(60_000, |mut out| async move {
+            out.write_all(b"sto").await.expect("written");
+            Err("no space left on device".to_owned())
+        })
+        .await;
+        assert_eq!((there, made), (vec![], Err("no space left on device".to_owned())));
+        let (there, made) = saved(50, |mut out| async move {
+            out.write_all(b"sto").await.expect("written");
+            std::future::pending().await
+        })
+        .await;
+        assert_eq!((there, made), (vec![], Err("not done within 0 s".to_owned())));
+    }
 }

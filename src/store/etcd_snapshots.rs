@@ -2,7 +2,7 @@
 //! `cli` keeps them through these methods of `ClusterDir`; what is in a record is its own.
 //! They hold all of the cluster's secrets: private from their first byte, gone with the directory.
 
-use super::cluster::{ClusterDir, write_json};
+use super::cluster::{ClusterDir, io_error, write_json};
 use super::files::{self, FileError, if_there};
 use super::snapshots::{Read, records};
 use super::{Lock, StoreError};
@@ -30,6 +30,13 @@ impl ClusterDir {
         self.guarded(lock)?;
         files::ensure_dir(&self.etcd_snapshots())?;
         Ok(self.etcd_snapshots().join(format!("{name}.db")))
+    }
+
+    /// Bytes that can still be written to the file system that the directory is on.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let seen = nix::sys::statvfs::statvfs(self.path())
+            .map_err(|error| io_error("read the free space of", self.path(), error.into()))?;
+        Ok((seen.blocks_available() as u64).saturating_mul(seen.fragment_size() as u64))
     }
 
     /// Every record by its name; one that cannot be read is told with the reason.
