@@ -236,6 +236,14 @@ fn with_snapshots(dir: &ClusterDir) {
     dir.save_etcd_snapshot(&lock, "store", &store).expect("saved");
 }
 
+/// What one kind of snapshot is asked that only the other can do is refused in its own words.
+#[test]
+fn with_a_snapshot_of_each_kind() {
+    let parent = tempfile::tempdir().expect("a directory");
+    with_snapshots(&kept_cluster(parent.path()));
+    cases_with_cluster("tests/cli/snapshots/*.trycmd", parent.path()).run();
+}
+
 /// A restore of etcd alone was cut off: it is called what it is, keeps its snapshot, and no other kind is begun over it.
 #[test]
 fn with_an_etcd_that_is_half_restored() {

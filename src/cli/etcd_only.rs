@@ -70,6 +70,11 @@ pub fn named(dir: &ClusterDir, name: &Name) -> Result<Option<EtcdSnapshot>, CliE
     Ok(all(dir)?.into_iter().find(|one| one.name == *name))
 }
 
+/// Whether there is one of that name, readable or not.
+pub fn is_there(dir: &ClusterDir, name: &str) -> Result<bool, CliError> {
+    Ok(dir.load_etcd_snapshots::<EtcdSnapshot>()?.iter().any(|(known, _)| known == name))
+}
+
 /// etcd ends a snapshot with the digest of what comes before it.
 fn is_whole(bytes: &[u8]) -> bool {
     let Some((data, sum)) = bytes.len().checked_sub(32).map(|at| bytes.split_at(at)) else { return false };
@@ -101,6 +106,7 @@ fn tidy(dir: &ClusterDir, lock: &Lock) -> Result<(), CliError> {
 
 pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result<u8, CliError> {
     let begin = Instant::now();
+    not_golden(name)?;
     let (bench, lock) = bench(global, &format!("snapshot save {name} --etcd-only"))?;
     let (dir, plan) = (&bench.dir, &bench.plan);
     let cluster = &plan.cluster;
@@ -135,6 +141,15 @@ pub async fn save(global: &Global, name: &Name, note: Option<&String>) -> Result
         )),
     }
     Ok(exit::OK)
+}
+
+/// The name of what `up` keeps of all machines: where etcd had it too, `restore` and `delete` would reach etcd's alone.
+fn not_golden(name: &Name) -> Result<(), CliError> {
+    if name.as_str() != golden::NAME {
+        return Ok(());
+    }
+    Err(CliError::usage(format!("{name} is the snapshot of all machines that up keeps; one of etcd alone needs another name"))
+        .hint("ktcw-vm snapshot save NAME --etcd-only; nothing was touched"))
 }
 
 fn not_saved(said: String) -> CliError {

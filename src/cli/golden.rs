@@ -4,9 +4,9 @@
 
 use super::error::CliError;
 use super::opened::or_interrupted;
-use super::session;
 use super::snapshot::{After, after, has_room, members, shown_time};
 use super::up::Outcome;
+use super::{etcd_only, session};
 use crate::event::{Event, Events, Stage};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
@@ -92,13 +92,18 @@ pub enum Keeping {
 }
 
 /// Keeps one of a cluster that was just verified. One of the same plan, image and QEMU that is there stays; where there is no room
-/// for one, or it does not come to its end, that is said and nothing is kept: a cluster that runs has not failed for want of it.
+/// for one, its name is taken, or it does not come to its end, that is said and nothing is kept: a cluster that runs has not failed for
+/// want of it.
 ///
 /// # Errors
 /// Machines stand still and could not be let go on, or libvirt does not answer.
 pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, events: &Events) -> Result<Keeping, CliError> {
     let plan = &desk.machines.plan;
     let note = |text: String| events.send(Event::Note { text });
+    if let Some(text) = hidden(desk.dir).unwrap_or_default() {
+        note(text);
+        return Ok(Keeping::Untouched);
+    }
     let asked = host.clone();
     let facts = blocking(move || asked.facts()).await?;
     let fits = Fits::of(plan, &facts);
@@ -176,6 +181,22 @@ impl fmt::Display for GivenUp {
 /// Names of all snapshots but the golden one, as their files have them.
 fn others(dir: &ClusterDir) -> Result<Vec<String>, CliError> {
     Ok(dir.load_snapshots::<Record>()?.into_iter().map(|(name, _)| name).filter(|name| name != NAME).collect())
+}
+
+/// Why none is kept beside a snapshot of etcd alone that has its name, from before that was refused: `restore` and `delete` would reach
+/// only that one.
+fn hidden(dir: &ClusterDir) -> Result<Option<String>, CliError> {
+    if !etcd_only::is_there(dir, NAME)? {
+        return Ok(None);
+    }
+    let what = match is_kept(dir) {
+        true => "the golden snapshot is hidden from restore and delete, and is not kept anew",
+        false => "no golden snapshot is kept",
+    };
+    Ok(Some(format!(
+        "{what}: there is one of etcd alone of its name; ktcw-vm snapshot delete {NAME} -c {} removes it",
+        dir.name()
+    )))
 }
 
 /// Takes a cluster down and keeps its golden snapshot: machines off, all other snapshots and the network gone, an open lab closed.

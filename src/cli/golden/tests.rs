@@ -83,6 +83,25 @@ fn only_a_whole_golden_snapshot_is_kept_anew_when_nodes_come_and_go() {
     assert!(!is_kept(&kept.dir), "another snapshot is none");
 }
 
+/// Two of one name, of which `restore` and `delete` would reach etcd's alone.
+#[test]
+fn beside_one_of_etcd_alone_of_its_name_no_golden_snapshot_is_kept() {
+    let kept = Kept::new();
+    assert_eq!(hidden(&kept.dir).expect("readable"), None);
+    let lock = kept.dir.lock("snapshot save").expect("free");
+    for name in ["later", NAME] {
+        std::fs::write(kept.dir.etcd_snapshot_file(&lock, name).expect("a path"), "store").expect("written");
+        assert_eq!(hidden(&kept.dir).expect("readable"), None, "one that is called otherwise is in nobody's way");
+        kept.dir.save_etcd_snapshot(&lock, name, &"whatever is in it").expect("saved");
+    }
+    let said = hidden(&kept.dir).expect("readable").expect("it is in the way");
+    assert!(said.contains("is hidden from restore and delete"), "{said}");
+    kept.dir.remove_snapshot(&lock, NAME).expect("removed");
+    let said = hidden(&kept.dir).expect("readable").expect("it is in the way");
+    assert!(said.starts_with("no golden snapshot is kept: there is one of etcd alone of its name"), "{said}");
+    assert!(said.contains("ktcw-vm snapshot delete golden -c"), "{said}");
+}
+
 #[test]
 fn who_is_asked_is_told_everything_that_is_given_up() {
     let said = |snapshots: &[&str], lab: Option<&str>| {
