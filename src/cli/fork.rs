@@ -5,12 +5,12 @@
 use super::args::{Global, SnapshotFork};
 use super::error::CliError;
 use super::opened::{Opened, whole_moment};
-use super::{exit, render, session, up};
+use super::{etcd_only, exit, render, session, up};
 use crate::host::{Host, HostFacts, HostSeen, Mark, blocking};
 use crate::netns::{self, Ends, Namespace, NetnsError};
 use crate::plan::{DiskKind, Plan, Resolved, plan};
 use crate::preflight;
-use crate::snapshot::{self, Fits, Record};
+use crate::snapshot::{self, Fits, Name, Record};
 use crate::spec::{ClusterName, ClusterSpec};
 use crate::store::ClusterDir;
 use crate::store::journal::{Entry, History};
@@ -54,7 +54,7 @@ pub async fn run(global: &Global, args: &SnapshotFork) -> Result<u8, CliError> {
     let parent = session::parent(global)?;
     let opened = Opened::new(global, &format!("snapshot fork {name}"), |session| {
         whole_moment(session)?;
-        super::snapshot::named(&session.dir, name).map(|_| ())
+        has_machines(&session.dir, name)
     })?;
     let record = super::snapshot::named(&opened.session.dir, name)?;
     let old = opened.session.plan.clone();
@@ -65,6 +65,16 @@ pub async fn run(global: &Global, args: &SnapshotFork) -> Result<u8, CliError> {
     make(&origin, &record, &plan, &parent, &|text| render::status(text)).await?;
     drop(opened);
     start(global, &parent, new)
+}
+
+/// There is a snapshot of that name, and not one of etcd alone.
+fn has_machines(dir: &ClusterDir, name: &Name) -> Result<(), CliError> {
+    let of_machines = dir.load_snapshots::<Record>()?.iter().any(|(known, _)| known == name.as_str());
+    if !of_machines && etcd_only::is_there(dir, name.as_str())? {
+        return Err(CliError::usage(format!("snapshot {name} is of etcd alone, and a fork is made of machines' disks"))
+            .hint(format!("ktcw-vm snapshot list -c {}; nothing was touched", dir.name())));
+    }
+    super::snapshot::named(dir, name).map(drop)
 }
 
 /// What a fork is made of.

@@ -142,6 +142,7 @@ fn etcd_alone(rig: &Rig) {
     rig.run(&["snapshot", "save", "store", "--etcd-only", "-m", "by etcd"]).exits(0).says("revision");
     rig.run(&["snapshot", "list"]).exits(0).says("etcd only, revision").says("by etcd");
     rig.run(&["snapshot", "save", "store"]).exits(2).says("there is a snapshot store of etcd already");
+    rig.run(&["snapshot", "fork", "store", "--as", "lab3"]).exits(2).says("is of etcd alone");
     put(rig, "store", "written after");
     // One member's disk is lost on top.
     rig.on("controller-1", "systemctl stop etcd && rm -rf /var/lib/etcd/data");

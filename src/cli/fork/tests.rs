@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::plan::{Accel, samples};
-use crate::snapshot::Name;
 use crate::spec::{RawSpec, validate};
 use crate::store::crash::{self, copy, each, place, told};
 use std::ffi::OsStr;
