@@ -19,7 +19,7 @@ use crate::plan::{ELECTIONS, NodePlan, Plan, lease_holder};
 use crate::spec::Role;
 use crate::store::ClusterDir;
 use crate::top::screen::{Screen, Touch};
-use crate::top::{Etcd, Heard, Node, State, frame, plain};
+use crate::top::{Etcd, Heard, Node, State, frame, height_of_all, plain};
 use futures::future::join_all;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
@@ -52,8 +52,7 @@ pub async fn run(global: &Global, args: &Top) -> Result<u8, CliError> {
             Format::Text => {
                 let (width, height) =
                     terminal_size::terminal_size().map_or((WIDTH, HEIGHT), |(width, height)| (width.0, height.0));
-                let rows = u16::try_from(state.nodes.len()).unwrap_or(u16::MAX).saturating_add(8);
-                render::print(&plain(&frame(&state, width.max(WIDTH), height.max(rows))));
+                render::print(&plain(&frame(&state, width.max(WIDTH), height.max(height_of_all(&state)))));
             }
         }
         return Ok(exit::OK);

@@ -2,7 +2,7 @@
 //! `screen` shows it, `top --once` prints it as plain text; it fits 80 × 24 and uses more room for more events.
 //! Pure: the same state and size give the same picture.
 
-use super::state::{Heard, Node, State};
+use super::state::{Heard, Node, Standing, State};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -12,7 +12,14 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table, Widget};
 const HEADER: [&str; 9] = ["node", "machine", "etcd", "term", "index", "lag", "MiB", "API", "units"];
 const WIDTHS: [u16; 9] = [13, 8, 9, 5, 8, 5, 5, 8, 11];
 
-/// The picture of a state, so many columns wide and so many lines high.
+/// Lines that a picture needs which shows every node.
+pub fn height_of_all(state: &State) -> u16 {
+    // Heading, the table's own, holders, what is in force.
+    u16::try_from(state.nodes.len()).unwrap_or(u16::MAX).saturating_add(8)
+}
+
+/// The picture of a state, so many columns wide and so many lines high. Where not all nodes fit, those that are not well come first, and
+/// a last row says how many are left out and how they are.
 pub fn frame(state: &State, width: u16, height: u16) -> Buffer {
     let area = Rect::new(0, 0, width, height);
     let mut buffer = Buffer::empty(area);
@@ -26,7 +33,10 @@ pub fn frame(state: &State, width: u16, height: u16) -> Buffer {
     ])
     .areas(area);
     heading(state).render(title, &mut buffer);
-    members(state).render(table, &mut buffer);
+    let (shown, left_out) = chosen(state, usize::from(table.height.saturating_sub(1)));
+    let [table, more] = Layout::vertical([Constraint::Min(0), Constraint::Length(u16::from(left_out.is_some()))]).areas(table);
+    members(state, &shown).render(table, &mut buffer);
+    Paragraph::new(left_out.unwrap_or_default()).render(more, &mut buffer);
     holders(state).render(held, &mut buffer);
     Paragraph::new(Line::styled(format!("in force: {}", state.open.join(", ")), bad())).render(open, &mut buffer);
     happened(state, usize::from(events.height)).render(events, &mut buffer);
@@ -74,8 +84,31 @@ fn heading(state: &State) -> Paragraph<'static> {
     ]))
 }
 
-fn members(state: &State) -> Table<'static> {
-    let rows = state.nodes.iter().map(|node| row(state, node));
+/// Who is shown in so many rows, and of those that are not, a line; `None`: all are. In their own order where they fit, as nobody who
+/// looks for a node wants it elsewhere.
+fn chosen(state: &State, room: usize) -> (Vec<&Node>, Option<Line<'static>>) {
+    let mut nodes: Vec<&Node> = state.nodes.iter().collect();
+    if nodes.len() <= room || room == 0 {
+        nodes.truncate(room);
+        return (nodes, None);
+    }
+    nodes.sort_by_key(|node| node.standing());
+    let rest = nodes.split_off(room - 1);
+    let count = |standing| rest.iter().filter(|node| node.standing() == standing).count();
+    let (unwell, unknown) = (count(Standing::Unwell), count(Standing::Unknown));
+    let parts = [(unwell, "not well"), (unknown, "not known")].into_iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(count, how)| format!("{count} of them {how}")).collect();
+    let (how, style) = match (unwell, unknown) {
+        (0, 0) => ("all well".to_owned(), Style::new()),
+        (0, _) => (parts.join(", "), odd()),
+        _ => (parts.join(", "), bad()),
+    };
+    let line = Line::styled(format!("… and {} more, {how}", rest.len()), style);
+    (nodes, Some(line))
+}
+
+fn members(state: &State, nodes: &[&Node]) -> Table<'static> {
+    let rows: Vec<Row<'static>> = nodes.iter().map(|node| row(state, node)).collect();
     let header = Row::new(HEADER.map(Cell::from)).style(Style::new().add_modifier(Modifier::UNDERLINED));
     Table::new(rows, WIDTHS.map(Constraint::Length)).header(header).column_spacing(1)
 }

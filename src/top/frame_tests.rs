@@ -112,6 +112,101 @@ fn every_size_is_painted() {
     assert!(shown(&many, 80, 100).contains("event 199"));
 }
 
+/// Seven controllers and fifty workers, the largest there is.
+fn largest() -> State {
+    let mut all = state();
+    all.nodes = (0..7).map(node).collect();
+    all.nodes.extend((0..50).map(|i| Node { name: format!("worker-{i}"), ..worker() }));
+    all
+}
+
+/// Nodes in the table, from the top.
+fn listed(text: &str) -> Vec<&str> {
+    let is_node = |word: &&str| {
+        let parts = word.split_once('-');
+        parts.is_some_and(|(role, index)| ["controller", "worker"].contains(&role) && index.parse::<u8>().is_ok())
+    };
+    text.lines().filter_map(|line| line.split(' ').next()).filter(is_node).collect()
+}
+
+#[test]
+fn what_does_not_fit_is_counted() {
+    let text = shown(&largest(), 80, 24);
+    let names = listed(&text);
+    assert_eq!((names.len(), names[0], names[15]), (16, "controller-0", "worker-8"), "{text}");
+    assert!(text.contains("\n… and 41 more, all well\n"), "{text}");
+    assert!(text.contains("API's address: controller-0"), "what stands below the table is not pushed out: {text}");
+    assert!(!shown(&largest(), 80, 100).contains("more"), "all of it fits");
+}
+
+#[test]
+fn who_is_not_well_is_never_left_out_for_who_is() {
+    let mut broken = largest();
+    broken.nodes[40].ready = Heard::Said(false);
+    broken.nodes[50].machine = "paused".to_owned();
+    broken.nodes[50].stands_still();
+    broken.nodes[6].api = Heard::Silent;
+    broken.nodes[56].units = Heard::Unasked;
+    let text = shown(&broken, 80, 24);
+    assert_eq!(listed(&text)[..5], ["controller-6", "worker-33", "worker-43", "worker-49", "controller-0"], "{text}");
+    assert!(text.contains("… and 41 more, all well"), "{text}");
+    for node in &mut broken.nodes[20..] {
+        node.ready = Heard::Said(false);
+    }
+    let text = shown(&broken, 80, 24);
+    assert!(text.contains("… and 41 more, 22 of them not well"), "{text}");
+    for node in &mut broken.nodes {
+        node.stands_still();
+        node.machine.clear();
+    }
+    let text = shown(&broken, 80, 24);
+    assert!(text.contains("… and 41 more, 41 of them not known"), "nothing was asked yet: {text}");
+}
+
+#[test]
+fn one_picture_for_a_file_has_every_node() {
+    let mut all = largest();
+    all.nodes[56].ready = Heard::Said(false);
+    all.open = vec!["drill leader-kill".to_owned()];
+    let text = plain(&frame(&all, 80, height_of_all(&all)));
+    let names = listed(&text);
+    assert_eq!((names.len(), names[56]), (57, "worker-49"), "in their own order: {text}");
+    assert!(text.contains("in force: drill leader-kill") && !text.contains("more"), "{text}");
+}
+
+#[test]
+fn a_node_is_well_when_all_that_was_asked_of_it_is() {
+    let well = [node(0), worker()];
+    assert!(well.iter().all(|node| node.standing() == Standing::Well));
+    let [controller, worker] = well;
+    let of = |node: &Node, change: fn(&mut Node)| {
+        let mut changed = node.clone();
+        change(&mut changed);
+        changed.standing()
+    };
+    let alarmed: fn(&mut Node) = |node| {
+        if let Heard::Said(etcd) = &mut node.etcd {
+            etcd.errors = vec!["alarm:NOSPACE".to_owned()];
+        }
+    };
+    let cases: [(&Node, fn(&mut Node), Standing); 10] = [
+        (&controller, alarmed, Standing::Unwell),
+        (&controller, |node| node.etcd = Heard::Silent, Standing::Unwell),
+        (&controller, |node| node.etcd = Heard::Unasked, Standing::Unknown),
+        (&controller, |node| node.api = Heard::Said(Err("etcd failed".to_owned())), Standing::Unwell),
+        (&controller, |node| node.machine = "?".to_owned(), Standing::Unknown),
+        (&controller, |node| node.machine = "off".to_owned(), Standing::Unwell),
+        (&worker, |node| node.units = Heard::Silent, Standing::Unwell),
+        (&worker, |node| node.ready = Heard::Said(false), Standing::Unwell),
+        // The API is silent, and not the node: another row says so.
+        (&worker, |node| node.ready = Heard::Silent, Standing::Unknown),
+        (&worker, |node| node.ready = Heard::Unasked, Standing::Unknown),
+    ];
+    for (node, change, expected) in cases {
+        assert_eq!(of(node, change), expected, "{}", node.name);
+    }
+}
+
 #[test]
 fn changes_are_told_once_and_only_when_both_sides_are_known() {
     let before = state();

@@ -6,5 +6,5 @@ pub mod frame;
 pub mod screen;
 pub mod state;
 
-pub use frame::{frame, plain};
+pub use frame::{frame, height_of_all, plain};
 pub use state::{Etcd, Heard, Node, State};

@@ -43,6 +43,15 @@ impl<T> Heard<T> {
     }
 }
 
+/// How well a node is, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Unwell,
+    /// Something was not asked yet, or libvirt does not say whether its machine runs.
+    Unknown,
+    Well,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Node {
     pub name: String,
@@ -84,6 +93,38 @@ impl Node {
         self.etcd = Heard::Unasked;
         self.api = Heard::Unasked;
         self.ready = Heard::Unasked;
+    }
+
+    /// All that is known of it, in one.
+    pub fn standing(&self) -> Standing {
+        let graded = |unwell: bool, unknown: bool| match (unwell, unknown) {
+            (true, _) => Standing::Unwell,
+            (_, true) => Standing::Unknown,
+            _ => Standing::Well,
+        };
+        let machine = match self.machine.as_str() {
+            "running" => Standing::Well,
+            "" | "?" => Standing::Unknown,
+            _ => return Standing::Unwell,
+        };
+        let etcd = match &self.etcd {
+            Heard::Said(etcd) => graded(!(etcd.errors.is_empty() && (etcd.learner || etcd.leads || etcd.follows)), false),
+            etcd => graded(*etcd == Heard::Silent, self.member),
+        };
+        let api = match &self.api {
+            Heard::Said(answer) => graded(answer.is_err(), false),
+            api => graded(*api == Heard::Silent, self.control_plane),
+        };
+        // What it is to the API stands where it is asked: of workers.
+        let ready = match &self.ready {
+            Heard::Said(ready) => graded(!ready, false),
+            ready => graded(false, *ready == Heard::Silent || !self.member),
+        };
+        let units = match &self.units {
+            Heard::Said(units) => graded(units.values().any(|state| state != "active"), false),
+            units => graded(*units == Heard::Silent, true),
+        };
+        [machine, etcd, api, ready, units].into_iter().min().unwrap_or(Standing::Unknown)
     }
 
     /// What etcd is on it, in a word.
