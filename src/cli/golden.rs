@@ -297,8 +297,11 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
     })?;
     over(Stage::Machines, "golden restore", began);
     let began = stage(Stage::Etcd);
+    let left = format!("cluster {cluster} as its golden snapshot has it, not verified; its clocks may be late");
+    let setting = super::snapshot::noted(&journal, &plan, &*guests, &record.members);
+    let late = |error: CliError| error.hint(super::snapshot::sets_clocks(&cluster));
+    let after: After = or_interrupted(&stop, &left, setting).await.map_err(late)?;
     let left = format!("cluster {cluster} as its golden snapshot has it, not verified");
-    let after: After = or_interrupted(&stop, &left, after(&plan, &*guests, &record.members)).await?;
     over(Stage::Etcd, "clocks and members", began);
     let report = match verify {
         false => None,

@@ -6,6 +6,7 @@ use super::args::{Format, Global, Pause, Resume, Stop};
 use super::drill::bench::Bench;
 use super::error::CliError;
 use super::opened::{Opened, known, or_interrupted, whole_moment};
+use super::snapshot::sets_clocks;
 use super::{exit, render, session};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -102,12 +103,12 @@ pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
             .hint(format!("ktcw-vm start -c {name}")));
     }
     let (journal, _) = opened.journal("pause")?;
-    journal.begin("pause", node)?;
+    journal.begin(life::PAUSE, node)?;
     let skew =
         opened.machines.suspend(nodes.clone()).await.map_err(|error| {
             CliError::from(error).left("some machines may be paused").hint(format!("ktcw-vm resume -c {name}"))
         })?;
-    journal.done("pause", node)?;
+    journal.done(life::PAUSE, node)?;
     match global.format {
         Format::Json => {
             let names: Vec<&NodeName> = nodes.iter().map(|node| &node.name).collect();
@@ -133,23 +134,34 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     if nodes.is_empty() {
         let whole = node.map_or_else(|| power.whole().to_string(), |node| word(power.get(node)).to_owned());
         let what = node.map_or_else(|| format!("the machines of cluster {name} are"), |node| format!("{node} is"));
-        if matches!(whole.as_str(), "running") {
-            render::print_line(&format!("{what} {whole}; nothing to do"));
-            return Ok(exit::OK);
+        match whole.as_str() {
+            "running" if late => {
+                render::status(&format!("{what} {whole}, woken by a run that was cut off; setting their clocks"))
+            }
+            "running" => {
+                render::print_line(&format!("{what} {whole}; nothing to do"));
+                return Ok(exit::OK);
+            }
+            _ => {
+                return Err(CliError::failed(format!("{what} {whole}, not paused")).hint(format!("ktcw-vm start -c {name}")));
+            }
         }
-        return Err(CliError::failed(format!("{what} {whole}, not paused")).hint(format!("ktcw-vm start -c {name}")));
     }
-    let (journal, _) = opened.journal("resume")?;
-    journal.begin("resume", node)?;
+    journal.begin(life::RESUME, node)?;
     let (woken, skew) = opened.machines.resume(nodes).await.map_err(|error| {
         CliError::from(error).left("some machines may still be paused").hint(format!("ktcw-vm resume -c {name}"))
     })?;
     let guests = opened.session.guests()?;
     let left = "clocks that may be late";
-    let clocks = or_interrupted(&opened.stop, left, life::repair(&plan, &*guests, jiff::Timestamp::now, &woken))
+    let set = life::to_be_set(late, &woken, &opened.machines.power().await?);
+    let clocks = or_interrupted(&opened.stop, left, life::repair(&plan, &*guests, jiff::Timestamp::now, &set))
         .await
-        .map_err(|error| error.hint(format!("ktcw-vm up -c {name} sets them")))?;
-    journal.done("resume", node)?;
+        .map_err(|error| error.hint(sets_clocks(name)))?;
+    let unset: Vec<&String> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().err()).collect();
+    if unset.is_empty() {
+        journal.done(life::RESUME, node)?;
+        life::in_time(&journal, &history)?;
+    }
     let whole = opened.machines.power().await?.whole();
     let report = if args.no_verify || whole != Whole::Running {
         None
@@ -158,8 +170,10 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
         let looking = super::verify::steady(&plan, &opened.session.keyring, &*guests, &nowhere);
         Some(or_interrupted(&opened.stop, "nothing that was not there before", looking).await??)
     };
-    let unset: Vec<&String> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().err()).collect();
     match global.format {
+    let (journal, history) = opened.journal("resume")?;
+    // Who was woken by a run that was cut off is late by as long as it had stood, and looks as if there was nothing to do.
+    let late = !life::late(&history).is_empty();
         Format::Json => {
             let shifts: Vec<&Shift> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().ok()).collect();
             let mut summary = json!({
@@ -175,12 +189,15 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
                 render::print(&verify::render::table(report));
             }
             clocks_lines(&clocks).iter().for_each(|line| render::print_line(line));
-            let together = format!("at most {:.1} ms apart", micros(skew));
-            render::print_line(&format!("cluster {name}: {} resumed, {together}; all machines {whole}", count(woken.len())));
+            let resumed = match woken.len() {
+                0 => "clocks looked at".to_owned(),
+                woken => format!("{} resumed, at most {:.1} ms apart", count(woken), micros(skew)),
+            };
+            render::print_line(&format!("cluster {name}: {resumed}; all machines {whole}"));
         }
     }
     if !unset.is_empty() {
-        return Err(CliError::failed("not every clock could be set").hint(format!("ktcw-vm up -c {name} sets them")));
+        return Err(CliError::failed("not every clock could be set").hint(sets_clocks(name)));
     }
     Ok(match &report {
         Some(report) if report.verdict() != Verdict::Pass => exit::CHECK_FAILED,

@@ -2,25 +2,28 @@
 //! After a save and after a restore clocks are set, members are compared with the record, and a restore ends with `verify`.
 //! It decides what is refused; how a cluster is saved whole, `snapshot` knows.
 
+mod awake;
 mod list;
+
+pub(super) use awake::{After, after, noted, sets_clocks};
 
 use super::args::{Format, Global, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
-use super::life::{clocks_lines, micros};
+use super::life::micros;
 use super::opened::{Opened, no_open_fault, or_interrupted, whole_moment};
 use super::{etcd_only, exit, lab, render, session, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{Host, HostFacts, blocking};
+use crate::life::Machines;
 use crate::life::power::Whole;
-use crate::life::{self, Machines, Shift};
 use crate::plan::Plan;
 use crate::preflight;
-use crate::snapshot::compare::{Compared, compare};
 use crate::snapshot::{self, Desk, Fits, Name, Record, SnapshotError, chosen, stop_fitting};
 use crate::spec::{NodeName, Role};
 use crate::store::ClusterDir;
+use crate::store::journal::Journal;
 use crate::verify::{self, MemberSeen};
 use jiff::Timestamp;
 use serde_json::json;
@@ -116,7 +119,7 @@ pub async fn save_opened(opened: &Opened, args: &SnapshotSave) -> Result<Saved, 
             .hint(format!("ktcw-vm resume -c {cluster}"))
     })?;
     // They stood still, and so did their clocks.
-    let after = after(&plan, &*guests, &record.members).await;
+    let after = noted(&journal, &plan, &*guests, &record.members).await;
     Ok(Saved { record, after, took: begin.elapsed() })
 }
 
@@ -180,61 +183,6 @@ pub(super) async fn members(plan: &Plan, guests: &dyn Guest) -> (BTreeMap<NodeNa
         }
     }
     (answered, silent)
-}
-
-/// How clocks and members are once machines go on again.
-pub(super) struct After {
-    clocks: Vec<(NodeName, Result<Shift, String>)>,
-    compared: Vec<Compared>,
-}
-
-/// Sets the clocks of all nodes, then asks the members until they have a leader again, or their deadline.
-pub(super) async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, MemberSeen>) -> After {
-    let now: fn() -> Timestamp = Timestamp::now;
-    let nodes: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
-    let clocks = life::repair(plan, guests, now, &nodes).await;
-    let at = then.values().map(|member| member.hashed).next();
-    let patience = Duration::from_secs(u64::from(plan.timers.etcd_deadline_s));
-    let last = std::cell::RefCell::new(Vec::new());
-    let asked = crate::wait::until(
-        "every member answering",
-        patience,
-        Duration::from_millis(500),
-        |_| (),
-        || async {
-            let compared = compare(then, &verify::members(plan, guests, &now, at).await);
-            let open =
-                compared.iter().find(|one| one.verdict == Verdict::Unknown).map(|one| format!("{}: {}", one.node, one.said));
-            last.replace(compared);
-            open.map_or(crate::wait::Seen::Ready(()), crate::wait::Seen::NotYet)
-        },
-    );
-    // What is unknown at the end is in the last comparison.
-    let _ = asked.await;
-    After { clocks, compared: last.into_inner() }
-}
-
-impl After {
-    pub(super) fn lines(&self) -> Vec<String> {
-        let mut lines = clocks_lines(&self.clocks);
-        if self.compared.is_empty() {
-            lines.push("  etcd: no member answered when it was saved, so there is nothing to compare with".to_owned());
-        }
-        lines.extend(self.compared.iter().map(|one| format!("  {}  etcd {}: {}", one.node, one.verdict, one.said)));
-        lines
-    }
-    fn shifts(&self) -> Vec<&Shift> {
-        self.clocks.iter().filter_map(|(_, shift)| shift.as_ref().ok()).collect()
-    }
-    /// All clocks are set, and all members are as they were; of none nothing is known.
-    pub(super) fn is_well(&self) -> bool {
-        !self.compared.is_empty()
-            && self.clocks.iter().all(|(_, shift)| shift.is_ok())
-            && self.compared.iter().all(|one| one.verdict == Verdict::Pass)
-    }
-    fn code(&self) -> u8 {
-        if self.is_well() { exit::OK } else { exit::CHECK_FAILED }
-    }
 }
 
 async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, CliError> {
@@ -319,15 +267,16 @@ pub async fn go_back(opened: &Opened, record: Record, no_verify: bool) -> Result
     let back = begin.elapsed();
     let guests = opened.session.guests()?;
     let looking = async {
-        let after = after(&plan, &*guests, &record.members).await;
+        let after = noted(&journal, &plan, &*guests, &record.members).await;
         let report = match no_verify {
             true => None,
             false => Some(super::verify::steady(&plan, &opened.session.keyring, &*guests, &Events::nowhere()).await?),
         };
         Ok::<_, CliError>((after, report))
     };
-    let left = format!("cluster {cluster} as it was in snapshot {name}, not verified");
-    let (after, report) = or_interrupted(&opened.stop, &left, looking).await??;
+    let left = format!("cluster {cluster} as it was in snapshot {name}, not verified; its clocks may be late");
+    let looked = or_interrupted(&opened.stop, &left, looking).await;
+    let (after, report) = looked.map_err(|error| error.hint(sets_clocks(cluster)))??;
     Ok(Restored { record, window, back, after, report, took: begin.elapsed() })
 }
 
@@ -421,7 +370,7 @@ fn removed(name: &Name, cluster: &str) -> String {
     )
 }
 
-pub fn desk<'a>(opened: &'a Opened, journal: &'a crate::store::journal::Journal) -> Desk<'a> {
+pub fn desk<'a>(opened: &'a Opened, journal: &'a Journal) -> Desk<'a> {
     let told: &(dyn Fn(&str) + Sync) = &|text| render::status(text);
     Desk { machines: &opened.machines, dir: &opened.session.dir, lock: &opened.lock, journal, told }
 }
@@ -482,15 +431,6 @@ fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn where_no_member_can_be_compared_nothing_is_called_well() {
-        let of = |compared| After { clocks: Vec::new(), compared };
-        let one = |verdict| Compared { node: NodeName::controller(0), verdict, said: String::new() };
-        assert!(of(vec![one(Verdict::Pass)]).is_well());
-        assert!(!of(vec![one(Verdict::Pass), one(Verdict::Unknown)]).is_well());
-        assert!(!of(vec![]).is_well() && of(vec![]).lines()[0].contains("nothing to compare"));
-    }
 
     #[test]
     fn who_removes_the_golden_one_is_told_what_does_not_work_any_more() {

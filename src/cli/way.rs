@@ -13,8 +13,8 @@ use crate::guest::Guest;
 use crate::guest::ssh::keys;
 use crate::host::libvirt::LibvirtHost;
 use crate::host::{DomainState, Host, blocking};
-use crate::life::Machines;
 use crate::life::power::{Power, Whole};
+use crate::life::{self, Machines};
 use crate::pki::{Keyring, Lifetimes};
 use crate::plan::Plan;
 use crate::snapshot;
@@ -88,6 +88,8 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
         }
         with_journal(&run.journal, |journal| apply::arrived(journal, &open))?;
     }
+        // Each was looked at, and set where it was off.
+        with_journal(&run.journal, |journal| life::in_time(journal, &open))?;
     let Run { host, only, stop, applied, journal, .. } = run;
     let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
     // One node of a cluster whose other machines are off is not yet a cluster to be verified.

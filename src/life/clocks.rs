@@ -1,15 +1,51 @@
 //! Clocks of machines that slept: read once they answer again, set as this computer's, and how far each was off.
 //! `resume` and `snapshot restore` call it: a machine wakes in the moment in which it was suspended.
-//! It takes any node it is given and does not ask why its clock is wrong.
+//! It takes any node it is given; that clocks may be late at all, after a run that was cut off, it reads in the journal.
 
+use super::power::Power;
 use crate::guest::clock::{self, RIGHT_S};
 use crate::guest::{Guest, GuestError};
 use crate::plan::Plan;
 use crate::spec::NodeName;
+use crate::store::journal::{Entry, History, Journal, JournalError};
 use crate::wait::{Seen, until};
 use futures::future::join_all;
 use serde::Serialize;
 use std::time::Duration;
+
+/// Journal step of `pause`: from then on machines stand still.
+pub const PAUSE: &str = "pause";
+/// Journal step of `resume`: open until the clocks are set.
+pub const RESUME: &str = "resume";
+/// Journal step of a save's and a restore's letting go; the clocks are set after it.
+pub const WAKE: &str = "snapshot wake";
+/// Journal step of the setting itself, where machines run already that may be late.
+pub const CLOCKS: &str = "clocks";
+
+/// What was begun of that and did not come to its end: machines that run may be late by as long as they stood.
+pub fn late(history: &History) -> Vec<(String, Option<NodeName>)> {
+    let not_done = history.pending().into_iter().chain(history.failed());
+    let steps = not_done.filter_map(|record| match &record.entry {
+        Entry::Step { step, node, .. } if [PAUSE, RESUME, WAKE, CLOCKS].contains(&step.as_str()) => {
+            Some((step.clone(), node.clone()))
+        }
+        _ => None,
+    });
+    steps.collect()
+}
+
+/// Says in the journal that the clocks of all that run are set.
+pub fn in_time(journal: &Journal, history: &History) -> Result<(), JournalError> {
+    late(history).iter().try_for_each(|(step, node)| journal.done(step, node.as_ref()))
+}
+
+/// Whose clocks are to be set: of those that were woken, and after a run that was cut off (`late`) of all that run.
+pub fn to_be_set(late: bool, woken: &[NodeName], power: &Power) -> Vec<NodeName> {
+    match late {
+        false => woken.to_vec(),
+        true => power.0.iter().map(|(node, _)| node).filter(|node| power.is_running(node)).cloned().collect(),
+    }
+}
 
 /// How a node's clock was moved.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,7 +7,7 @@ mod machines;
 pub mod power;
 mod stop;
 
-pub use clocks::{Shift, awaited, repair};
+pub use clocks::{CLOCKS, PAUSE, RESUME, Shift, WAKE, awaited, in_time, late, repair, to_be_set};
 pub use machines::{Machines, Span, window};
 pub use stop::{How, Stopped, Wave, quorum_left, stop, waves};
 

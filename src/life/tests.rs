@@ -211,3 +211,26 @@ async fn clocks_are_moved_by_what_they_are_off_and_a_silent_node_is_named() {
     assert!(shifts[2].1.as_ref().is_err_and(|why| why.contains("controller-2")), "{shifts:?}");
     assert_eq!(guests.forgotten().len(), 3, "what was connected before is dead");
 }
+
+/// Killed at any place between the suspend and the setting of clocks, it is in the journal until somebody has set them.
+#[test]
+fn a_run_cut_off_before_the_clocks_were_set_leaves_word_of_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("journal.jsonl");
+    let one = NodeName::controller(1);
+    let (journal, history) = Journal::open(&path, Uuid::from_u128(1), "resume").expect("opens");
+    assert_eq!(late(&history), []);
+    journal.begin(RESUME, Some(&one)).expect("written");
+    journal.begin(WAKE, None).expect("written");
+    journal.failed(WAKE, None, "one of three would not").expect("written");
+    journal.begin("stop controller-0", None).expect("written");
+    let history = journal::read(&path).expect("reads");
+    assert_eq!(late(&history), [(RESUME.to_owned(), Some(one.clone())), (WAKE.to_owned(), None)]);
+    in_time(&journal, &history).expect("written");
+    assert_eq!(late(&journal::read(&path).expect("reads")), []);
+
+    let states = [(0, DomainState::Running), (1, DomainState::Running), (2, DomainState::ShutOff)];
+    let power = Power(states.map(|(i, state)| (NodeName::controller(i), Some(state))).to_vec());
+    assert_eq!(to_be_set(false, std::slice::from_ref(&one), &power), [one.clone()]);
+    assert_eq!(to_be_set(true, &[], &power), [NodeName::controller(0), one], "who was woken before runs, and is late");
+}

@@ -113,14 +113,18 @@ pub async fn woken(opened: &Opened, lab: &Lab) -> Result<bool, CliError> {
     let power = opened.machines.power().await?;
     let asleep = |state| matches!(state, Some(DomainState::Paused | DomainState::PausedIoError));
     let sleeping: Vec<_> = opened.machines.nodes(None).into_iter().filter(|node| asleep(power.get(&node.name))).collect();
-    if !sleeping.is_empty() {
+    if !sleeping.is_empty() || late {
         render::status("a save was cut off; letting the machines go on");
-        let names: Vec<NodeName> = sleeping.iter().map(|node| node.name.clone()).collect();
-        opened.machines.resume(sleeping).await?;
+        journal.begin(life::CLOCKS, None)?;
+        let (woken, _) = opened.machines.resume(sleeping).await?;
+        let names = life::to_be_set(late, &woken, &opened.machines.power().await?);
         let guests = opened.session.guests()?;
-        life::repair(&opened.session.plan, &*guests, Timestamp::now, &names).await;
+        let clocks = life::repair(&opened.session.plan, &*guests, Timestamp::now, &names).await;
+        if clocks.iter().all(|(_, shift)| shift.is_ok()) {
+            journal.done(life::CLOCKS, None)?;
+            life::in_time(&journal, &history)?;
+        }
     }
-    let (journal, _) = opened.journal("lab")?;
     snapshots::tidy(&snapshot::desk(opened, &journal)).await?;
     whole(opened, lab)
 }
@@ -137,6 +141,8 @@ pub fn whole(opened: &Opened, lab: &Lab) -> Result<bool, CliError> {
 /// Draws who is hit, writes it down, makes every fault.
 async fn break_it(global: &Global, opened: &Opened, book: &mut Book) -> Result<(), CliError> {
     let dir = &opened.session.dir;
+    let (journal, history) = opened.journal("lab")?;
+    let late = !life::late(&history).is_empty();
     let Some(open) = &mut book.open else { return Err(CliError::failed("no lab is being begun")) };
     let lab = open.lab.clone();
     let session = Session::open(global)?;
