@@ -48,7 +48,8 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
     no_open_restore(&history, dir.name().as_str())?;
     let first = way.first().cloned();
-    if let (Some(plan), false) = (first, dir.load_snapshots::<snapshot::Record>()?.is_empty()) {
+    let untidy = snapshot::unfinished(&history) || !dir.load_snapshots::<snapshot::Record>()?.is_empty();
+    if let (Some(plan), true) = (first, untidy) {
         let machines = Machines { plan, host: host.clone(), mark: session::mark(&dir) };
         let told = |text: &str| events.send(Event::Note { text: text.to_owned() });
         let desk = snapshot::Desk { machines: &machines, dir: &dir, lock: &lock, journal: &journal, told: &told };

@@ -11,7 +11,7 @@ mod work;
 pub use parts::{Parts, complete, listed, parts};
 pub use record::{Fits, Name, Record, State, chosen, stop_fitting, tree};
 pub use room::{Room, at_most, room};
-pub use work::{Desk, OpenRestore, RESTORE, open_restore, remove, restore, save, tidy};
+pub use work::{Desk, OpenRestore, RESTORE, open_restore, remove, restore, save, tidy, unfinished};
 
 use crate::host::HostError;
 use crate::life::LifeError;

@@ -9,7 +9,7 @@ use super::*;
 use crate::event::Verdict;
 use crate::host::fake::{FakeHost, Strike};
 use crate::host::{DomainState, Host, Mark};
-use crate::life::Machines;
+use crate::life::{self, Machines};
 use crate::plan::{Accel, CpuModel, Plan, Resolved, plan, samples};
 use crate::spec::{NodeName, RawSpec, validate};
 use crate::store::{ClusterDir, Lock, failpoint, journal};
@@ -174,15 +174,23 @@ impl Lab {
         self.dir.history().expect("readable")
     }
 
-    /// What the next commands make of it: nobody is left frozen, halves are gone, both moments can be had.
+    /// No step is left in the journal that a run began and nobody ended.
+    fn nothing_is_open(&self, about: &str) {
+        let history = self.history();
+        assert!(history.pending().is_empty() && !unfinished(&history), "{about}: {:?}", history.pending());
+    }
+
+    /// What the next commands make of it: nobody is left frozen, halves are gone, both moments can be had, nothing is open.
     fn recovers(&self, about: &str) {
-        let lock = self.dir.lock("resume").expect("free");
-        block_on(self.machines.resume(
-            self.machines.nodes(None).into_iter().filter(|node| self.host.content_of(&node.domain.name).is_some()).collect(),
-        ))
-        .unwrap_or_else(|error| panic!("{about}: {error}"));
-        drop(lock);
+        let there = |node: &crate::plan::NodePlan| self.host.content_of(&node.domain.name).is_some();
+        // As `resume` does it, which sets the clocks as well; these machines have none.
+        let resumed = self.run(async |desk| {
+            desk.machines.resume(desk.machines.nodes(None).into_iter().filter(there).collect()).await?;
+            Ok(life::in_time(desk.journal, &desk.dir.history()?)?)
+        });
+        resumed.unwrap_or_else(|error| panic!("{about}: {error}"));
         self.tidy().unwrap_or_else(|error| panic!("{about}: {error}"));
+        self.nothing_is_open(about);
         assert_eq!(self.states(), BTreeSet::from(["running"]), "{about}");
         let (whole, machines) = self.kept();
         assert_eq!(self.records().len(), whole.len(), "{about}");

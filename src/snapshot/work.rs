@@ -6,8 +6,8 @@ use super::SnapshotError;
 use super::parts::{complete, parts};
 use super::record::{Name, Record, State};
 use crate::host::{DomainState, Host, Mark, blocking};
-use crate::life::{LifeError, Machines};
-use crate::store::journal::{Entry, History, Journal, Phase};
+use crate::life::{LifeError, Machines, WAKE};
+use crate::store::journal::{Entry, History, Journal, Phase, Record as JournalRecord};
 use crate::store::{ClusterDir, Lock};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -16,6 +16,12 @@ use std::time::{Duration, Instant};
 
 /// Journal step of a whole restore.
 pub const RESTORE: &str = "restore";
+/// Steps of a save, of which a restore has the first as well.
+const SUSPEND: &str = "snapshot suspend";
+const CAPTURE: &str = "snapshot capture";
+/// What the steps of a removal and of a save begin with.
+const REMOVE: &str = "remove snapshot ";
+const SAVE: &str = "save ";
 
 /// What every piece of work needs.
 pub struct Desk<'a> {
@@ -52,15 +58,14 @@ impl Desk<'_> {
 
     /// Lets go on whoever is paused, also where it cannot be written down: on a disk that is full nobody is left frozen.
     async fn wake(&self) -> Result<Duration, SnapshotError> {
-        const STEP: &str = "snapshot wake";
-        let begun = self.journal.begin(STEP, None);
+        let begun = self.journal.begin(WAKE, None);
         match wake(self.machines).await {
             Ok(window) => {
-                begun.and_then(|_| self.journal.done(STEP, None))?;
+                begun.and_then(|_| self.journal.done(WAKE, None))?;
                 Ok(window)
             }
             Err(error) => {
-                begun.and_then(|_| self.journal.failed(STEP, None, &error.to_string()))?;
+                begun.and_then(|_| self.journal.failed(WAKE, None, &error.to_string()))?;
                 Err(error.into())
             }
         }
@@ -116,7 +121,7 @@ async fn ended(desk: &Desk<'_>, record: &mut Record, before: Option<u64>) -> Res
 
 /// Journal step of a save.
 fn save_step(name: &Name) -> String {
-    format!("save {name}")
+    format!("{SAVE}{name}")
 }
 
 /// From the first suspend to the record that says whole.
@@ -124,12 +129,12 @@ async fn capture(desk: &Desk<'_>, record: &mut Record) -> Result<(), SnapshotErr
     let machines = desk.machines;
     (desk.told)("suspending all machines");
     let began = Instant::now();
-    let skew = desk.step("snapshot suspend", machines.suspend(machines.nodes(None))).await?;
+    let skew = desk.step(SUSPEND, machines.suspend(machines.nodes(None))).await?;
     record.skew_at_most_us = u64::try_from(skew.as_micros()).unwrap_or(u64::MAX);
     (desk.told)("saving memory and disks of all machines");
     let name = record.name.to_string();
     let saving = machines.each(machines.nodes(None), move |host, domain, mark| host.ensure_snapshot(domain, &name, mark));
-    desk.step("snapshot capture", saving).await?;
+    desk.step(CAPTURE, saving).await?;
     record.state = State::Whole;
     record.stood_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     desk.save_record(record)
@@ -160,7 +165,7 @@ pub async fn restore(desk: &Desk<'_>, record: &Record) -> Result<Duration, Snaps
         (desk.told)("suspending what runs");
         let power = machines.power().await?;
         let running = machines.nodes(None).into_iter().filter(|node| power.is_running(&node.name)).collect();
-        desk.step("snapshot suspend", machines.suspend(running)).await?;
+        desk.step(SUSPEND, machines.suspend(running)).await?;
         (desk.told)("taking all machines back");
         let name = record.name.to_string();
         let reverting = machines.each(machines.nodes(None), move |host, domain, mark| host.revert(domain, &name, mark));
@@ -193,7 +198,7 @@ async fn host_call<T: Send + 'static>(
 
 /// Removes one: its children become its parent's. Works on whole ones and on halves.
 pub async fn remove(desk: &Desk<'_>, name: &Name) -> Result<(), SnapshotError> {
-    let step = format!("remove snapshot {name}");
+    let step = format!("{REMOVE}{name}");
     let records = desk.records()?;
     let own = records.iter().find(|record| record.name == *name);
     desk.journal.begin(&step, None)?;
@@ -243,10 +248,41 @@ pub async fn tidy(desk: &Desk<'_>) -> Result<Vec<Name>, SnapshotError> {
             Some(mut record) if unended.last => ended(desk, &mut record, unended.before).await?,
             Some(record) => desk.journal.done(&save_step(&record.name), None)?,
             // Its record was never written, or cannot be read.
-            None => desk.journal.done(&format!("save {}", unended.name), None)?,
+            None => desk.journal.done(&format!("{SAVE}{}", unended.name), None)?,
         }
     }
+    close(desk)?;
     Ok(halves.into_iter().collect())
+}
+
+/// The step of a record, if it is one that `tidy` finishes.
+fn of_tidy(record: &JournalRecord) -> Option<&str> {
+    let Entry::Step { step, .. } = &record.entry else { return None };
+    let ours = [SUSPEND, CAPTURE].contains(&step.as_str()) || [SAVE, REMOVE].iter().any(|begin| step.starts_with(begin));
+    ours.then_some(step.as_str())
+}
+
+/// Whether a save or a removal was cut off: also where no record of it is left, its steps are open until the next `tidy`.
+pub fn unfinished(history: &History) -> bool {
+    history.pending().into_iter().any(|record| of_tidy(record).is_some())
+}
+
+/// Steps that a run has begun and not ended, once nothing of what they did is left. That machines were let go on stays open: whether
+/// their clocks are set nobody here knows.
+fn close(desk: &Desk<'_>) -> Result<(), SnapshotError> {
+    let history = desk.dir.history()?;
+    if open_restore(&history).is_some() {
+        return Ok(());
+    }
+    let listed = desk.dir.load_snapshots::<Record>()?;
+    for step in history.pending().into_iter().filter_map(of_tidy) {
+        let kept = step.strip_prefix(REMOVE).is_some_and(|name| listed.iter().any(|(file, _)| file == name));
+        match kept {
+            true => desk.journal.failed(step, None, "cut off before anything of it was removed")?,
+            false => desk.journal.done(step, None)?,
+        }
+    }
+    Ok(())
 }
 
 /// A save that was not told to its end.
@@ -263,7 +299,7 @@ fn unended_saves(history: &History) -> Vec<Unended> {
     let mut open: Vec<Unended> = Vec::new();
     for record in &history.records {
         let Entry::Step { step, phase, detail, .. } = &record.entry else { continue };
-        let save = step.strip_prefix("save ");
+        let save = step.strip_prefix(SAVE);
         let (begins, ends) = (*phase == Phase::Begin, *phase == Phase::Done);
         open.retain(|unended| save != Some(&unended.name) || !(begins || ends));
         if (begins && save.is_some()) || (ends && (save.is_some() || step == RESTORE)) {

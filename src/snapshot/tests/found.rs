@@ -30,6 +30,24 @@ fn a_save_that_was_killed_before_its_last_words_is_told_to_its_end_by_the_next()
     }
 }
 
+/// Killed before the first part was removed, it has removed nothing; with its record gone, all. Either is said in the journal, also
+/// where no record is left that an `up` would be led here by.
+#[test]
+fn a_removal_that_was_cut_off_is_open_until_it_is_told_how_it_ended() {
+    for (number, kept) in [(2, true), (3, false)] {
+        let lab = Lab::new();
+        lab.save("one", None).expect("saved");
+        failpoint::unwind_at(number);
+        let killed = catch_unwind(AssertUnwindSafe(|| lab.remove("one")));
+        failpoint::unwind_at(0);
+        assert!(killed.is_err() && unfinished(&lab.history()), "point {number}");
+        lab.tidy().expect("tidied");
+        lab.keeps(if kept { &["one"] } else { &[] });
+        let history = lab.history();
+        assert_eq!((history.pending().len(), history.failed().len()), (0, usize::from(kept)), "point {number}");
+    }
+}
+
 /// Removed and added again it has the name, UUID and plan that it had, so that the record fits, and no part in the snapshot.
 #[test]
 fn a_machine_that_was_made_anew_is_said_before_anything_is_touched() {

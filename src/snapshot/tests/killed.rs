@@ -1,9 +1,13 @@
 //! The program killed at any place of a save, a restore, a removal and a tidying: a real process, ended by an abort before or after
 //! every journal record, file and effect, over machines that outlive it. Then one moment or the other is whole and can be gone back
-//! to, machines of two moments never run together, and `down` leaves nothing.
+//! to, machines of two moments never run together, and `down` leaves nothing. Of what is saved and restored of etcd alone, which `cli`
+//! does member by member, the order of its files, records and the journal's two words is gone through here.
 
 use super::*;
+use crate::plan::DiskKind;
+use crate::store::Class;
 use crate::store::crash::{self, copy, each, place, told};
+use serde_json::json;
 use std::path::PathBuf;
 
 /// A computer with two machines on it, as a directory.
@@ -93,12 +97,54 @@ impl Lab {
         self.restore(name).unwrap_or_else(|error| panic!("{about}: {error}"));
         assert_eq!((self.content(), self.states()), (BTreeSet::from([content]), BTreeSet::from(["running"])), "{about}");
         assert_eq!((open_name(&self.history()), self.current().as_deref()), (None, Some(name)), "{about}");
+        self.nothing_is_open(about);
     }
 
     fn current(&self) -> Option<String> {
         self.dir.current_snapshot().expect("readable")
     }
+
+    /// Volume of the one member's data.
+    fn etcd_disk(&self) -> &str {
+        let mut disks = self.machines.plan.controllers().flat_map(|node| &node.domain.disks);
+        &disks.find(|disk| matches!(disk.kind, DiskKind::Etcd { .. })).expect("a disk").volume
+    }
+
+    fn give(&self, data: &[u8]) {
+        let (storage, mark) = (&self.machines.plan.storage, &self.machines.mark);
+        self.host.ensure_content(storage, self.etcd_disk(), data, mark).expect("given");
+    }
+
+    fn data(&self) -> Vec<u8> {
+        self.host.content(&self.machines.plan.storage.pool, self.etcd_disk()).expect("there")
+    }
+
+    /// What was cut off goes, the file comes, and last its record.
+    fn save_etcd(&self, name: &str) {
+        let lock = self.dir.lock("snapshot save").expect("free");
+        self.dir.tidy_etcd_snapshots(&lock).expect("tidied");
+        let file = self.dir.etcd_snapshot_file(&lock, name).expect("a path");
+        let partial = file.with_extension("db.partial");
+        std::fs::write(&partial, STORE).expect("written");
+        failpoint(Class::Effect, "received");
+        std::fs::rename(&partial, &file).expect("renamed");
+        failpoint(Class::Effect, "whole");
+        self.dir.save_etcd_snapshot(&lock, name, &STORE.len()).expect("recorded");
+    }
+
+    /// Open from before the member's data is taken away until it has the snapshot's.
+    fn restore_etcd(&self, name: &str) -> Result<(), SnapshotError> {
+        self.run(async |desk| {
+            desk.journal.begin_with(RESTORE, None, json!({ "snapshot": name, "etcd_only": true }))?;
+            self.give(b"");
+            self.give(STORE);
+            Ok(desk.journal.done(RESTORE, None)?)
+        })
+    }
 }
+
+/// What etcd's snapshot holds.
+const STORE: &[u8] = b"the store";
 
 #[test]
 fn a_save_killed_anywhere_is_whole_or_gone() {
@@ -187,6 +233,49 @@ fn a_tidying_killed_anywhere_is_finished_by_the_next() {
 }
 
 #[test]
+fn a_save_of_etcd_alone_killed_anywhere_is_whole_or_leaves_no_copy_of_its_secrets() {
+    let place = place();
+    let computer = Computer::new(&place.path().join("computer"), |_| ());
+    computer.each("etcd-save store", 4, |_, lab, about| {
+        let lock = lab.dir.lock("snapshot").expect("free");
+        lab.dir.tidy_etcd_snapshots(&lock).expect("tidied");
+        drop(lock);
+        let file = lab.dir.path().join("etcd-snapshots/store.db");
+        let recorded = lab.dir.load_etcd_snapshots::<usize>().expect("listed");
+        assert_eq!(file.exists(), !recorded.is_empty(), "{about}");
+        assert!(!file.with_extension("db.partial").exists(), "{about}");
+        lab.save_etcd("store");
+        assert_eq!(std::fs::read(&file).expect("there"), STORE, "{about}");
+        lab.nothing_is_open(about);
+    });
+}
+
+#[test]
+fn a_restore_of_etcd_alone_killed_anywhere_is_finished_by_itself_or_by_a_whole_one() {
+    let place = place();
+    let computer = Computer::new(&place.path().join("computer"), |lab| {
+        lab.save("one", None).expect("saved");
+        lab.save_etcd("store");
+        lab.give(b"before");
+    });
+    computer.each("etcd-restore store", 8, |cut, lab, about| {
+        match open_restore(&lab.history()) {
+            None => assert!([b"before".as_slice(), STORE].contains(&lab.data().as_slice()), "{about}"),
+            Some(open) => {
+                assert_eq!(open, OpenRestore { snapshot: "store".to_owned(), etcd_only: true }, "{about}");
+                // What clears up after saves does not take it for over.
+                lab.tidy().unwrap_or_else(|error| panic!("{about}: {error}"));
+                assert_eq!(open_name(&lab.history()).as_deref(), Some("store"), "{about}");
+            }
+        }
+        cut.copied(&cut.0.with_file_name("whole")).lab().goes_back("one", 1, about);
+        lab.restore_etcd("store").unwrap_or_else(|error| panic!("{about}: {error}"));
+        assert_eq!((lab.data().as_slice(), open_restore(&lab.history())), (STORE, None), "{about}");
+        lab.nothing_is_open(about);
+    });
+}
+
+#[test]
 #[ignore = "only as a child of the tests above"]
 fn child_works() {
     let lab = Computer(PathBuf::from(std::env::var_os("KTCW_TEST_DIR").expect("set by the parent"))).lab();
@@ -196,6 +285,8 @@ fn child_works() {
         ("restore", name) => lab.restore(name).expect("restored"),
         ("remove", name) => lab.remove(name).expect("removed"),
         ("tidy", _) => drop(lab.tidy().expect("tidied")),
+        ("etcd-save", name) => lab.save_etcd(name),
+        ("etcd-restore", name) => lab.restore_etcd(name).expect("restored"),
         other => panic!("no verb {other:?}"),
     }
 }
