@@ -320,6 +320,24 @@ fn with_a_lab_of_ones_own_whose_start_was_cut_off() {
     cases_with_cluster("tests/cli/lab-cut-off/*.trycmd", parent.path()).run();
 }
 
+/// The reset of a lab was cut off among its machines: every verb names the one that is let through.
+#[test]
+fn with_a_lab_whose_reset_was_cut_off() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let dir = kept_cluster(parent.path());
+    with_snapshots(&dir);
+    let lock = dir.lock("lab reset").expect("free");
+    let labs = ktcw_vm::lab::catalogue::labs(None).expect("labs");
+    let lab = labs.into_iter().find(|lab| lab.name == "nospace").expect("there");
+    let snapshot = lab.snapshot();
+    let (phase, begun) = (Phase::Rewinding, jiff::Timestamp::now());
+    let open = Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+    dir.save_labs(&lock, &Book { open: Some(open), ..Book::default() }).expect("saved");
+    drop(lock);
+    noted(&dir, "snapshot", |journal| journal.begin_with("restore", None, serde_json::json!({ "snapshot": snapshot })));
+    cases_with_cluster("tests/cli/lab-reset-cut-off/*.trycmd", parent.path()).run();
+}
+
 /// A run that has begun `step` and was never heard of again.
 fn begun(dir: &ClusterDir, verb: &str, step: &str) {
     noted(dir, verb, |journal| journal.begin(step, None));

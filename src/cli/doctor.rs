@@ -282,7 +282,7 @@ fn cut_off(global: &Global, name: &ClusterName) -> Result<Option<(String, String
     }
     let dir = ClusterDir::open(&parent, name)?;
     if let Some(open) = snapshot::open_restore(&dir.history()?) {
-        return Ok(Some((open.to_string(), format!("ktcw-vm snapshot restore {} -c {name}", open.snapshot))));
+        return Ok(Some((open.to_string(), super::opened::finishing(&open, &super::lab::book(&dir)?, name.as_str()))));
     }
     let records = dir.load_snapshots::<Record>()?.into_iter().filter_map(|(_, record)| record.ok());
     let halves: Vec<String> =

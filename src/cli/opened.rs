@@ -5,15 +5,16 @@
 use super::args::Global;
 use super::error::CliError;
 use super::session::{self, Session};
-use super::{exit, fork, golden, signals};
+use super::{exit, fork, golden, lab, signals};
 use crate::host::libvirt::LibvirtHost;
 use crate::inject;
+use crate::lab::Book;
 use crate::life::power::{Power, Whole};
 use crate::life::{LifeError, Machines};
-use crate::snapshot;
+use crate::snapshot::{self, OpenRestore};
 use crate::spec::NodeName;
-use crate::store::Lock;
 use crate::store::journal::{History, Journal};
+use crate::store::{ClusterDir, Lock};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -98,17 +99,39 @@ pub fn whole_moment(session: &Session) -> Result<(), CliError> {
     let (history, cluster) = (session.dir.history()?, session.plan.cluster.as_str());
     // A restore from the golden snapshot that was cut off is finished by `up`.
     golden::refuse_down(&history, cluster)?;
-    no_open_restore(&history, cluster)
+    no_open_restore_of(&session.dir, &history)
 }
 
 /// No restore and no fork is half-done, as far as a journal that is open already says.
+pub fn no_open_restore_of(dir: &ClusterDir, history: &History) -> Result<(), CliError> {
+    // A book that cannot be read is in nobody's way while there is nothing to finish.
+    let book = match snapshot::open_restore(history) {
+        Some(_) => lab::book(dir)?,
+        None => Book::default(),
+    };
+    none_half_done(history, &book, dir.name().as_str())
+}
+
+/// The same where no lab can be meant.
 pub fn no_open_restore(history: &History, cluster: &str) -> Result<(), CliError> {
+    none_half_done(history, &Book::default(), cluster)
+}
+
+fn none_half_done(history: &History, book: &Book, cluster: &str) -> Result<(), CliError> {
     fork::refuse_cut_off(history, cluster)?;
     match snapshot::open_restore(history) {
         None => Ok(()),
         Some(open) => Err(CliError::failed(&open)
             .left("everything as it was")
-            .hint(format!("ktcw-vm snapshot restore {} -c {cluster} finishes it", open.snapshot))),
+            .hint(format!("{} finishes it", finishing(&open, book, cluster)))),
+    }
+}
+
+/// What finishes a restore that was cut off. On the way back to where the open lab began no verb is let through but the lab's own.
+pub fn finishing(open: &OpenRestore, book: &Book, cluster: &str) -> String {
+    match !open.etcd_only && book.goes_back_to(&open.snapshot) {
+        true => format!("ktcw-vm lab reset -c {cluster}"),
+        false => format!("ktcw-vm snapshot restore {} -c {cluster}", open.snapshot),
     }
 }
 
@@ -134,6 +157,21 @@ impl From<LifeError> for CliError {
 mod tests {
     use super::*;
     use crate::host::DomainState::{self, Paused, Running, ShutOff};
+
+    #[test]
+    fn a_restore_is_finished_by_a_verb_that_is_not_refused() {
+        let lab = crate::lab::catalogue::labs(None).expect("built in").swap_remove(0);
+        let (phase, begun, own) = (crate::lab::Phase::Rewinding, jiff::Timestamp::UNIX_EPOCH, lab.snapshot());
+        let open = crate::lab::Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+        let book = Book { open: Some(open), ..Book::default() };
+        let said = |snapshot: &str, etcd_only, book: &Book| {
+            finishing(&OpenRestore { snapshot: snapshot.to_owned(), etcd_only }, book, "lab")
+        };
+        assert_eq!(said(&own, false, &book), "ktcw-vm lab reset -c lab");
+        assert_eq!(said("one", false, &book), "ktcw-vm snapshot restore one -c lab");
+        assert_eq!(said("store", true, &book), "ktcw-vm snapshot restore store -c lab");
+        assert_eq!(said(&own, false, &Book::default()), format!("ktcw-vm snapshot restore {own} -c lab"));
+    }
 
     #[test]
     fn a_cluster_that_is_paused_is_let_go_on_and_not_healed() {

@@ -10,7 +10,7 @@ pub(super) use awake::{After, after, noted, sets_clocks};
 use super::args::{Format, Global, SnapshotSave, SnapshotWhat};
 use super::error::CliError;
 use super::life::micros;
-use super::opened::{Opened, no_open_fault, or_interrupted, whole_moment};
+use super::opened::{Opened, no_open_fault, no_open_restore_of, or_interrupted, whole_moment};
 use super::{etcd_only, exit, lab, render, session, up};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
@@ -47,7 +47,14 @@ pub async fn run(global: &Global, what: &SnapshotWhat) -> Result<u8, CliError> {
 
 /// The snapshot of that name, where it is one of etcd alone.
 fn of_etcd(global: &Global, name: &Name) -> Result<Option<etcd_only::EtcdSnapshot>, CliError> {
-    etcd_only::named(&ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?, name)
+    let dir = ClusterDir::open(&session::parent(global)?, &session::cluster_name(global)?)?;
+    let found = etcd_only::named(&dir, name)?;
+    let history = dir.history()?;
+    if found.is_some() && snapshot::open_restore(&history).is_some_and(|open| !open.etcd_only) {
+        // Said before the lock, and here, where it is known what finishes a lab's.
+        no_open_restore_of(&dir, &history)?;
+    }
+    Ok(found)
 }
 
 async fn save(global: &Global, args: &SnapshotSave) -> Result<u8, CliError> {

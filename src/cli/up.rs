@@ -8,7 +8,7 @@ use super::args::{Format, Global, Up};
 use super::drill::bench::Bench;
 use super::error::CliError;
 use super::golden::{self, Golden};
-use super::opened::no_open_restore;
+use super::opened::no_open_restore_of;
 use super::way::{Settled, Stage1, carry_out};
 use super::{exit, render, resolve, session, spec_of};
 use crate::apply::{self, ApplyError};
@@ -247,7 +247,7 @@ pub(super) async fn raise(
     };
     dir.save_libvirt(&lock, host.uri())?;
     if old.is_some() {
-        no_open_restore(&dir.history()?, spec.name.as_str())?;
+        no_open_restore_of(&dir, &dir.history()?)?;
         // A drill that died has left a fault, and steps would be made on top of it.
         Bench::heal_after_a_crash(parent, &dir, &lock, host.clone(), verb).await?;
     }

@@ -4,8 +4,9 @@
 
 use super::args::{Format, Global};
 use super::error::CliError;
+use super::opened::finishing;
 use super::session::{self, Session};
-use super::{exit, golden, render};
+use super::{exit, golden, lab, render};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::Guest;
 use crate::host::{DomainState, Host, blocking};
@@ -99,14 +100,15 @@ pub(super) fn asleep(power: &Power, golden_only: bool, cluster: &ClusterName) ->
 
 /// A failed check while a restore is cut off in the middle.
 fn half_restored(session: &Session) -> Result<Option<Check>, CliError> {
-    Ok(snapshot::open_restore(&session.dir.history()?).map(|open| Check {
+    let Some(open) = snapshot::open_restore(&session.dir.history()?) else { return Ok(None) };
+    Ok(Some(Check {
         id: "snapshot.restore".to_owned(),
         group: Group::Machines,
         node: None,
         verdict: Verdict::Fail,
         summary: open.to_string(),
         evidence: String::new(),
-        hint: Some(format!("ktcw-vm snapshot restore {} -c {}", open.snapshot, session.plan.cluster)),
+        hint: Some(finishing(&open, &lab::book(&session.dir)?, session.plan.cluster.as_str())),
     }))
 }
 

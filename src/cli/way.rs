@@ -4,7 +4,7 @@
 
 use super::error::CliError;
 use super::golden::{self, Golden, Keeping};
-use super::opened::no_open_restore;
+use super::opened::no_open_restore_of;
 use super::up::{Outcome, explain};
 use super::{resolve, session, signals};
 use crate::apply::{self, ApplyError, World};
@@ -46,7 +46,7 @@ pub(super) struct Settled {
 pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outcome, CliError> {
     let Settled { mut dir, lock, way, host, files, verb, only, verify, golden } = settled;
     let (journal, history) = dir.journal(&lock, crate::store::draw_id(), verb)?;
-    no_open_restore(&history, dir.name().as_str())?;
+    no_open_restore_of(&dir, &history)?;
     let first = way.first().cloned();
     let untidy = snapshot::unfinished(&history) || !dir.load_snapshots::<snapshot::Record>()?.is_empty();
     if let (Some(plan), true) = (first, untidy) {
@@ -88,9 +88,9 @@ pub(super) async fn carry_out(settled: Settled, events: &Events) -> Result<Outco
             with_journal(&run.journal, |journal| journal.done(apply::RENEW, None))?;
         }
         with_journal(&run.journal, |journal| apply::arrived(journal, &open))?;
-    }
         // Each was looked at, and set where it was off.
         with_journal(&run.journal, |journal| life::in_time(journal, &open))?;
+    }
     let Run { host, only, stop, applied, journal, .. } = run;
     let machines = Machines { plan: plan.clone(), host: host.clone(), mark: session::mark(&dir) };
     // One node of a cluster whose other machines are off is not yet a cluster to be verified.

@@ -57,6 +57,18 @@ impl fmt::Display for Level {
     }
 }
 
+impl Lab {
+    /// Name of the snapshot that it goes back to: at most 34 characters of those that a snapshot's may have.
+    pub fn snapshot(&self) -> String {
+        format!("lab-{}", self.name)
+    }
+
+    /// Journal step of its faults.
+    pub fn step(&self) -> String {
+        format!("lab {}", self.name)
+    }
+}
+
 /// The smallest cluster that it makes sense on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

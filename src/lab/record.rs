@@ -126,6 +126,15 @@ impl Book {
         }
     }
 
+    /// The lab that is open, as what keeps other verbs from their work.
+    pub fn in_the_way(&self) -> Option<Refused> {
+        match self.running() {
+            Err(Refused::None) => None,
+            Ok(open) => Some(Refused::Open(open.lab.name.clone())),
+            Err(cut_off) => Some(cut_off),
+        }
+    }
+
     /// The lab to be solved now.
     pub fn running(&self) -> Result<&Open, Refused> {
         match &self.open {
@@ -155,6 +164,11 @@ impl Book {
             Phase::Breaking | Phase::Open | Phase::Rewinding if keep => Ok(Rewind::Keep),
             _ => Err(Refused::Gone(open.lab.name.clone())),
         }
+    }
+
+    /// Whether a snapshot is the one that the open lab goes back to.
+    pub fn goes_back_to(&self, snapshot: &str) -> bool {
+        self.open.as_ref().is_some_and(|open| open.lab.snapshot() == snapshot)
     }
 
     /// Takes the open lab out, and keeps what came of it if it had begun at all.

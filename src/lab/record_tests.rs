@@ -84,6 +84,21 @@ fn only_what_is_open_is_checked_and_hinted_at() {
     assert_eq!(Book::default().running(), Err(Refused::None));
 }
 
+/// What other verbs are told is what leads out, and only the open lab's snapshot is the way back.
+#[test]
+fn what_is_in_the_way_is_named_by_its_phase() {
+    assert_eq!(Book::default().in_the_way(), None);
+    assert_eq!(book(Phase::Open).in_the_way(), Some(Refused::Open(name())));
+    for phase in [Phase::Saving, Phase::Breaking] {
+        assert_eq!(book(phase).in_the_way(), Some(Refused::NotBegun(name())));
+    }
+    for phase in [Phase::Rewinding, Phase::Closing] {
+        assert_eq!(book(phase).in_the_way(), Some(Refused::Closing(name())));
+        assert!(book(phase).goes_back_to(&format!("lab-{}", name())) && !book(phase).goes_back_to("one"));
+    }
+    assert!(!Book::default().goes_back_to(&format!("lab-{}", name())));
+}
+
 #[test]
 fn hints_come_in_order_and_are_remembered() {
     let mut book = book(Phase::Open);

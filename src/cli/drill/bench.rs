@@ -3,7 +3,7 @@
 //! It decides nothing: it connects what `inject` and `drill` have.
 
 use crate::cli::error::CliError;
-use crate::cli::opened::{no_open_restore, none_at_rest};
+use crate::cli::opened::{no_open_restore_of, none_at_rest};
 use crate::cli::session::{self, Session};
 use crate::cli::{exit, render};
 use crate::drill::admin::{await_healthy, partial};
@@ -39,7 +39,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(session: Session, lock: &Lock, host: Arc<dyn Host>, verb: &str) -> Result<Bench, CliError> {
         // Machines of two moments must not be let run, be it to heal them.
-        no_open_restore(&session.dir.history()?, session.plan.cluster.as_str())?;
+        no_open_restore_of(&session.dir, &session.dir.history()?)?;
         Bench::with(session, lock, host, verb)
     }
 

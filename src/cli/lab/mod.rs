@@ -61,7 +61,8 @@ fn begun_or_found(global: &Global, labs: Option<&Path>, name: &str) -> Result<La
     })
 }
 
-fn book(dir: &ClusterDir) -> Result<Book, CliError> {
+/// What is written down about labs.
+pub(super) fn book(dir: &ClusterDir) -> Result<Book, CliError> {
     Ok(dir.load_labs()?.unwrap_or_default())
 }
 
@@ -76,27 +77,28 @@ fn refused(dir: &ClusterDir) -> impl Fn(Refused) -> CliError {
 
 /// Refuses while a lab is open, for verbs that would break more, mend it by themselves or take away what it goes back to.
 pub(super) fn none_open(dir: &ClusterDir) -> Result<(), CliError> {
-    match book(dir)?.open {
+    match book(dir)?.in_the_way() {
         None => Ok(()),
-        Some(open) => Err(refused(dir)(Refused::Open(open.lab.name)).left("everything as it was")),
+        Some(why) => Err(refused(dir)(why).left("everything as it was")),
     }
 }
 
 /// The same for verbs that add or remove nodes: the lab's snapshot is of those there are.
 pub(super) fn none_open_of_these_nodes(dir: &ClusterDir) -> Result<(), CliError> {
-    none_open(dir).map_err(|error| {
-        error.hint(format!(
+    none_open(dir).map_err(|error| match book(dir).map(|book| book.in_the_way()) {
+        // Its end is on its way: nothing is left to choose.
+        Ok(Some(Refused::Closing(_))) => error,
+        _ => error.hint(format!(
             "ktcw-vm lab reset -c {0} takes the cluster back; ktcw-vm lab reset --keep -c {0} closes the lab and leaves it as it is: \
              with other nodes there is no way back to where the lab began",
             dir.name()
-        ))
+        )),
     })
 }
 
 /// Whether a snapshot is the one that the open lab goes back to.
 pub(super) fn needs(dir: &ClusterDir, snapshot: &Name) -> Result<bool, CliError> {
-    let open = book(dir)?.open;
-    Ok(open.map(|open| snapshot_of(&open.lab)).transpose()?.is_some_and(|own| own == *snapshot))
+    Ok(book(dir)?.goes_back_to(snapshot.as_str()))
 }
 
 /// Closes the open lab, if one is, of a cluster that is left with nothing it could go back to or be solved in.
@@ -109,9 +111,9 @@ pub(super) fn close_with_its_cluster(dir: &ClusterDir, lock: &Lock) -> Result<()
     Ok(())
 }
 
-/// The snapshot that a lab goes back to. A lab's name is at most 30 characters of those that a snapshot's may have.
+/// The snapshot that a lab goes back to.
 fn snapshot_of(lab: &Lab) -> Result<Name, CliError> {
-    Name::parse(&format!("lab-{}", lab.name)).map_err(CliError::failed)
+    Name::parse(&lab.snapshot()).map_err(CliError::failed)
 }
 
 fn list(global: &Global, args: &LabList, labs: Option<&Path>) -> Result<u8, CliError> {
