@@ -201,7 +201,8 @@ async fn restore(global: &Global, name: &Name, no_verify: bool) -> Result<u8, Cl
         lab::none_open(&session.dir)
     };
     let opened = Opened::new(global, &format!("snapshot restore {name}"), fits)?;
-    let restored = restore_opened(&opened, name, no_verify).await?;
+    let record = may_restore(&opened, name).await?;
+    let restored = go_back(&opened, record, no_verify).await?;
     restored.print(global, &opened.session.plan);
     Ok(restored.code())
 }
@@ -214,12 +215,6 @@ pub struct Restored {
     after: After,
     report: Option<verify::Report>,
     took: Duration,
-}
-
-/// Takes an opened cluster back, once nothing stands in the way.
-pub async fn restore_opened(opened: &Opened, name: &Name, no_verify: bool) -> Result<Restored, CliError> {
-    let record = may_restore(opened, name).await?;
-    go_back(opened, record, no_verify).await
 }
 
 /// The record, or what stands in the way of going back to it. Nothing is touched.

@@ -291,10 +291,36 @@ pub fn problems(lab: &Lab) -> Vec<String> {
     if lab.solution.iter().all(|step| step.run.iter().all(|line| line.trim().is_empty())) {
         problems.push("solution: there is no command in it".to_owned());
     }
+    problems.extend(hit_problems(lab));
     for (i, step) in lab.faults.iter().enumerate() {
         problems.extend(step_problems(lab, step).into_iter().map(|problem| format!("fault {}: {problem}", i + 1)));
     }
     problems
+}
+
+/// Who is to be hit has to be there on the smallest cluster that the lab takes: at its start that would be known too late.
+fn hit_problems(lab: &Lab) -> Vec<String> {
+    let (members, workers) = least(lab.hit);
+    let needs = [("members", lab.needs.members, members, 7), ("workers", lab.needs.workers, workers, 50)];
+    let short = needs.into_iter().filter(|(_, has, least, _)| has < least);
+    let whom = lab.hit.as_str();
+    short.map(|(of, has, least, most)| format!("needs.{of}: {has}; accepted with hit = "{whom}": {least} to {most}")).collect()
+}
+
+/// Members and workers that there have to be for somebody to be hit.
+fn least(hit: Target) -> (u8, u8) {
+    match hit {
+        Target::Follower | Target::LeaderAndFollower => (2, 0),
+        Target::TwoFollowers | Target::Minority => (3, 0),
+        Target::Worker | Target::BusiestWorker => (1, 1),
+        Target::Leader
+        | Target::Majority
+        | Target::AllMembers
+        | Target::ControllerManagerHolder
+        | Target::SchedulerHolder
+        | Target::VipHolder
+        | Target::Everything => (1, 0),
+    }
 }
 
 fn step_problems(lab: &Lab, step: &Step) -> Vec<String> {

@@ -145,6 +145,43 @@ fn a_drills_fault_hits_whom_a_drill_may_hit() {
     assert!(said.contains("fault 2: accepted: one of"), "{said}");
 }
 
+/// On the smallest cluster that a lab takes its start finds somebody to hit, and on a smaller one it would not.
+#[test]
+fn what_a_lab_needs_is_enough_for_whom_it_hits() {
+    use crate::drill::target::{ClusterView, Id, MemberView, WorkerView, choose};
+    let view = |members: u8, workers: u8| ClusterView {
+        members: (0..members)
+            .map(|i| {
+                let (node, id) = (NodeName::controller(i), Id(u64::from(i) + 1));
+                MemberView { node, id, leader: i == 0, term: 1, reachable: true, db_bytes: 0 }
+            })
+            .collect(),
+        workers: (0..workers).map(|i| WorkerView { node: NodeName::worker(i), ready: true, pods: 0 }).collect(),
+        lease_holders: ["kube-controller-manager", "kube-scheduler"]
+            .map(|lease| (lease.to_owned(), NodeName::controller(0)))
+            .into(),
+        vip_holder: Some(NodeName::controller(0)),
+        ..ClusterView::default()
+    };
+    use Target::*;
+    let of_members = [Leader, Follower, LeaderAndFollower, TwoFollowers, Minority, Majority, AllMembers];
+    let of_others = [ControllerManagerHolder, SchedulerHolder, VipHolder, Worker, BusiestWorker, Everything];
+    for hit in of_members.into_iter().chain(of_others) {
+        let (members, workers) = least(hit);
+        let of = |members, workers| Lab { hit, needs: Needs { members, workers }, ..built_in().swap_remove(7) };
+        let draws = |lab: &Lab| choose(&as_drill(lab, Fault::Freeze {}), &view(lab.needs.members, lab.needs.workers), 1).is_ok();
+        let enough = of(members, workers);
+        assert!(problems(&enough).is_empty() && draws(&enough), "{}: {:?}", hit.as_str(), problems(&enough));
+        let smaller = [(members > 1).then(|| of(members - 1, workers)), (workers > 0).then(|| of(members, workers - 1))];
+        for short in smaller.into_iter().flatten() {
+            let said = problems(&short).join("\n");
+            assert!(!draws(&short) && said.contains(&format!("accepted with hit = \"{}\"", hit.as_str())), "{said}");
+        }
+    }
+    let said = wrong(|lab| (lab.hit, lab.needs) = (Target::Follower, Needs::default()));
+    assert_eq!(said, "needs.members: 1; accepted with hit = \"follower\": 2 to 7");
+}
+
 /// A lab's file says as little in vain as a drill's.
 #[test]
 fn a_drills_fault_has_its_own_options_and_no_others() {
