@@ -1,5 +1,5 @@
 //! `ktcw-vm doctor --running`: what a cluster that is kept for days will need soon, each with the command that gives it.
-//! Room for etcd and on disks, days of certificates, clocks, faults and work cut off, snapshots, the host's memory and disk.
+//! Room for etcd and on disks, days of certificates, clocks, faults, labs and work cut off, snapshots, the host's memory and disk.
 //! It changes nothing; everyone is asked at once here, `judge` beside it is pure, and what could not be found out is never a pass.
 
 mod judge;
@@ -7,10 +7,11 @@ mod judge;
 use super::super::args::{Format, Global};
 use super::super::error::CliError;
 use super::super::session::{self, Session};
-use super::super::{exit, render};
+use super::super::{exit, lab, render};
 use crate::apply;
 use crate::guest::{Cmd, Guest, clock};
 use crate::host::{DomainState, Host, HostFacts, PoolSeen, blocking};
+use crate::lab::Book;
 use crate::pki::check::Row;
 use crate::plan::{Content, NodePlan};
 use crate::snapshot::Record;
@@ -60,6 +61,7 @@ struct Facts {
     nodes: BTreeMap<NodeName, NodeFacts>,
     certs: Vec<Row>,
     history: History,
+    labs: Book,
     host: HostFacts,
     /// MiB free where the pools are; `None`: a remote host that does not say.
     free_disk_mib: Option<u64>,
@@ -119,6 +121,7 @@ async fn facts(global: &Global, session: &Session) -> Result<Facts, CliError> {
         nodes,
         certs: session.keyring.list(&plan.certs, jiff::Timestamp::now()),
         history: session.dir.history()?,
+        labs: lab::book(&session.dir)?,
         host: about,
         free_disk_mib: host.free_disk_mib(),
         pool: seen.pools.into_iter().find(|pool| pool.name == plan.storage.pool),

@@ -9,9 +9,10 @@ use crate::cli::error::CliError;
 use crate::cli::opened::{Opened, no_open_restore};
 use crate::cli::session::Session;
 use crate::cli::{exit, render, snapshot};
-use crate::lab::{Book, Open, Phase, Rewind};
+use crate::lab::{Book, Lab, Open, Phase, Rewind};
 use crate::snapshot::{self as snapshots, Name, open_restore};
 use crate::store::ClusterDir;
+use crate::store::journal::{Entry, History, Journal, JournalError, Record};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -69,13 +70,14 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
         }
     }
     enter(&mut book, &|open| open.phase = Phase::Closing)?;
+    let (journal, history) = opened.journal("lab")?;
     if there {
-        let (journal, _) = opened.journal("lab")?;
         let removed = snapshots::remove(&snapshot::desk(&opened, &journal), &name).await;
         removed.map_err(|error| {
             CliError::from(error).left("a part of the lab's snapshot").hint(format!("ktcw-vm lab reset -c {}", dir.name()))
         })?;
     }
+    faults_are_over(&journal, &history, &lab)?;
     book.close(Timestamp::now());
     dir.save_labs(&opened.lock, &book)?;
     let how = match rewind {
@@ -90,6 +92,14 @@ pub async fn reset(global: &Global, args: &LabReset) -> Result<u8, CliError> {
         Format::Text => render::print_line(&format!("lab {} is closed: {how}", lab.name)),
     }
     Ok(code)
+}
+
+/// A start that was killed among its faults has left their step open, and nobody else ends it.
+fn faults_are_over(journal: &Journal, history: &History, lab: &Lab) -> Result<(), JournalError> {
+    let own = lab.step();
+    let not_done = history.pending().into_iter().chain(history.failed());
+    let open = |record: &Record| matches!(&record.entry, Entry::Step { step, .. } if *step == own);
+    if not_done.into_iter().any(open) { journal.done(&own, None) } else { Ok(()) }
 }
 
 /// A refusal to go back, with the way out that it leaves.
@@ -115,4 +125,24 @@ fn not_well(code: u8, lab: &str, name: &Name, dir: &ClusterDir) -> CliError {
         "ktcw-vm verify -c {cluster} says more; ktcw-vm lab reset -c {cluster} goes back again; \
              ktcw-vm lab reset --keep -c {cluster} closes the lab as it is"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::journal::read;
+
+    #[test]
+    fn faults_that_a_killed_start_has_left_open_are_over_with_the_reset() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("journal.jsonl");
+        let lab = crate::lab::catalogue::labs(None).expect("built in").swap_remove(0);
+        let (journal, history) = Journal::open(&path, crate::store::draw_id(), "lab").expect("opens");
+        faults_are_over(&journal, &history, &lab).expect("nothing to say");
+        assert_eq!(read(&path).expect("reads").records, []);
+        journal.begin(&lab.step(), None).expect("written");
+        journal.begin("lab another", None).expect("written");
+        faults_are_over(&journal, &read(&path).expect("reads"), &lab).expect("written");
+        assert_eq!(read(&path).expect("reads").pending().len(), 1, "another's is none of its business");
+    }
 }

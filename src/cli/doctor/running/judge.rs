@@ -4,7 +4,10 @@
 
 use super::{Facts, Line, NodeFacts, State3};
 use crate::cli::error::CliError;
+use crate::cli::{fork, opened};
 use crate::inject;
+use crate::lab::Refused;
+use crate::life;
 use crate::plan::{Content, Plan};
 use crate::snapshot::{self, State};
 use crate::spec::NodeName;
@@ -31,9 +34,13 @@ fn percent(used: u64, all: u64) -> u64 {
 }
 
 const SOON_DAYS: i64 = 30;
+/// Where a controller has its disk for etcd.
+const ETCD_DISK: &str = "/var/lib/etcd";
 
 pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
     let typed = |rest: &str| format!("ktcw-vm {rest} -c {}", plan.cluster);
+    // What comes after these verbs is handed on, also a flag of ours.
+    let inside = |rest: &str| format!("ktcw-vm -c {} {rest}", plan.cluster);
     let line = |what, node: Option<&NodeName>, state, said: String, next: String| Line {
         what,
         node: node.cloned(),
@@ -61,7 +68,7 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
                 name,
                 State3::Fail,
                 "it gave no time".to_owned(),
-                typed(&format!("ssh {} -- date", node.name)),
+                inside(&format!("ssh {} -- date", node.name)),
             )),
             Some((ahead, uncertain)) => {
                 let off = (ahead.abs() - uncertain).max(0.0);
@@ -75,13 +82,22 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
                 name,
                 State3::Fail,
                 "df said nothing".to_owned(),
-                typed(&format!("ssh {} -- df", node.name)),
+                inside(&format!("ssh {} -- df", node.name)),
             ));
         }
         for (at, all, used) in &seen.disks {
             let full = percent(*used, *all);
             let said = format!("{at}: {full} % of {} MiB used", all >> 20);
-            let next = typed(&format!("ssh {} -- journalctl --vacuum-size=100M", node.name));
+            let store = seen.etcd.as_ref().and_then(|etcd| etcd.as_ref().ok()).map_or(0, |(size, _)| *size);
+            let next = match at.as_str() {
+                ETCD_DISK => {
+                    let look = inside(&format!("ssh {} -- du -ah {ETCD_DISK}", node.name));
+                    // Old revisions go by themselves; their room in the file does not.
+                    let defrag = format!("{look}; {}", inside("etcdctl defrag --cluster"));
+                    if store > used / 2 { defrag } else { look }
+                }
+                _ => inside(&format!("ssh {} -- journalctl --vacuum-size=100M", node.name)),
+            };
             lines.push(line("disk", name, grade(full >= 80, full >= 95), said, next));
         }
         match (&seen.etcd, quota_bytes(plan)) {
@@ -99,7 +115,7 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
                 let quota = quota.unwrap_or(2 << 30);
                 let full = percent(*size, quota);
                 let said = format!("{} MiB of a quota of {}: {full} %", size >> 20, quota >> 20);
-                lines.push(line("etcd quota", name, grade(full >= 70, full >= 95), said, typed("etcdctl defrag --cluster")));
+                lines.push(line("etcd quota", name, grade(full >= 70, full >= 95), said, inside("etcdctl defrag --cluster")));
             }
         }
         match &seen.others {
@@ -126,7 +142,7 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
         .collect();
     let raised: Vec<&str> = alarms.into_iter().collect();
     let said = if raised.is_empty() { "none raised".to_owned() } else { raised.join(" ") };
-    let next = typed("etcdctl alarm list");
+    let next = inside("etcdctl alarm list");
     lines.push(line("alarms", None, grade(false, !raised.is_empty()), said, next));
     lines.push(match facts.certs.iter().min_by_key(|row| row.days_left) {
         None => line("certificates", None, State3::Fail, "none can be read here".to_owned(), typed("certs list")),
@@ -151,7 +167,14 @@ pub(super) fn judge(plan: &Plan, facts: &Facts) -> Result<Vec<Line>, CliError> {
         Some(fault) => format!("that of drill {} (run {}) is in force", fault.drill, fault.run),
     };
     lines.push(line("faults", None, grade(false, !faults.is_empty()), said, typed("drill heal")));
-    lines.push(cut_off(facts, &typed, &line));
+    lines.push(match facts.labs.in_the_way() {
+        None => line("lab", None, State3::Pass, "none is open".to_owned(), String::new()),
+        Some(why) => {
+            let held = if matches!(why, Refused::Open(_)) { ": its faults are in force until they are mended" } else { "" };
+            line("lab", None, State3::Warn, format!("{why}{held}"), why.hint(plan.cluster.as_str()))
+        }
+    });
+    lines.push(cut_off(facts, plan.cluster.as_str(), &line));
     let bytes: u64 = facts.snapshots.iter().map(|record| record.bytes).sum();
     let free = facts.pool.as_ref().and_then(|pool| pool.available).map(|bytes| bytes >> 20).or(facts.free_disk_mib);
     let halves = facts.snapshots.iter().any(|record| record.state != State::Whole);
@@ -212,16 +235,22 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 /// Work that a crash has left open.
-fn cut_off(facts: &Facts, typed: &dyn Fn(&str) -> String, line: &Liner) -> Line {
+fn cut_off(facts: &Facts, cluster: &str, line: &Liner) -> Line {
     if let Some(open) = snapshot::open_restore(&facts.history) {
-        let next = typed(&format!("snapshot restore {}", open.snapshot));
+        let next = opened::finishing(&open, &facts.labs, cluster);
         return line("cut off", None, State3::Fail, open.to_string(), next);
     }
+    if let Err(refused) = fork::refuse_cut_off(&facts.history, cluster) {
+        return line("cut off", None, State3::Fail, refused.message, refused.hint.unwrap_or_default());
+    }
+    let of_lab = facts.labs.open.as_ref().map(|open| open.lab.step());
     let open: Vec<&str> = facts
         .history
         .pending()
         .into_iter()
         .filter_map(|record| match &record.entry {
+            // What is left of the faults of a lab that is over, an older version did not close.
+            Entry::Step { step, .. } if step.starts_with("lab ") && of_lab.as_ref() != Some(step) => None,
             Entry::Step { step, .. } => Some(step.as_str()),
             _ => None,
         })
@@ -230,8 +259,18 @@ fn cut_off(facts: &Facts, typed: &dyn Fn(&str) -> String, line: &Liner) -> Line 
         [] => line("cut off", None, State3::Pass, "nothing was".to_owned(), String::new()),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            line("cut off", None, State3::Warn, format!("{first}{more}"), typed("up"))
+            line("cut off", None, State3::Warn, format!("{first}{more}"), format!("ktcw-vm {} -c {cluster}", finished_by(first)))
         }
+    }
+}
+
+/// The verb that ends a step which a run has left open.
+fn finished_by(step: &str) -> &'static str {
+    match step {
+        life::PAUSE | life::RESUME | life::WAKE | life::CLOCKS => "resume",
+        "remove" => "down",
+        _ if step.starts_with("lab ") => "lab reset",
+        _ => "up",
     }
 }
 
@@ -241,11 +280,12 @@ mod tests {
     use super::*;
     use crate::host::VolumeSeen;
     use crate::host::{HostFacts, PoolSeen};
+    use crate::lab::{Book, Open, Phase};
     use crate::pki::check::Row;
     use crate::plan::{Accel, CpuModel, Resolved, plan, samples};
     use crate::spec::Role;
     use crate::spec::{RawSpec, validate};
-    use crate::store::journal::History;
+    use crate::store::journal::{self, History, Journal};
 
     fn sample() -> Plan {
         let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
@@ -281,6 +321,7 @@ mod tests {
             nodes: plan.nodes.iter().map(|one| (one.name.clone(), node(one.role))).collect(),
             certs: vec![row("a", 300), row("b", 200)],
             history: History::default(),
+            labs: Book::default(),
             host: HostFacts {
                 uri: String::new(),
                 libvirt_version: String::new(),
@@ -358,6 +399,92 @@ mod tests {
             mark: None,
         });
         assert_eq!(bad(&plan, &facts), [("host disk", State3::Warn)]);
+    }
+
+    /// What a run leaves that has begun these steps, and ended none.
+    fn begun(steps: &[&str]) -> History {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("journal.jsonl");
+        let (journal, _) = Journal::open(&path, crate::store::draw_id(), "test").expect("opens");
+        for step in steps {
+            journal.begin_with(step, None, serde_json::json!({ "snapshot": "lab-lost-quorum" })).expect("written");
+        }
+        journal::read(&path).expect("reads")
+    }
+
+    fn of_lab(phase: Phase) -> Book {
+        let lab = crate::lab::catalogue::labs(None).expect("built in").swap_remove(0);
+        let begun = jiff::Timestamp::UNIX_EPOCH;
+        let open = Open { lab, phase, seed: 1, hit: vec![], begun, hints: 0, looks: 0, best: 0, solved: None };
+        Book { open: Some(open), ..Book::default() }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_sent_to_the_verb_that_ends_it() {
+        let plan = sample();
+        let told = |steps: &[&str], labs: Book| {
+            let facts = Facts { history: begun(steps), labs, ..healthy(&plan) };
+            let lines = judge(&plan, &facts).expect("judged");
+            let line = lines.into_iter().find(|line| line.what == "cut off").expect("there");
+            (line.state, line.next.unwrap_or_default())
+        };
+        let none = Book::default;
+        let cases: [(&[&str], &str); 6] = [
+            (&["start worker-0"], "up"),
+            (&["save one", "snapshot suspend"], "up"),
+            (&["resume"], "resume"),
+            (&["snapshot wake"], "resume"),
+            (&["clocks"], "resume"),
+            (&["remove"], "down"),
+        ];
+        for (steps, next) in cases {
+            assert_eq!(told(steps, none()), (State3::Warn, format!("ktcw-vm {next} -c ktcw")), "{steps:?}");
+        }
+        let (state, next) = told(&["fork"], none());
+        assert_eq!((state, next.starts_with("ktcw-vm down -c ktcw, then fork again")), (State3::Fail, true), "{next}");
+        let faults = ["lab lost-quorum"];
+        assert_eq!(told(&faults, of_lab(Phase::Breaking)), (State3::Warn, "ktcw-vm lab reset -c ktcw".to_owned()));
+        assert_eq!(told(&faults, none()), (State3::Pass, String::new()), "that lab is over");
+        let back = ["restore", "snapshot revert"];
+        assert_eq!(told(&back, of_lab(Phase::Rewinding)), (State3::Fail, "ktcw-vm lab reset -c ktcw".to_owned()));
+        assert_eq!(told(&back, none()), (State3::Fail, "ktcw-vm snapshot restore lab-lost-quorum -c ktcw".to_owned()));
+    }
+
+    #[test]
+    fn a_lab_is_a_fault_that_somebody_asked_for() {
+        let plan = sample();
+        for (phase, said) in [
+            (Phase::Open, "lab lost-quorum is open: its faults are in force until they are mended"),
+            (Phase::Breaking, "the start of lab lost-quorum was cut off"),
+            (Phase::Rewinding, "lab lost-quorum was being closed, and that was cut off or did not end well"),
+        ] {
+            let facts = Facts { labs: of_lab(phase), ..healthy(&plan) };
+            assert_eq!(bad(&plan, &facts), [("lab", State3::Warn)]);
+            let lines = judge(&plan, &facts).expect("judged");
+            let line = lines.iter().find(|line| line.what == "lab").expect("there");
+            assert!(
+                line.said == said && line.next.as_ref().is_some_and(|next| next.contains("ktcw-vm lab reset -c ktcw")),
+                "{line:?}"
+            );
+        }
+    }
+
+    /// Of etcd's own disk nothing is freed by the journal, which is on the other one; and no flag of ours goes to the node.
+    #[test]
+    fn a_full_disk_is_answered_by_what_can_free_it() {
+        let plan = sample();
+        let next = |at: &str, store: u64| {
+            let mut facts = healthy(&plan);
+            let node = facts.nodes.get_mut(&NodeName::controller(0)).expect("there");
+            (node.disks, node.etcd) = (vec![(at.to_owned(), 2000 << 20, 1990 << 20)], Some(Ok((store, String::new()))));
+            let lines = judge(&plan, &facts).expect("judged");
+            lines.into_iter().find(|line| line.what == "disk" && line.state == State3::Fail).and_then(|line| line.next)
+        };
+        let said = |rest: &str| Some(rest.to_owned());
+        assert_eq!(next("/", 1), said("ktcw-vm -c ktcw ssh controller-0 -- journalctl --vacuum-size=100M"));
+        let look = "ktcw-vm -c ktcw ssh controller-0 -- du -ah /var/lib/etcd";
+        assert_eq!(next("/var/lib/etcd", 1), said(look));
+        assert_eq!(next("/var/lib/etcd", 1200 << 20), said(&format!("{look}; ktcw-vm -c ktcw etcdctl defrag --cluster")));
     }
 
     #[test]
