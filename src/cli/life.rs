@@ -6,13 +6,14 @@ use super::args::{Format, Global, Pause, Resume, Stop};
 use super::drill::bench::Bench;
 use super::error::CliError;
 use super::opened::{Opened, known, or_interrupted, whole_moment};
-use super::snapshot::sets_clocks;
+use super::snapshot::{members, sets_clocks};
 use super::{exit, render, session};
 use crate::event::{Events, Verdict};
 use crate::guest::Guest;
 use crate::host::DomainState;
-use crate::life::power::{Power, Whole, word};
+use crate::life::power::{Whole, word};
 use crate::life::{self, How, Shift, Stopped};
+use crate::plan::Plan;
 use crate::spec::NodeName;
 use crate::verify;
 use serde_json::json;
@@ -27,7 +28,7 @@ pub async fn stop(global: &Global, args: &Stop) -> Result<u8, CliError> {
     let guests: Arc<dyn Guest> = opened.session.guests()?;
     let power = opened.machines.power().await?;
     if let (Some(node), false) = (node, args.force) {
-        keeps_quorum(&opened, &power, node)?;
+        keeps_quorum(&opened, &*guests, Leaving::Stop, node).await?;
     }
     let off = |state: Option<DomainState>| matches!(state, None | Some(DomainState::ShutOff | DomainState::Crashed));
     if !power.0.iter().all(|(name, state)| off(*state) || node.is_some_and(|node| node != name)) {
@@ -75,11 +76,35 @@ fn stopped_line(one: &Stopped) -> String {
     }
 }
 
-fn keeps_quorum(opened: &Opened, power: &Power, node: &NodeName) -> Result<(), CliError> {
-    let name = &opened.session.plan.cluster;
-    life::quorum_left(&opened.session.plan, |node| power.is_running(node), node).map_err(|(left, needed)| {
-        CliError::failed(too_few(node, left, needed))
-            .hint(format!("ktcw-vm stop -c {name} stops all in order; --force stops {node} all the same"))
+/// How a single machine is about to leave the others.
+#[derive(Clone, Copy)]
+enum Leaving {
+    Stop,
+    Pause,
+}
+
+/// Asks the members, not the machines: one whose etcd does not answer has no vote to give.
+async fn keeps_quorum(opened: &Opened, guests: &dyn Guest, how: Leaving, node: &NodeName) -> Result<(), CliError> {
+    let plan = &opened.session.plan;
+    if plan.controllers().all(|member| member.name != *node) {
+        return Ok(());
+    }
+    let (_, silent) = or_interrupted(&opened.stop, "everything as it was", members(plan, guests)).await?;
+    quorum_kept(plan, &silent, how, node)
+}
+
+fn quorum_kept(plan: &Plan, silent: &[(NodeName, String)], how: Leaving, node: &NodeName) -> Result<(), CliError> {
+    let answers = |member: &NodeName| !silent.iter().any(|(other, _)| other == member);
+    life::quorum_left(plan, answers, node).map_err(|(left, needed)| {
+        let why: Vec<String> = silent.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+        let (all, one) = match how {
+            Leaving::Stop => ("stop", "stops all in order; --force stops"),
+            Leaving::Pause => ("pause", "freezes all in one moment; --force pauses"),
+        };
+        CliError::failed(format!("{}{why}", too_few(node, left, needed)))
+            .left("everything as it was")
+            .hint(format!("ktcw-vm {all} -c {} {one} {node} all the same", plan.cluster))
     })
 }
 
@@ -101,6 +126,11 @@ pub async fn pause(global: &Global, args: &Pause) -> Result<u8, CliError> {
         return Err(CliError::failed(format!("{} is {state}: only what runs can be paused", other.name))
             .left("nothing was paused")
             .hint(format!("ktcw-vm start -c {name}")));
+    }
+    if let (Some(node), false) = (node, args.force)
+        && power.is_running(node)
+    {
+        keeps_quorum(&opened, &*opened.session.guests()?, Leaving::Pause, node).await?;
     }
     let (journal, _) = opened.journal("pause")?;
     journal.begin(life::PAUSE, node)?;
@@ -131,6 +161,9 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
     let power = opened.machines.power().await?;
     let asleep = |state| matches!(state, Some(DomainState::Paused | DomainState::PausedIoError));
     let nodes: Vec<_> = opened.machines.nodes(node).into_iter().filter(|node| asleep(power.get(&node.name))).collect();
+    let (journal, history) = opened.journal("resume")?;
+    // Who was woken by a run that was cut off is late by as long as it had stood, and looks as if there was nothing to do.
+    let late = !life::late(&history).is_empty();
     if nodes.is_empty() {
         let whole = node.map_or_else(|| power.whole().to_string(), |node| word(power.get(node)).to_owned());
         let what = node.map_or_else(|| format!("the machines of cluster {name} are"), |node| format!("{node} is"));
@@ -171,9 +204,6 @@ pub async fn resume(global: &Global, args: &Resume) -> Result<u8, CliError> {
         Some(or_interrupted(&opened.stop, "nothing that was not there before", looking).await??)
     };
     match global.format {
-    let (journal, history) = opened.journal("resume")?;
-    // Who was woken by a run that was cut off is late by as long as it had stood, and looks as if there was nothing to do.
-    let late = !life::late(&history).is_empty();
         Format::Json => {
             let shifts: Vec<&Shift> = clocks.iter().filter_map(|(_, shift)| shift.as_ref().ok()).collect();
             let mut summary = json!({
@@ -230,6 +260,32 @@ pub fn micros(time: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_that_does_not_answer_has_no_vote_although_its_machine_runs() {
+        use crate::plan::{Accel, Resolved, plan, samples};
+        let raw = crate::spec::RawSpec { etcd: Some(3), workers: Some(0), ..crate::spec::RawSpec::default() };
+        let subnet = "192.168.77.0/24".parse().expect("net");
+        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
+        let plan = plan(&crate::spec::validate(&raw).expect("valid"), &resolved);
+        let judged = |node, silent: &[u8], how| {
+            let silent: Vec<_> = silent.iter().map(|n| (NodeName::controller(*n), "connection refused".to_owned())).collect();
+            quorum_kept(&plan, &silent, how, &NodeName::controller(node)).map_err(|error| error.text())
+        };
+        assert_eq!(judged(1, &[], Leaving::Stop), Ok(()));
+        assert_eq!(judged(2, &[2], Leaving::Stop), Ok(()), "it gives none as it is");
+        assert_eq!(judged(1, &[0, 2], Leaving::Pause), Ok(()), "there is no quorum to be kept");
+        let said = judged(1, &[2], Leaving::Stop).expect_err("one of three is left");
+        let expected = "error: without controller-1 there is 1 etcd member running, and a quorum needs 2 (controller-2: connection \
+                        refused)\nleft behind: everything as it was\nhint: ktcw-vm stop -c ktcw stops all in order; --force stops \
+                        controller-1 all the same";
+        assert_eq!(said, expected);
+        let said = judged(1, &[2], Leaving::Pause).expect_err("one of three is left");
+        assert!(
+            said.ends_with("ktcw-vm pause -c ktcw freezes all in one moment; --force pauses controller-1 all the same"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn one_member_is_no_members() {

@@ -67,13 +67,13 @@ pub fn waves(plan: &Plan, only: Option<&NodeName>) -> Vec<Wave> {
     waves
 }
 
-/// Whether the members that run still have a quorum without `node`: `Err` holds (how many are left, how many are needed).
+/// Whether the members that answer still have a quorum without `node`: `Err` holds (how many are left, how many are needed).
 /// Without a quorum now, there is none to be kept.
-pub fn quorum_left(plan: &Plan, running: impl Fn(&NodeName) -> bool, node: &NodeName) -> Result<(), (usize, usize)> {
+pub fn quorum_left(plan: &Plan, answers: impl Fn(&NodeName) -> bool, node: &NodeName) -> Result<(), (usize, usize)> {
     let members: Vec<&NodeName> = plan.controllers().map(|member| &member.name).collect();
     let needed = members.len() / 2 + 1;
-    let now = members.iter().filter(|member| running(member)).count();
-    let left = members.iter().filter(|member| **member != node && running(member)).count();
+    let now = members.iter().filter(|member| answers(member)).count();
+    let left = members.iter().filter(|member| **member != node && answers(member)).count();
     if now >= needed && left < needed && left > 0 { Err((left, needed)) } else { Ok(()) }
 }
 

@@ -164,6 +164,9 @@ pub struct Pause {
     /// Only this machine
     #[arg(long, value_name = "NODE", value_parser = NodeName::parse)]
     pub node: Option<NodeName>,
+    /// Also where --node takes the quorum away
+    #[arg(long, requires = "node")]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Args)]
