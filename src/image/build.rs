@@ -16,7 +16,7 @@ use super::command::{Namespaces, Tool};
 use super::container::{self, Entry, Recipe};
 use super::inputs::{DISK_SIZE, GoModule, Inputs, Keys};
 use super::preflight::{keyring, preflight};
-use super::{BuildOptions, ContainerImage, FileRecord, Image, ImageError, ImageEvent, Store, Versions, mirror};
+use super::{BuildOptions, ContainerImage, FileRecord, Image, ImageError, ImageEvent, Store, Versions, mirror, toolchain};
 
 /// Room a build needs beside what Go's own cache takes, MiB.
 const ROOM_MIB: u64 = 6 * 1024;
@@ -44,7 +44,7 @@ pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Imag
         return Ok(image);
     }
     preflight(opts.mirror.as_deref())?;
-    let go = Tool::new("go").args(["env", "GOVERSION"]).answer().map_err(|said| ImageError::Tool {
+    let go = toolchain::version().map_err(|said| ImageError::Tool {
         step: "preflight".into(),
         command: "go env GOVERSION".into(),
         how: said,
@@ -81,8 +81,8 @@ pub fn build(opts: &BuildOptions, on: &mut dyn FnMut(ImageEvent)) -> Result<Imag
 
 /// The image that this build would make. Without Go nothing can be made, so what another Go made of the same sources will do.
 fn present(opts: &BuildOptions) -> Result<Option<Image>, ImageError> {
-    match cache::go_version() {
-        None if opts.suite == super::Suite::default() => cache::find(&opts.cache),
+    match toolchain::version() {
+        Err(_) if opts.suite == super::Suite::default() => cache::find(&opts.cache),
         go => {
             let keys = Inputs::embedded(go.unwrap_or_default(), opts.suite).keys();
             cache::load(&opts.cache.join("images").join(keys.image))
@@ -206,6 +206,7 @@ impl Run<'_> {
                 .env("GOARCH", "amd64")
                 .env("GOAMD64", "v1")
                 .env("GOWORK", "off")
+                .env("GOTOOLCHAIN", toolchain::variable(&self.inputs.go_version))
                 .env("GOFLAGS", "");
             self.run(tool, step, module.name)?;
         }

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::command::{Namespaces, Tool};
-use super::{FileRecord, Image, ImageError, ImageEvent, Inputs, Suite};
+use super::command::Namespaces;
+use super::{FileRecord, Image, ImageError, ImageEvent, Inputs, Suite, toolchain};
 use crate::digest;
 
 /// How long a build waits for another one in the same cache.
@@ -63,7 +63,7 @@ pub fn find(cache: &Path) -> Result<Option<Image>, ImageError> {
         return Ok(newest);
     }
     // A damaged image does not say what it was made of; its key does, and asking Go for its version takes a while.
-    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let keys = Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys();
     load(&cache.join("images").join(&keys.image))
 }
 
@@ -73,7 +73,7 @@ fn wanted(cache: &Path) -> Result<String, ImageError> {
     match find(cache) {
         Ok(Some(image)) => Ok(image.key),
         Err(ImageError::Damaged { key, .. }) => Ok(key),
-        Ok(None) => Ok(Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys().image),
+        Ok(None) => Ok(Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys().image),
         Err(error) => Err(error),
     }
 }
@@ -82,11 +82,6 @@ fn wanted(cache: &Path) -> Result<String, ImageError> {
 pub fn find_key(cache: &Path, key: &str) -> Result<Option<Image>, ImageError> {
     let plain = key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
     if plain { load(&cache.join("images").join(key)) } else { Ok(None) }
-}
-
-/// The toolchain's version (`go1.26.8`), when there is one.
-pub(super) fn go_version() -> Option<String> {
-    Tool::new("go").args(["env", "GOVERSION"]).answer().ok().filter(|version| !version.is_empty())
 }
 
 /// Whether a file of an image was written after the image's description was, or cannot be looked at: then its bytes are worth
@@ -167,7 +162,7 @@ pub fn prune(cache: &Path, keep_current: bool, in_use: &[String]) -> Result<Prun
     let cache = Cache::open(cache, &mut |_| {})?;
     let mut keep = in_use.to_vec();
     if keep_current {
-        let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+        let keys = Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys();
         keep.push(wanted(&cache.root)?);
         keep.extend([keys.container_os, keys.guest_os]);
         keep.extend(keys.modules.into_iter().map(|(_, key)| key));

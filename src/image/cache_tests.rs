@@ -185,7 +185,7 @@ fn an_image_under_another_key_is_damage() {
 #[test]
 fn pruning_keeps_the_current_image_and_its_stages() {
     let directory = tempfile::tempdir().unwrap();
-    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let keys = Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys();
     let cache = open(directory.path());
     store_image(&cache, &keys.image, "mine");
     store_image(&cache, "old", "old");
@@ -240,7 +240,7 @@ fn an_image_of_the_same_sources_is_found_whichever_go_built_it() {
 fn the_damage_of_the_image_that_is_wanted_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path());
-    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let keys = Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys();
     let dir = store_image(&cache, &keys.image, "disk");
     fs::write(dir.join("image.json"), "{").unwrap();
     assert!(matches!(find(directory.path()), Err(ImageError::Damaged { .. })));
@@ -310,7 +310,7 @@ fn two_builds_do_not_run_in_one_cache() {
 #[test]
 fn a_second_build_does_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let keys = Inputs::embedded(go_version().unwrap_or_default(), Suite::default()).keys();
+    let keys = Inputs::embedded(toolchain::version().unwrap_or_default(), Suite::default()).keys();
     let cache = open(directory.path());
     store_image(&cache, &keys.image, "disk");
     let first = load(&cache.image_dir(&keys.image)).unwrap().unwrap();

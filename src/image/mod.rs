@@ -15,6 +15,7 @@ mod container;
 mod inputs;
 mod mirror;
 mod preflight;
+mod toolchain;
 
 use std::collections::BTreeMap;
 use std::io;
