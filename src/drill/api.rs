@@ -4,6 +4,7 @@
 
 use super::catalogue::PodFate;
 use super::clock::{At, human};
+use super::gates::Limit;
 use super::invariants::{Check, examples, pods_changed};
 use super::kube::{ApiProbe, Door};
 use super::record::{Marks, Record};
@@ -62,14 +63,12 @@ pub fn gates(record: &Record) -> Vec<Check> {
     let timing = &record.environment.timing;
     let mut checks = Vec::new();
     if let Some(bound) = &expect.api_gap {
-        let limit = bound.of(timing);
-        let check = api_gap(record, limit);
-        checks.push(Check { expected: Some(format!("≤ {} ({bound})", human(limit))), ..check });
+        let limit = Limit::of(bound, record);
+        checks.push(Check { expected: limit.expected(), ..api_gap(record, &limit) });
     }
     if let Some(bound) = &expect.takeover {
-        let limit = bound.of(timing);
-        let check = takeover(record, limit);
-        checks.push(Check { expected: Some(format!("≤ {} ({bound})", human(limit))), ..check });
+        let limit = Limit::of(bound, record);
+        checks.push(Check { expected: limit.expected(), ..takeover(record, &limit) });
     }
     if let Some((from, to)) = &expect.not_ready {
         let (from, to) = (from.of(timing), to.of(timing));
@@ -81,7 +80,7 @@ pub fn gates(record: &Record) -> Vec<Check> {
     checks
 }
 
-fn api_gap(record: &Record, limit: Duration) -> Check {
+fn api_gap(record: &Record, limit: &Limit) -> Check {
     let title = "longest time without an answer of the API";
     let all = record.kube.as_ref().map(|kube| windows(&kube.probes, record.marks)).unwrap_or_default();
     let window = all.iter().find(|window| window.door == Door::Vip && window.fresh && !window.write);
@@ -90,15 +89,15 @@ fn api_gap(record: &Record, limit: Duration) -> Check {
         Some(window) if window.answered == 0 => Check::new("api-gap", title, Verdict::Fail, "it never answered"),
         Some(window) if !window.back => Check::new("api-gap", title, Verdict::Fail, "no answer after the heal"),
         Some(window) => {
-            let verdict = if window.gap.length() <= limit { Verdict::Pass } else { Verdict::Fail };
-            Check::new("api-gap", title, verdict, human(window.gap.length()))
+            let (verdict, seen) = limit.judge(window.gap.length());
+            Check::new("api-gap", title, verdict, seen)
         }
     }
 }
 
 /// From the fault to the first sample in which another node holds the lease that the target held. The target's own process, started
 /// again, has another identity and is nobody else.
-fn takeover(record: &Record, limit: Duration) -> Check {
+fn takeover(record: &Record, limit: &Limit) -> Check {
     let title = "time until another holder renews the lease";
     let unknown = |why: String| Check::new("takeover", title, Verdict::Unknown, why);
     let Some(lease) = record.drill.target.lease() else { return unknown("the target holds no lease by rule".to_owned()) };
@@ -113,7 +112,10 @@ fn takeover(record: &Record, limit: Duration) -> Check {
         .find(|sample| sample.leases.get(lease).is_some_and(|now| !now.holder.is_empty() && elsewhere(&now.holder)));
     match taken.map(|sample| sample.at.since(inject)) {
         None => Check::new("takeover", title, Verdict::Fail, "never"),
-        Some(took) => Check::new("takeover", title, if took <= limit { Verdict::Pass } else { Verdict::Fail }, human(took)),
+        Some(took) => {
+            let (verdict, seen) = limit.judge(took);
+            Check::new("takeover", title, verdict, seen)
+        }
     }
 }
 

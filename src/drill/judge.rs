@@ -3,18 +3,16 @@
 //! It is pure, and it never turns a missing answer into a pass: a run that proves nothing is invalid.
 
 use super::act::Claim;
-use super::api::{self, ApiWindow, windows};
-use super::bound::Bound;
-use super::catalogue::{LeaderFate, Where};
+use super::api::{ApiWindow, windows};
 use super::checker::{Checked, Violation, check};
 use super::clock::{At, human};
-use super::history::{Member, Session};
+use super::gates;
+use super::history::Session;
 use super::invariants::{self, Check, examples};
 use super::record::{LogSource, Looked, Record};
 use super::target::Id;
 use super::windows::{
-    Gap, Lane, Leader, count_longer, covered, full_membership, lanes, leaderships, lives, longest, longest_awake, new_leader,
-    percentile,
+    Gap, Lane, Leader, count_longer, full_membership, lanes, leaderships, lives, longest, new_leader, percentile,
 };
 use crate::event::Verdict;
 use crate::spec::NodeName;
@@ -109,7 +107,7 @@ pub fn judge(record: &Record) -> Judgement {
     checks.push(healed(record));
     checks.extend(kube_back(record));
     checks.extend(restored(record));
-    checks.extend(gates(record, &figures, silence));
+    checks.extend(gates::gates(record, &figures, silence));
     for check in &mut checks {
         check.waived = record.drill.expect.waive.contains(&check.id);
     }
@@ -167,18 +165,18 @@ fn version(record: &Record) -> String {
 }
 
 /// Who led just before the fault.
-fn old_leader(record: &Record) -> Option<Leader> {
+pub(super) fn old_leader(record: &Record) -> Option<Leader> {
     let before = |sample: &&super::record::Sample| sample.at <= record.marks.inject;
     record.samples.iter().filter(before).filter_map(Leader::of).next_back()
 }
 
 /// Moments of acknowledgement, in order.
-fn acks(record: &Record) -> Vec<At> {
+pub(super) fn acks(record: &Record) -> Vec<At> {
     record.acked_writes().iter().map(|op| op.ret).collect()
 }
 
 /// The load's end, or, of a run that was cut short, the last that was seen.
-fn end(record: &Record) -> At {
+pub(super) fn end(record: &Record) -> At {
     if record.marks.end == At::ZERO { record.samples.last().map_or(At::ZERO, |s| s.at) } else { record.marks.end }
 }
 
@@ -267,7 +265,7 @@ fn looked(all: &[Looked], claim: &Claim) -> (bool, String) {
 }
 
 /// Claims that are seen from outside.
-fn observed(record: &Record, claim: &Claim) -> (bool, String) {
+pub(super) fn observed(record: &Record, claim: &Claim) -> (bool, String) {
     let marks = record.marks;
     let member = |node: &NodeName| record.members.iter().position(|member| member.node == *node);
     match claim {
@@ -433,147 +431,4 @@ fn kube_back(record: &Record) -> Option<Check> {
         Some(Err(why)) => Check::new("kubernetes", title, Verdict::Fail, why),
         None => Check::new("kubernetes", title, Verdict::Unknown, "it was not awaited"),
     })
-}
-
-/// The drill's own expectations.
-fn gates(record: &Record, figures: &Figures, silence: Duration) -> Vec<Check> {
-    let expect = &record.drill.expect;
-    let timing = &record.environment.timing;
-    let marks = record.marks;
-    let mut checks: Vec<Check> =
-        expect.write_gap.iter().map(|bound| write_gap(record, figures.longest_write_gap, bound)).collect();
-    let mut within = |id: &str, title: &str, bound: &Option<Bound>, seen: Option<Duration>| {
-        let Some(bound) = bound else { return };
-        let limit = bound.of(timing);
-        let verdict = if seen.is_some_and(|seen| seen <= limit) { Verdict::Pass } else { Verdict::Fail };
-        let shown = seen.map_or("never".to_owned(), human);
-        let expected = Some(format!("≤ {} ({bound})", human(limit)));
-        checks.push(Check { expected, ..Check::new(id, title, verdict, shown) });
-    };
-    let us = Duration::from_micros;
-    within("new-leader", "time to a new leader", &expect.new_leader, figures.time_to_new_leader_us.map(us));
-    within(
-        "membership",
-        "time to full membership after the heal",
-        &expect.full_membership,
-        figures.time_to_full_membership_us.map(us),
-    );
-    let first =
-        record.acked_writes().iter().find(|op| op.ret > marks.heal && op.inv > marks.injected).map(|op| op.ret.since(marks.heal));
-    within("first-write", "time to the first write after the heal", &expect.first_write, first);
-    checks.extend(api::gates(record));
-    if let Some(most) = expect.failed_writes {
-        let seen = figures.client_failures;
-        let verdict = if seen <= most as usize { Verdict::Pass } else { Verdict::Fail };
-        let check = Check::new("failed-writes", "failed writes of the fail-over client", verdict, seen);
-        checks.push(Check { expected: Some(format!("≤ {most}")), ..check });
-    }
-    if let Some(fate) = expect.leader {
-        checks.push(leader_fate(record, fate, silence));
-    }
-    if let Some(scope) = expect.serial_reads {
-        checks.push(serial_reads(record, scope));
-    }
-    if let Some(alarm) = &expect.alarm {
-        let (raised, seen) = observed(record, &Claim::Alarm { name: alarm.clone() });
-        let verdict = if raised { Verdict::Pass } else { Verdict::Fail };
-        checks.push(Check { expected: Some(alarm.clone()), ..Check::new("alarm", "the alarm is raised", verdict, seen) });
-    }
-    checks
-}
-
-/// A gap that is too long fails, but for the time in which the observer itself stood still: where the rest is within the bound,
-/// nobody can say whose gap it was.
-fn write_gap(record: &Record, gap: Gap, bound: &Bound) -> Check {
-    let limit = bound.of(&record.environment.timing);
-    let awake = longest_awake(&acks(record), record.marks.inject, end(record), &record.stalls);
-    let (verdict, seen) = if gap.length() <= limit {
-        (Verdict::Pass, human(gap.length()))
-    } else if awake > limit {
-        (Verdict::Fail, human(gap.length()))
-    } else {
-        let still = human(covered(gap, &record.stalls));
-        (Verdict::Unknown, format!("{}, of which the observer itself stood still for {still}", human(gap.length())))
-    };
-    let check = Check::new("write-gap", "longest time without an acknowledged write", verdict, seen);
-    Check { expected: Some(format!("≤ {} ({bound})", human(limit))), ..check }
-}
-
-fn leader_fate(record: &Record, fate: LeaderFate, silence: Duration) -> Check {
-    let marks = record.marks;
-    let old = old_leader(record);
-    let led = leaderships(&record.samples, silence);
-    let another = |to: At| {
-        let differs = |led: &super::windows::Leadership| old.is_none_or(|old| led.leader().is_after(&old));
-        led.iter().find(|l| l.to > marks.inject && l.from < to && differs(l))
-    };
-    let shown = |led: Option<&super::windows::Leadership>| match led {
-        Some(led) => format!("{} in term {} at {}", record.member_name(led.member), led.term, led.from),
-        None => "no other leader".to_owned(),
-    };
-    let (title, expected, verdict, seen) = match fate {
-        LeaderFate::Changes => {
-            let found = another(marks.heal.plus(silence));
-            let verdict = if found.is_some() { Verdict::Pass } else { Verdict::Fail };
-            ("the leader changes before the heal", "another leader", verdict, shown(found))
-        }
-        LeaderFate::Stays => {
-            let found = another(marks.end);
-            let (verdict, seen) = match (old, found) {
-                (None, _) => (Verdict::Unknown, "who led before the fault was not seen".to_owned()),
-                (Some(_), None) => (Verdict::Pass, shown(found)),
-                (Some(_), Some(_)) => (Verdict::Fail, shown(found)),
-            };
-            ("the leader stays", "same leader, same term", verdict, seen)
-        }
-        LeaderFate::Lost => {
-            // What each member said last before the heal; those that said nothing lately cannot lead.
-            let late = marks.heal.minus(silence);
-            let leads = |sample: &&super::record::Sample| {
-                sample.at > late && sample.at <= marks.heal && sample.status.as_ref().is_some_and(|s| s.leader.0 != 0)
-            };
-            let found = record.samples.iter().find(leads);
-            let asked = record.samples.iter().filter(|sample| sample.at > late && sample.at <= marks.heal).count();
-            let (verdict, seen) = match found {
-                Some(s) => (Verdict::Fail, format!("{} followed a leader at {}", record.member_name(s.member), s.at)),
-                None if asked == 0 => (Verdict::Unknown, "nobody was asked".to_owned()),
-                None => (Verdict::Pass, "nobody leads".to_owned()),
-            };
-            ("nobody leads before the heal", "no leader", verdict, seen)
-        }
-    };
-    Check { expected: Some(expected.to_owned()), ..Check::new("leader", title, verdict, seen) }
-}
-
-/// Serializable reads that were begun and due while the fault was in force, by the members that are to answer them.
-fn serial_reads(record: &Record, scope: Where) -> Check {
-    let title = "serializable reads are answered, from the past";
-    let marks = record.marks;
-    let hit = record.target_members();
-    let members: Vec<Member> =
-        (0..record.members.len()).filter(|member| scope == Where::Everywhere || !hit.contains(member)).collect();
-    // A connection that the fault broke is made anew within an election timeout.
-    let settling = record.environment.timing.election().max(silence(record));
-    let from = marks.injected.plus(settling);
-    let mut poor = Vec::new();
-    let (mut answered, mut tried) = (0, 0);
-    for member in &members {
-        let own = record.ops.iter().filter(|op| op.session == Session::Serial(*member) && op.inv >= from && op.inv < marks.heal);
-        let (mut of_member, mut all) = (0usize, 0usize);
-        for op in own {
-            all += 1;
-            of_member += usize::from(op.acked() && op.ret < marks.heal.plus(settling));
-        }
-        // One that the heal itself disturbed is no sign of a member that does not answer.
-        if of_member * 10 < all * 9 || all == 0 {
-            poor.push(format!("{} answered {of_member} of {all}", record.member_name(*member)));
-        }
-        (answered, tried) = (answered + of_member, tried + all);
-    }
-    let check = match (members.is_empty() || tried == 0, poor.is_empty()) {
-        (true, _) => Check::new("serial-reads", title, Verdict::Unknown, "none was tried"),
-        (false, false) => Check::new("serial-reads", title, Verdict::Fail, examples(&poor)),
-        (false, true) => Check::new("serial-reads", title, Verdict::Pass, format!("{answered} of {tried}")),
-    };
-    Check { expected: Some("9 of 10 by each member".to_owned()), ..check }
 }

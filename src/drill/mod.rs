@@ -16,6 +16,7 @@ pub mod catalogue;
 pub mod checker;
 pub mod clock;
 pub mod etcd;
+pub mod gates;
 pub mod heal;
 pub mod history;
 pub mod injector;

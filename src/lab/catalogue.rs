@@ -304,7 +304,7 @@ fn hit_problems(lab: &Lab) -> Vec<String> {
     let needs = [("members", lab.needs.members, members, 7), ("workers", lab.needs.workers, workers, 50)];
     let short = needs.into_iter().filter(|(_, has, least, _)| has < least);
     let whom = lab.hit.as_str();
-    short.map(|(of, has, least, most)| format!("needs.{of}: {has}; accepted with hit = "{whom}": {least} to {most}")).collect()
+    short.map(|(of, has, least, most)| format!("needs.{of}: {has}; accepted with hit = \"{whom}\": {least} to {most}")).collect()
 }
 
 /// Members and workers that there have to be for somebody to be hit.

@@ -231,6 +231,6 @@ fn a_run_cut_off_before_the_clocks_were_set_leaves_word_of_it() {
 
     let states = [(0, DomainState::Running), (1, DomainState::Running), (2, DomainState::ShutOff)];
     let power = Power(states.map(|(i, state)| (NodeName::controller(i), Some(state))).to_vec());
-    assert_eq!(to_be_set(false, std::slice::from_ref(&one), &power), [one.clone()]);
+    assert_eq!(to_be_set(false, std::slice::from_ref(&one), &power), std::slice::from_ref(&one));
     assert_eq!(to_be_set(true, &[], &power), [NodeName::controller(0), one], "who was woken before runs, and is late");
 }

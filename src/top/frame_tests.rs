@@ -174,6 +174,9 @@ fn one_picture_for_a_file_has_every_node() {
     assert!(text.contains("in force: drill leader-kill") && !text.contains("more"), "{text}");
 }
 
+/// A node, what happens to it, and how it stands then.
+type Case<'a> = (&'a Node, fn(&mut Node), Standing);
+
 #[test]
 fn a_node_is_well_when_all_that_was_asked_of_it_is() {
     let well = [node(0), worker()];
@@ -189,7 +192,7 @@ fn a_node_is_well_when_all_that_was_asked_of_it_is() {
             etcd.errors = vec!["alarm:NOSPACE".to_owned()];
         }
     };
-    let cases: [(&Node, fn(&mut Node), Standing); 10] = [
+    let cases: [Case<'_>; 10] = [
         (&controller, alarmed, Standing::Unwell),
         (&controller, |node| node.etcd = Heard::Silent, Standing::Unwell),
         (&controller, |node| node.etcd = Heard::Unasked, Standing::Unknown),

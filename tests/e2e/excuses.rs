@@ -6,6 +6,7 @@ use crate::rig::{Rig, mode, virsh};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use ktcw_vm::drill::gates::TOO_SLOW;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,10 +41,18 @@ fn about(reason: &str, id: &str) -> bool {
     reason.split(' ').next() == Some(id)
 }
 
-/// Whether a run is invalid for nothing but its load (V2): the host stood still or was too busy, by the run's own words. A run
-/// that failed has other reasons, and that the fault was not shown is never the host's fault.
+/// Whether a run is invalid for nothing but its load (V2), or a bound that nobody could judge: the host stood still or was too
+/// busy, by the run's own words. A run that failed has other reasons, and that the fault was not shown is never the host's fault.
 pub fn of_the_host(reasons: &[&str]) -> bool {
-    !reasons.is_empty() && reasons.iter().all(|reason| about(reason, "V2"))
+    !reasons.is_empty() && reasons.iter().all(|reason| about(reason, "V2") || reason.ends_with(TOO_SLOW))
+}
+
+/// Whether a run failed for nothing but lengths of time: on a host where `up` itself takes half as long again as natively, that is
+/// worth another look before it is held against the program.
+pub fn only_late(run: &Value) -> bool {
+    const TIMED: [&str; 6] = ["write-gap", "new-leader", "membership", "first-write", "api-gap", "takeover"];
+    let reasons = reasons(run);
+    run["result"] == "fail" && !reasons.is_empty() && reasons.iter().all(|reason| TIMED.iter().any(|id| about(reason, id)))
 }
 
 /// The consoles of a cluster's machines, as long as it has these.

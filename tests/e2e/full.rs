@@ -4,7 +4,7 @@
 use crate::crashes::{ALL, killed_and_healed, kinds_without_a_row};
 use crate::drills::{drilled, healthy, in_figures};
 use crate::dying::{CONTROLLERS, Dying, on, residue};
-use crate::excuses::{crashed_in, crashes_during, excuse};
+use crate::excuses::{crashed_in, crashes_during, excuse, only_late};
 use crate::rig::{Remove, Rig, eventually, keep, libvirt_names, step, virsh};
 use std::time::Duration;
 
@@ -17,11 +17,14 @@ const WATCHED: [&str; 2] = ["leader-freeze", "leader-power-off"];
 /// What `down` meets: a suspended machine, one without power, a frozen disk, rules.
 const TAKEN_DOWN: [&str; 4] = ["leader-freeze", "leader-power-off", "stalled-disk", "isolate-leader"];
 
+/// What `up` of 3 + 2 takes where machines run at native speed.
+const NATIVELY: Duration = Duration::from_secs(60);
+
 #[test]
 fn every_drill_of_the_catalogue_passes() {
     let rig = Rig::native("catalogue");
     let _guard = Remove(&rig);
-    rig.up(&["--etcd", "3", "--workers", "2"]).exits(0);
+    let slow_host = rig.up(&["--etcd", "3", "--workers", "2"]).exits(0).took > NATIVELY * 3 / 2;
     healthy(&rig);
     let (ran, crashes) = crashes_during(&rig, || rig.run(&["drill", "run", "all", "--seed", "11", "--format", "json"]));
     keep("drill-run-all.json", &ran.out);
@@ -45,6 +48,7 @@ fn every_drill_of_the_catalogue_passes() {
         // A crash excuses the run that it befell, and no other.
         match excuse(run, crashed_in(run, &runs[i + 1..], &crashes)) {
             Some(_) => again.push(name),
+            None if slow_host && only_late(run) => again.push(name),
             None => failed.push(name),
         }
     }
