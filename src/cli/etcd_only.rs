@@ -5,7 +5,7 @@
 use super::args::{Format, Global};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::{all_are, no_open_fault, no_open_restore};
+use super::opened::{all_are, no_open_fault, no_open_restore, no_open_restore_of};
 use super::session::{self, Session};
 use super::snapshot::{members, shown_time};
 use super::{exit, golden, render};
@@ -332,7 +332,7 @@ pub fn delete(global: &Global, name: &Name) -> Result<u8, CliError> {
     let needed = |session: &Session| match session.dir.history()? {
         // It is what the restore needs that was cut off.
         history if open_restore(&history).is_some_and(|open| open.snapshot == name.as_str()) => {
-            no_open_restore(&history, session.plan.cluster.as_str())
+            no_open_restore_of(&session.dir, &history)
         }
         _ => Ok(()),
     };

@@ -4,7 +4,7 @@
 
 use super::error::CliError;
 use super::opened::or_interrupted;
-use super::snapshot::{After, after, has_room, members, shown_time};
+use super::snapshot::{After, has_room, members, noted, shown_time};
 use super::up::Outcome;
 use super::{etcd_only, session};
 use crate::event::{Event, Events, Stage};
@@ -143,7 +143,7 @@ pub async fn keep(desk: &Desk<'_>, guests: &dyn Guest, host: &Arc<LibvirtHost>, 
                 .hint(format!("ktcw-vm resume -c {cluster}; ktcw-vm up -c {cluster} --no-golden leaves the snapshot out")));
         }
     };
-    let after = after(plan, guests, &then).await;
+    let after = noted(desk.journal, plan, guests, &then).await;
     if !after.is_well() {
         after.lines().into_iter().for_each(note);
     }
@@ -298,7 +298,7 @@ pub async fn come_back(scene: Scene<'_>, record: &Record, events: &Events) -> Re
     over(Stage::Machines, "golden restore", began);
     let began = stage(Stage::Etcd);
     let left = format!("cluster {cluster} as its golden snapshot has it, not verified; its clocks may be late");
-    let setting = super::snapshot::noted(&journal, &plan, &*guests, &record.members);
+    let setting = noted(&journal, &plan, &*guests, &record.members);
     let late = |error: CliError| error.hint(super::snapshot::sets_clocks(&cluster));
     let after: After = or_interrupted(&stop, &left, setting).await.map_err(late)?;
     let left = format!("cluster {cluster} as its golden snapshot has it, not verified");

@@ -5,7 +5,7 @@
 use super::args::{Global, NodeAdd, NodeRemove, NodeRole, NodeWhat};
 use super::drill::bench::Bench;
 use super::error::CliError;
-use super::opened::{no_open_restore, whole_moment};
+use super::opened::{no_open_restore_of, whole_moment};
 use super::session::{self, Session};
 use super::up::{Asked, Outcome, raise, shown};
 use super::way::{Settled, carry_out};
@@ -49,7 +49,7 @@ fn asked<'a>(dir: &ClusterDir, spec: &'a ClusterSpec, args: &NodeAdd) -> Asked<'
 fn may_grow(dir: &ClusterDir) -> Result<(), CliError> {
     let (history, cluster) = (dir.history()?, dir.name().as_str());
     golden::refuse_down(&history, cluster)?;
-    no_open_restore(&history, cluster)?;
+    no_open_restore_of(dir, &history)?;
     lab::none_open_of_these_nodes(dir)
 }
 

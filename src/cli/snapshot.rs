@@ -5,7 +5,7 @@
 mod awake;
 mod list;
 
-pub(super) use awake::{After, after, noted, sets_clocks};
+pub(super) use awake::{After, noted, sets_clocks};
 
 use super::args::{Format, Global, SnapshotSave, SnapshotWhat};
 use super::error::CliError;

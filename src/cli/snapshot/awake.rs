@@ -23,7 +23,7 @@ pub(in crate::cli) struct After {
 }
 
 /// Sets the clocks of all nodes, then asks the members until they have a leader again, or their deadline.
-pub(in crate::cli) async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, MemberSeen>) -> After {
+async fn after(plan: &Plan, guests: &dyn Guest, then: &BTreeMap<NodeName, MemberSeen>) -> After {
     let now: fn() -> Timestamp = Timestamp::now;
     let nodes: Vec<NodeName> = plan.nodes.iter().map(|node| node.name.clone()).collect();
     let clocks = life::repair(plan, guests, now, &nodes).await;
