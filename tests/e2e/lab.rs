@@ -74,6 +74,8 @@ fn down_to_golden_and_back(rig: &Rig, cold: Duration) {
     let up = rig.up_with_golden(&["--etcd", "3", "--workers", "0"]).exits(0).says("back from its golden snapshot");
     let ratio = cold.as_secs_f64() / up.took.as_secs_f64();
     step(&format!("back from memory and verified in {:.1} s: {ratio:.1} times faster", up.took.as_secs_f64()));
+    // What took its time, when it was not fast: a look of verify that was not green yet names its checks.
+    [&up.out, &up.err].into_iter().flat_map(|text| text.lines()).filter(|line| line.contains("not yet")).for_each(step);
     assert_eq!(get(rig, "lab"), "", "written after the golden snapshot");
     rig.run(&["snapshot", "list"]).exits(0).says("golden (current)");
     let listed = rig.run(&["snapshot", "list", "--format", "json"]).exits(0).json();
