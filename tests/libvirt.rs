@@ -5,6 +5,10 @@
 #![expect(clippy::expect_used, reason = "a test fails where it finds a fault")]
 #![expect(clippy::disallowed_methods, reason = "it waits in its own thread")]
 
+#[path = "fixtures/host_plan.rs"]
+mod host_plan;
+
+use host_plan::{network, storage};
 use ktcw_vm::host::fake::FakeHost;
 use ktcw_vm::host::libvirt::LibvirtHost;
 use ktcw_vm::host::{DomainState, Done, Host, HostError, Mark, VolumeFormat};
@@ -16,6 +20,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::storage_vol::StorageVol;
+
+/// As `up` calls what it uploads: by digest.
+const VOLUMES: [&str; 3] = ["base-0123456789abcdef.qcow2", "kernel-0123456789abcdef", "initrd-0123456789abcdef"];
 
 /// The driver has one state for the whole process, so each test has a cluster of its own name.
 struct Lab {
@@ -37,29 +44,8 @@ fn lab(name: &str, accel: Accel) -> Lab {
             instance: identity::uuid(&cluster, "instance"),
             state_dir: format!("/state/{name}"),
         },
-        network: NetworkPlan {
-            name: format!("ktcw-{name}"),
-            uuid: identity::uuid(&cluster, "network"),
-            bridge: identity::bridge(&cluster),
-            subnet: format!("10.77.{third}.0/24").parse().expect("net"),
-            gateway: format!("10.77.{third}.1").parse().expect("ip"),
-            vip: format!("10.77.{third}.10").parse().expect("ip"),
-            isolated: false,
-            namespace: false,
-            pod_cidr: "10.244.0.0/16".parse().expect("net"),
-            service_cidr: "10.32.0.0/16".parse().expect("net"),
-            kubernetes_service: "10.32.0.1".parse().expect("ip"),
-            dns_service: "10.32.0.10".parse().expect("ip"),
-        },
-        storage: StoragePlan {
-            pool: format!("ktcw-{name}"),
-            pool_uuid: identity::uuid(&cluster, "pool"),
-            image_pool: "ktcw.images".into(),
-            image_pool_uuid: identity::shared_uuid("images"),
-            base_volume: "base-0123456789abcdef.qcow2".into(),
-            kernel_volume: "kernel-0123456789abcdef".into(),
-            initrd_volume: Some("initrd-0123456789abcdef".into()),
-        },
+        network: network(&cluster, [10, 77, third]),
+        storage: storage(&cluster, VOLUMES),
         domain: DomainPlan {
             name: format!("{name}-controller-0"),
             uuid: identity::uuid(&cluster, "controller-0"),

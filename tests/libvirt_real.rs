@@ -8,10 +8,14 @@
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "a test fails where it finds a fault, and shows its figures")]
 #![expect(clippy::disallowed_methods, reason = "it waits in its own thread")]
 
+#[path = "fixtures/host_plan.rs"]
+mod host_plan;
+
+use host_plan::{network, storage};
 use ktcw_vm::accel::{self, Verdict};
 use ktcw_vm::host::libvirt::LibvirtHost;
 use ktcw_vm::host::{Console, DomainState, Done, Host, HostError, Mark, VolumeFormat};
-use ktcw_vm::plan::{Accel, DiskKind, DiskPlan, DomainPlan, NetworkPlan, StoragePlan, identity};
+use ktcw_vm::plan::{Accel, DiskKind, DiskPlan, DomainPlan, identity};
 use ktcw_vm::spec::{ClusterName, NodeName};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +38,9 @@ const GUEST: &[u8] = &[
     0x48, 0x89, 0xe6, 0x0f, 0x05, 0xeb, 0xdb, // mov rsi, rsp; syscall; jmp again
     b'g', b'u', b'e', b's', b't', b'-', b'u', b'p', b'\n',
 ];
+
+/// What the image is uploaded as.
+const VOLUMES: [&str; 3] = ["base.qcow2", "kernel", "initrd"];
 
 /// A cpio archive with that program as `/init`, in an ELF of one segment.
 fn initrd() -> Vec<u8> {
@@ -157,36 +164,6 @@ fn read_until(console: &Arc<dyn Console>, text: &'static str, times: usize) -> S
     receiver.recv_timeout(Duration::from_secs(30)).expect("the console ends or answers")
 }
 
-/// `192.168.THIRD.0/24`.
-fn network(cluster: &ClusterName, third: u8) -> NetworkPlan {
-    NetworkPlan {
-        name: format!("ktcw-{cluster}"),
-        uuid: identity::uuid(cluster, "network"),
-        bridge: identity::bridge(cluster),
-        subnet: format!("192.168.{third}.0/24").parse().expect("net"),
-        gateway: [192, 168, third, 1].into(),
-        vip: [192, 168, third, 10].into(),
-        isolated: false,
-        namespace: false,
-        pod_cidr: "10.244.0.0/16".parse().expect("net"),
-        service_cidr: "10.32.0.0/16".parse().expect("net"),
-        kubernetes_service: "10.32.0.1".parse().expect("ip"),
-        dns_service: "10.32.0.10".parse().expect("ip"),
-    }
-}
-
-fn storage(cluster: &ClusterName) -> StoragePlan {
-    StoragePlan {
-        pool: format!("ktcw-{cluster}"),
-        pool_uuid: identity::uuid(cluster, "pool"),
-        image_pool: "ktcw.images".into(),
-        image_pool_uuid: identity::shared_uuid("images"),
-        base_volume: "base.qcow2".into(),
-        kernel_volume: "kernel".into(),
-        initrd_volume: Some("initrd".into()),
-    }
-}
-
 fn mark(cluster: &ClusterName) -> Mark {
     Mark { cluster: cluster.clone(), instance: identity::uuid(cluster, "drawn"), state_dir: format!("/state/{cluster}") }
 }
@@ -206,8 +183,8 @@ fn a_machine_from_nothing_to_nothing_on_a_real_libvirt() {
     let cluster = ClusterName::parse("real").expect("name");
     let node = NodeName::controller(0);
     let mark = mark(&cluster);
-    let network = network(&cluster, 77);
-    let storage = storage(&cluster);
+    let network = network(&cluster, [192, 168, 77]);
+    let storage = storage(&cluster, VOLUMES);
     let disk = |target: &str, kind: DiskKind, volume: &str| DiskPlan { target: target.into(), volume: volume.into(), kind };
     let domain = DomainPlan {
         name: "real-controller-0".into(),
@@ -477,7 +454,8 @@ fn clusters_are_begun_side_by_side_on_a_daemon_that_has_just_begun() {
                 scope.spawn(move || {
                     let cluster = ClusterName::parse(&format!("at-once-{number}")).expect("name");
                     let host = LibvirtHost::connect(Some(&uri)).expect("connected").with_pool_root(Some(pools));
-                    let (network, storage, mark) = (network(&cluster, 100 + number), storage(&cluster), mark(&cluster));
+                    let (network, storage, mark) =
+                        (network(&cluster, [192, 168, 100 + number]), storage(&cluster, VOLUMES), mark(&cluster));
                     together.wait();
                     if number % 2 == 0 {
                         host.ensure_network(&network, &mark).unwrap_or_else(|error| panic!("round {round}: {error}"));

@@ -15,6 +15,9 @@ use super::windows::{Gap, covered, leaderships, longest_awake};
 use crate::event::Verdict;
 use std::time::Duration;
 
+/// Gates that are a length of time and nothing else: who misses one was late, and not wrong.
+pub const TIMED: [&str; 6] = ["write-gap", "new-leader", "membership", "first-write", "api-gap", "takeover"];
+
 /// A bound as it holds in one run.
 pub struct Limit {
     text: String,

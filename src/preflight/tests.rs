@@ -9,6 +9,15 @@ use uuid::Uuid;
 
 const PLENTY: Option<u64> = Some(1 << 20);
 
+/// Network, pools and machines, without their disks.
+fn define(host: &FakeHost, plan: &Plan, mark: &Mark) {
+    host.ensure_network(&plan.network, mark).expect("made");
+    host.ensure_pools(&plan.storage, mark).expect("made");
+    for node in &plan.nodes {
+        host.ensure_domain(&node.domain, &plan.storage, &node.name, mark).expect("made");
+    }
+}
+
 fn sample(etcd: u64, workers: u64) -> Plan {
     let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
     let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
@@ -71,10 +80,8 @@ fn one_mebibyte_of_memory_too_few_is_refused_with_the_numbers() {
 #[test]
 fn machines_that_run_already_are_not_counted_again_and_those_that_are_off_are() {
     let (host, plan, mark) = (FakeHost::new(), sample(3, 2), mark(1, "/state/ktcw"));
-    host.ensure_network(&plan.network, &mark).expect("made");
-    host.ensure_pools(&plan.storage, &mark).expect("made");
+    define(&host, &plan, &mark);
     for node in &plan.nodes {
-        host.ensure_domain(&node.domain, &plan.storage, &node.name, &mark).expect("made");
         host.set_state(&node.domain.name, DomainState::Running).expect("there");
     }
     let judged = |free| judge(&plan, &facts(&host, free), &host.observe().expect("observed"), Some(&mark), 0, PLENTY);
@@ -148,11 +155,7 @@ fn what_is_on_the_disk_already_is_not_counted_again() {
 #[test]
 fn disks_that_a_reboot_hides_are_not_counted_as_new() {
     let (host, plan, mark) = (FakeHost::new(), sample(3, 1), mark(1, "/state/ktcw"));
-    host.ensure_network(&plan.network, &mark).expect("made");
-    host.ensure_pools(&plan.storage, &mark).expect("made");
-    for node in &plan.nodes {
-        host.ensure_domain(&node.domain, &plan.storage, &node.name, &mark).expect("made");
-    }
+    define(&host, &plan, &mark);
     host.reboot();
     let seen = host.observe().expect("observed");
     let judged = |plan: &Plan, mark: Option<&Mark>, seen: &HostSeen| judge(plan, &facts(&host, 16384), seen, mark, 700, Some(1));

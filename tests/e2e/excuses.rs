@@ -6,7 +6,7 @@ use crate::rig::{Rig, mode, virsh};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use ktcw_vm::drill::gates::TOO_SLOW;
+use ktcw_vm::drill::gates::{TIMED, TOO_SLOW};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +50,6 @@ pub fn of_the_host(reasons: &[&str]) -> bool {
 /// Whether a run failed for nothing but lengths of time: on a host where `up` itself takes half as long again as natively, that is
 /// worth another look before it is held against the program.
 pub fn only_late(run: &Value) -> bool {
-    const TIMED: [&str; 6] = ["write-gap", "new-leader", "membership", "first-write", "api-gap", "takeover"];
     let reasons = reasons(run);
     run["result"] == "fail" && !reasons.is_empty() && reasons.iter().all(|reason| TIMED.iter().any(|id| about(reason, id)))
 }

@@ -4,12 +4,10 @@
 
 use super::Report;
 use crate::drill::catalogue::find;
+use crate::drill::gates::TIMED;
 use crate::drill::invariants::Check;
 use crate::drill::judge::{Result, SAFETY};
 use crate::event::Verdict;
-
-/// Gates that are a length of time and nothing else: who misses one was late, and not wrong.
-const TIMED: [&str; 6] = ["write-gap", "new-leader", "membership", "first-write", "api-gap", "takeover"];
 
 /// `saved`: where the report is. `None`: it passed.
 pub fn hint(report: &Report, saved: &str) -> Option<String> {
