@@ -6,10 +6,13 @@ use super::args::{Global, Proxy};
 use super::error::CliError;
 use super::session::Session;
 use super::{exit, render, signals};
+use crate::guest::quote;
 use crate::guest::ssh::SshGuests;
 use crate::netns;
 use crate::plan::{Ca, PkiItem, Plan};
 use crate::store::files;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,7 +30,9 @@ pub async fn run(global: &Global, args: &Proxy) -> Result<u8, CliError> {
         CliError::failed(format!("--listen {}: {error}", args.listen)).hint("another address: --listen 127.0.0.1:16443")
     })?;
     let at = listener.local_addr().map_err(CliError::failed)?;
-    render::print_line(&format!("the API is at https://{at}/ until Ctrl-C\n  curl --cacert {} https://{at}/", ca_path.display()));
+    let (us, typed_by) = (nix::unistd::geteuid().as_raw(), std::env::var("SUDO_UID").ok());
+    let request = first_request(at, &ca_path, us, typed_by.and_then(|uid| uid.parse().ok()));
+    render::print_line(&format!("the API is at https://{at}/ until Ctrl-C\n{request}"));
     let guests = session.guests()?;
     let mut stop = signals::interrupted();
     loop {
@@ -42,6 +47,16 @@ pub async fn run(global: &Global, args: &Proxy) -> Result<u8, CliError> {
             }
         });
     }
+}
+
+/// What to type for the first request. A cluster's directory is closed to all but who runs this (`us`): through sudo that is not
+/// who types it (`typed_by`), and curl would only say that the authority's file is bad. What sudo may read it may hand on.
+fn first_request(at: SocketAddr, ca: &Path, us: u32, typed_by: Option<u32>) -> String {
+    let ca = quote(&ca.display().to_string());
+    if typed_by.is_none_or(|user| user == us) {
+        return format!("  curl --cacert {ca} https://{at}/");
+    }
+    format!("  sudo cat {ca} > ca.pem\n  curl --cacert ca.pem https://{at}/")
 }
 
 async fn serve(client: TcpStream, plan: &Plan, guests: &Arc<SshGuests>) -> Result<(), String> {
@@ -63,4 +78,25 @@ async fn pump(mut client: TcpStream, mut api: impl AsyncRead + AsyncWrite + Unpi
     // An end that goes away in the middle is the client's business.
     let _ = tokio::io::copy_bidirectional(&mut client, &mut api).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn through_sudo_the_request_names_a_file_that_who_typed_it_can_read() {
+        let at = SocketAddr::from(([127, 0, 0, 1], 6443));
+        let said = |ca: &str, us, typed_by| first_request(at, Path::new(ca), us, typed_by);
+        let ca = "/home/me/.local/state/ktcw-vm/lab/ca.pem";
+        let own = format!("  curl --cacert {ca} https://127.0.0.1:6443/");
+        // Without sudo, as root who became root, and where sudo made one user another who was the same.
+        for (us, typed_by) in [(1000, None), (0, None), (0, Some(0)), (1000, Some(1000))] {
+            assert_eq!(said(ca, us, typed_by), own, "{us} {typed_by:?}");
+        }
+        let handed_on = format!("  sudo cat {ca} > ca.pem\n  curl --cacert ca.pem https://127.0.0.1:6443/");
+        assert_eq!(said(ca, 0, Some(1000)), handed_on);
+        let spaced = said("/my state/ca.pem", 0, Some(1000));
+        assert!(spaced.starts_with("  sudo cat '/my state/ca.pem' > ca.pem\n"), "{spaced}");
+    }
 }
