@@ -2,6 +2,7 @@
 //! Every verb of `cli` opens one; only `up` creates and only `down` removes it.
 //! Methods that write want the `Lock`, so that a verb which forgot to take it does not compile.
 
+use super::above::ensure_parent;
 use super::files::{self, FileError, SECRET, if_there};
 use super::journal::{self, History, Journal};
 use super::lock::{self, Lock};
@@ -18,7 +19,6 @@ use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -447,22 +447,6 @@ impl ClusterDir {
 
 pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
     FileError::Io { action, path: path.to_owned(), source }.into()
-}
-
-/// Makes missing directories 0700. An existing parent may be looser (it holds no secret itself), but not one where
-/// others could replace our directory by theirs.
-fn ensure_parent(parent: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(parent)
-        .map_err(|source| io_error("create directory", parent, source))?;
-    let seen = fs::metadata(parent).map_err(|source| io_error("look at", parent, source))?;
-    let sticky = seen.mode() & 0o1000 != 0;
-    if seen.mode() & 0o002 != 0 && !sticky {
-        return Err(FileError::Loose { path: parent.to_owned(), mode: seen.mode() & 0o7777, allowed: 0o775 }.into());
-    }
-    Ok(())
 }
 
 /// Certificates and nothing else.

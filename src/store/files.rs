@@ -83,7 +83,7 @@ pub fn if_there<T>(result: Result<T, FileError>) -> Result<Option<T>, FileError>
     }
 }
 
-fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
+pub(super) fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + 'a {
     move |source| FileError::Io { action, path: path.to_owned(), source }
 }
 

@@ -2,6 +2,7 @@
 //! `cli`, `apply` and drills open a `ClusterDir`; `pki` keeps its files through `files`.
 //! It holds no opinion on clusters: it keeps what it is given, whole, private and found again.
 
+mod above;
 mod adopt;
 mod cluster;
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //! `kubeconfig --merge` and `down` call it with a function from text to text.
 //! It follows links, keeps owner and place, gives what is new to whose directory it is in, and knows nothing of what is in the file.
 
+use super::above::{above, ensure_dir, give};
 use super::files::{FileError, if_there};
 use super::lock::{Holder, is_left_behind, sign};
 use super::{Class, StoreError, failpoint};
 use crate::secret::Secret;
 use jiff::Timestamp;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -60,43 +61,6 @@ fn resolve(path: &Path) -> Result<PathBuf, FileError> {
         }
         Err(error) => Err(io("look at", path)(error)),
     }
-}
-
-/// The real place of a directory. Made with those above it when there is none: closed to others, and whose the nearest is that was
-/// there.
-fn ensure_dir(dir: &Path) -> Result<PathBuf, FileError> {
-    let real = fs::canonicalize(dir);
-    let missing = real.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && dir.symlink_metadata().is_err();
-    if !missing {
-        return real.map_err(io("look at", dir));
-    }
-    let within = ensure_dir(above(dir))?;
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => {
-            let flags = (nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_NOFOLLOW).bits();
-            let made = OpenOptions::new().read(true).custom_flags(flags).open(dir).map_err(io("open", dir))?;
-            give(&made, &within)?;
-        }
-        // Another one was quicker.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(io("create directory", dir)(error)),
-    }
-    fs::canonicalize(dir).map_err(io("look at", dir))
-}
-
-/// What was just made in a directory becomes its owner's. Through sudo we are root in a user's home, and what stayed root's would be
-/// closed to them; whoever else makes something has it.
-fn give(made: &File, within: &Path) -> Result<(), FileError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = fs::metadata(within).map_err(io("look at", within))?;
-    fchown(made, Some(owner.uid()), Some(owner.gid())).map_err(io("give to its owner what was made in", within))
-}
-
-/// The directory that a path as it was typed is in.
-fn above(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn parent(path: &Path) -> &Path {

@@ -4,7 +4,7 @@ use crate::secret::Secret;
 use crate::spec::{RawSpec, validate};
 use crate::store::crash;
 use crate::store::passing::CREATION_LIMIT;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 fn spec(name: &str) -> ClusterSpec {
     validate(&RawSpec { cluster: Some(name.to_owned()), ..RawSpec::default() }).expect("valid")
