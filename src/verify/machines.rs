@@ -200,6 +200,18 @@ impl Steady {
     }
 }
 
+/// Fewer restarts than this are no loop.
+const OFTEN: u32 = 3;
+/// A unit that has been up for so long is not remarked on, whatever it did before, in seconds.
+const FORGOTTEN_S: f64 = 600.0;
+
+/// Whether a unit that runs may do so between two crashes: it was restarted often, and is not up for twice as long as it was between
+/// its restarts until now. After a drill has killed it a few times a healthy one looks the same.
+pub(super) fn may_fall_again(restarts: u32, up_s: f64, uptime_s: f64) -> bool {
+    let before_s = (uptime_s - up_s).max(0.0) / f64::from(restarts.max(1));
+    restarts >= OFTEN && up_s < (2.0 * before_s).min(FORGOTTEN_S)
+}
+
 fn judge_unit(unit: &BTreeMap<String, String>, uptime_s: f64, steady: Steady) -> Finding {
     let get = |key: &str| unit.get(key).map(String::as_str).filter(|value| !value.is_empty());
     let facts = unit.iter().map(|(key, value)| format!("{key}={}", one_line(value)));
@@ -222,14 +234,20 @@ fn judge_unit(unit: &BTreeMap<String, String>, uptime_s: f64, steady: Steady) ->
         return Finding::unknown(format!("{active} ({sub}), for how long is not known")).seen(facts);
     };
     let up_s = (uptime_s - since / 1e6).max(0.0);
-    match restarts {
-        3.. if up_s < steady.after_many => Finding::fail(format!("keeps restarting: {restarts} times, the last {up_s:.0} s ago")),
+    let finding = match restarts {
+        OFTEN.. if up_s < steady.after_many => {
+            Finding::fail(format!("keeps restarting: {restarts} times, the last {up_s:.0} s ago"))
+        }
         1.. if up_s < steady.after_one => {
             Finding::unknown(format!("restarted {up_s:.0} s ago: too soon to say that it stays up"))
         }
         _ => Finding::pass(format!("{active} ({sub}) for {up_s:.0} s{after}")),
-    }
-    .seen(facts)
+    };
+    let finding = match may_fall_again(restarts, up_s, uptime_s) {
+        true => finding.remark("by drills, or in a slow crash loop"),
+        false => finding,
+    };
+    finding.seen(facts)
 }
 
 /// Whether the time daemon ran since boot and does not any more. One that has never run is not this cluster's to judge.

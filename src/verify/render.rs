@@ -31,7 +31,8 @@ pub fn table(report: &Report) -> String {
     text(report, Show { all: false, colour: true })
 }
 
-/// A table by group. Nodes on which the same check passed share a line; whatever did not pass has its own, with evidence and hint.
+/// A table by group. Nodes on which the same check passed share a line; whatever did not pass has its own, with evidence and hint; so has
+/// a pass with a hint, which is one to look at.
 pub fn text(report: &Report, show: Show) -> String {
     let rows = rows(&report.checks, show);
     let id = rows.iter().map(|row| row.id.chars().count()).max().unwrap_or(0);
@@ -93,7 +94,7 @@ fn rows(checks: &[Check], show: Show) -> Vec<Row<'_>> {
     for (group, id) in ids {
         let same: Vec<&Check> = checks.iter().filter(|check| check.group == group && check.id == id).collect();
         let (passed, rest): (Vec<&Check>, Vec<&Check>) =
-            same.into_iter().partition(|check| check.verdict == Verdict::Pass && !show.all);
+            same.into_iter().partition(|check| check.verdict == Verdict::Pass && check.hint.is_none() && !show.all);
         match passed.as_slice() {
             [] => {}
             [first, ..] if passed.iter().all(|check| check.summary == first.summary) => {

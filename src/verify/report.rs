@@ -49,7 +49,7 @@ pub struct Check {
     pub summary: String,
     /// What was read, one fact a line; names the node it was read on.
     pub evidence: String,
-    /// A command to type next, when the verdict is not `pass`.
+    /// A command to type next, when the verdict is not `pass`, or the summary of one says what to look at.
     pub hint: Option<String>,
 }
 
@@ -112,11 +112,13 @@ pub(super) struct Finding {
     pub summary: String,
     pub evidence: Vec<String>,
     pub hint: Option<String>,
+    /// A pass that is to be looked at all the same.
+    remark: bool,
 }
 
 impl Finding {
     pub fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
-        Self { verdict, summary: one_line(&summary.into()), evidence: Vec::new(), hint: None }
+        Self { verdict, summary: one_line(&summary.into()), evidence: Vec::new(), hint: None, remark: false }
     }
     pub fn pass(summary: impl Into<String>) -> Self {
         Self::new(Verdict::Pass, summary)
@@ -131,9 +133,17 @@ impl Finding {
         self.evidence.extend(facts);
         self
     }
-    /// Kept only when the verdict is not `pass`.
+    /// What may be wrong with a pass, and cannot be told from what is right. It stays a pass, and is shown by itself with its hint.
+    pub fn remark(mut self, what: &str) -> Self {
+        if self.verdict == Verdict::Pass {
+            self.summary = one_line(&format!("{}: {what}", self.summary));
+            self.remark = true;
+        }
+        self
+    }
+    /// Kept only when the verdict is not `pass`, or there is a remark.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        if self.verdict != Verdict::Pass {
+        if self.verdict != Verdict::Pass || self.remark {
             self.hint = Some(hint.into());
         }
         self

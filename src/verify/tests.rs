@@ -10,7 +10,7 @@ use crate::event::{Event, Events, Verdict};
 use crate::guest::{Cmd, Exit, Guest, GuestError, Output};
 use crate::plan::{Accel, CertPlan, Content, CpuModel, ImageRef, PkiItem, Plan, Resolved, Versions, plan};
 use crate::spec::{NodeName, RawSpec, Role, validate};
-use changes::{CHANGES, MEMBER_2, down, not_ready};
+use changes::{CHANGES, MEMBER_2, down, not_ready, unit};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -412,6 +412,45 @@ async fn failures_are_shown_with_evidence_and_a_command_to_type() {
     assert_eq!(json.checks, report.checks);
     let schema = serde_json::to_string(&schemars::schema_for!(Report)).expect("a schema");
     assert!(schema.contains("elapsed_ms") && schema.contains("unknown"), "{schema}");
+}
+
+/// Between two crashes that are a minute apart a unit runs, and so does one that drills have killed.
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_may_fall_again_passes_and_has_a_line_of_its_own() {
+    let mut cluster = Cluster::healthy();
+    unit(&mut cluster, "worker-0", "kubelet", "NRestarts=0", "NRestarts=7", "=40000000", "=263000000");
+    let report = cluster.report().await;
+    assert_eq!(report.verdict(), Verdict::Pass);
+    let text = render::text(&report, Show::default());
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let at = lines.iter().position(|line| line.starts_with(&["pass", "unit.kubelet"])).expect("a line");
+    let said: Vec<String> = lines[at..at + 3].iter().map(|line| line.join(" ")).collect();
+    let expected = [
+        "pass unit.kubelet worker-1 active (running) for 260 s",
+        "pass unit.kubelet worker-0 active (running) for 37 s, 7 restarts: by drills, or in a slow crash loop",
+        "hint: ktcw-vm logs worker-0 kubelet",
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn a_loop_is_what_is_not_up_for_longer_than_before() {
+    use super::machines::may_fall_again;
+    for (restarts, up_s, uptime_s, may) in [
+        (7, 37.0, 300.0, true),
+        (600, 59.0, 36_000.0, true),
+        // It came up while the others booted.
+        (7, 260.0, 300.0, false),
+        (5, 100.0, 220.0, false),
+        // Whatever has killed it once or twice.
+        (2, 40.0, 3600.0, false),
+        (0, 40.0, 80.0, false),
+        // It began late, or drills did; and a while later.
+        (5, 500.0, 36_000.0, true),
+        (5, 700.0, 36_000.0, false),
+    ] {
+        assert_eq!(may_fall_again(restarts, up_s, uptime_s), may, "{restarts} {up_s} {uptime_s}");
+    }
 }
 
 /// A slow way there and back hides a clock that is off and one that is not: neither is said.

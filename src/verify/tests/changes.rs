@@ -417,6 +417,11 @@ pub(super) const CHANGES: &[(&str, Change, &[&str])] = &[
         |c| unit(c, "worker-0", "kubelet", "NRestarts=0", "NRestarts=1", "=40000000", "=298000000"),
         &["unknown unit.kubelet worker-0"],
     ),
+    (
+        "a unit restarts every minute, and is up",
+        |c| unit(c, "worker-0", "kubelet", "NRestarts=0", "NRestarts=7", "=40000000", "=263000000"),
+        &[],
+    ),
     ("a unit restarted long ago", |c| unit(c, "worker-0", "kubelet", "NRestarts=0", "NRestarts=7", "", ""), &[]),
     (
         "a unit is unknown to systemd",
@@ -625,7 +630,7 @@ fn time_daemon(c: &mut Cluster, on: &str, state: &str, since: &str) {
 }
 
 /// Edits one unit's block.
-fn unit(c: &mut Cluster, on: &str, name: &str, from: &str, to: &str, from2: &str, to2: &str) {
+pub(super) fn unit(c: &mut Cluster, on: &str, name: &str, from: &str, to: &str, from2: &str, to2: &str) {
     let body = &mut c.answers.get_mut(&format!("{on} probe")).expect(on).get_mut("units").expect("units").0;
     let blocks = body.split("\n\n").map(|block| match block.contains(&format!("Id={name}.service")) {
         true => {
