@@ -2,11 +2,13 @@
 //! `drill run` and tests call `run`; it returns a record, which `judge` turns into a verdict.
 //! It chooses nothing (`before` does) and judges nothing; whatever happens after the journal entry, it heals.
 
+mod settle;
+
 use super::act::Act;
-use super::admin::{await_healthy, patience, perform};
+use super::admin::perform;
 use super::before::{self, Before};
 use super::bound::Timing;
-use super::catalogue::{Drill, PodFate};
+use super::catalogue::Drill;
 use super::checker::Restored;
 use super::clock::{At, Clock, human, pass};
 use super::etcd::{self, Site, read_prefix};
@@ -21,7 +23,6 @@ use super::script::Script;
 use super::target::{Chosen, NoTarget};
 use super::telemetry::{self, Telemetry};
 use super::windows::percentile;
-use crate::wait::{self, Seen};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::panic::AssertUnwindSafe;
@@ -71,8 +72,6 @@ pub enum RunError {
 
 /// File in the drill's directory that a snapshot is kept in while it may be needed.
 pub const SNAPSHOT: &str = "snapshot.db";
-/// How long the load runs on after the cluster has settled.
-const AFTERWARDS: Duration = Duration::from_millis(1200);
 /// A claim is looked at again and again for so long before it counts as not shown.
 const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 /// Of an election: more than this does not count as latency in bounds.
@@ -81,8 +80,6 @@ const LATENCY_MOST: f64 = 0.1;
 /// machine takes as much longer for every look that comes before the heal.
 const DEAD_MAN_MARGIN: Duration = Duration::from_secs(30);
 const DEAD_MAN_ELECTIONS: u32 = 30;
-/// Nodes and pods of Kubernetes have at least so long to be back after the heal: a kubelet tells of itself every ten seconds.
-const KUBE_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs one drill. The error says when nothing was injected; otherwise there is a record, be it of a run cut short.
 pub async fn run(
@@ -400,82 +397,6 @@ impl<'a> Phases<'a> {
         let healed = disarm_if(self.injector, undone).await;
         self.record.after.leftovers = leftovers(self.injector, &script.tidy).await.map_err(text);
         healed
-    }
-
-    /// Waits for the members to come together, and lets the load run on for a moment.
-    async fn settle(&mut self, brief: bool) {
-        let deadline = if brief { self.site.ask_timeout() * 2 } else { patience(&self.site) };
-        match await_healthy(&self.site, deadline).await {
-            Ok(()) if self.record.marks.healed != At::ZERO => {
-                if let Err(why) = self.await_writes(deadline).await {
-                    self.say(&why);
-                }
-                self.record.marks.settled = self.clock.now();
-                self.say("settled");
-                if !brief && let Some(back) = self.await_kube(deadline.max(KUBE_PATIENCE)).await {
-                    if let Err(why) = &back {
-                        self.say(why);
-                    }
-                    self.record.kube_back = Some(back);
-                }
-                if !brief {
-                    pass(AFTERWARDS.max(self.record.baseline.interval * 12)).await;
-                }
-            }
-            Ok(()) => (),
-            // No reason to cut the run short: that the cluster does not come back is what it has shown.
-            Err(why) => self.say(&why),
-        }
-        self.record.marks.end = self.clock.now();
-    }
-
-    /// Waits for a write through every member: one may follow the leader and still have its own connections to others held up
-    /// by TCP, which doubles its patience while packets are lost.
-    async fn await_writes(&self, deadline: Duration) -> Result<(), String> {
-        let Some(running) = &self.running else { return Ok(()) };
-        let (recorder, heal) = (&running.load.recorder, self.record.marks.heal);
-        let probe = || async {
-            let silent: Vec<String> = recorder
-                .silent(heal, self.site.members.len())
-                .into_iter()
-                .map(|member| self.record.member_name(member))
-                .collect();
-            if silent.is_empty() { Seen::Ready(()) } else { Seen::NotYet(format!("none by {}", silent.join(", "))) }
-        };
-        let ended = wait::until("a write through every member", deadline, Duration::from_millis(50), |_| (), probe).await;
-        ended.map_err(|error| error.to_string())
-    }
-
-    /// Waits, where the drill's load asks the API, until it answers by every door, its nodes are Ready, and pods that are to be
-    /// started again have been: a run that ended before would have seen too little to tell. `None`: nobody asks it.
-    async fn await_kube(&self, deadline: Duration) -> Option<Result<(), String>> {
-        let probing = self.running.as_ref().and_then(|running| running.kube.as_ref()).filter(|_| self.record.drill.load.api);
-        let (Some(load), Some(kube)) = (probing, &self.options.kube) else { return None };
-        let heal = self.record.marks.heal;
-        let hit: Vec<String> = self.record.chosen.nodes.iter().map(|node| node.to_string()).collect();
-        let dead: Vec<_> = match self.record.drill.expect.pods {
-            Some(PodFate::Restart) => load.pods_before().into_iter().filter(|pod| hit.contains(&pod.node)).collect(),
-            _ => vec![],
-        };
-        let probe = || async {
-            let silent: Vec<String> = load.silent(heal).iter().map(|door| door.to_string()).collect();
-            if !silent.is_empty() {
-                return Seen::NotYet(format!("no answer by {}", silent.join(", ")));
-            }
-            match kube.view().await {
-                Ok(view) if view.unready.is_empty() => (),
-                Ok(view) => return Seen::NotYet(view.unready.join("; ")),
-                Err(error) => return Seen::NotYet(error),
-            }
-            let now = if dead.is_empty() { vec![] } else { kube.pods().await.unwrap_or_default() };
-            let again = |pod: &&super::kube::PodSeen| now.iter().any(|n| n.uid == pod.uid && n.restarts > pod.restarts);
-            match dead.iter().find(|pod| !again(pod)) {
-                None => Seen::Ready(()),
-                Some(pod) => Seen::NotYet(format!("{} has not been started again", pod.name)),
-            }
-        };
-        let ended = wait::until("Kubernetes as it was", deadline, Duration::from_millis(500), |_| (), probe).await;
-        Some(ended.map_err(|error| error.to_string()))
     }
 
     /// Ends the load, reads what is to be read, tidies up. The second says why that could not be done.
