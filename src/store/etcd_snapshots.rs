@@ -2,17 +2,15 @@
 //! `cli` keeps them through these methods of `ClusterDir`; what is in a record is its own.
 //! They hold all of the cluster's secrets: private from their first byte, gone with the directory.
 
-use super::cluster::{ClusterDir, io_error, write_json};
+use super::cluster::{ClusterDir, io_error};
 use super::files::{self, FileError, if_there};
+use super::sealed::{FORMAT, write_json};
 use super::snapshots::{Read, records};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::PathBuf;
-
-/// Format of the records that this program writes and the newest it reads.
-const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 struct RecordFile<T> {

@@ -2,14 +2,12 @@
 //! `cli lab` and `cli tour` keep their records through these methods of `ClusterDir`; what is in a record is its own.
 //! It knows nothing of phases or steps.
 
-use super::cluster::{ClusterDir, parse_json, read_json, write_json};
+use super::cluster::ClusterDir;
+use super::sealed::{FORMAT, parse_json, read_json, write_json};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// Format of the files here that this program writes and the newest it reads.
-const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 struct KeptFile<T> {

@@ -14,6 +14,7 @@ pub mod journal;
 mod labs;
 mod lock;
 mod passing;
+mod sealed;
 pub mod shared;
 mod snapshots;
 mod ssh;

@@ -2,16 +2,15 @@
 //! `snapshot` keeps its records through these methods of `ClusterDir`; what is in a record is its own.
 //! It knows nothing of machines: a record is as whole as its content says.
 
-use super::cluster::{ClusterDir, parse_json, read_json, write_json};
+use super::cluster::ClusterDir;
 use super::files::{self, FileError, if_there};
+use super::sealed::{FORMAT, parse_json, read_json, write_json};
 use super::{Lock, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Format of the files here that this program writes and the newest it reads.
-const FORMAT: u32 = 1;
 /// No snapshot's name begins with a dot.
 const CURRENT: &str = ".current.json";
 
