@@ -1,8 +1,6 @@
 //! What a fuzz target feeds: the parser of that name in `tests/hostile/targets.rs`, which the test suite feeds too.
 
-use ktcw_vm::plan::{ImageRef, Versions};
-
-#[path = "../tests/fixtures/sample_image.rs"]
+#[path = "../tests/fixtures/sample_plan.rs"]
 mod samples;
 #[path = "../tests/hostile/targets.rs"]
 mod targets;

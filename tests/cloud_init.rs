@@ -11,46 +11,22 @@ use base64::Engine as _;
 use flate2::read::GzDecoder;
 use jsonschema::Validator;
 use ktcw_vm::plan::user_data::{Seed, SeedError, SshKeys, preview, seed};
-use ktcw_vm::plan::{
-    Accel, AddressPlan, Content, CpuModel, FilePlan, ImageRef, NodePlan, PkiItem, Plan, Resolved, Versions, plan,
-};
+use ktcw_vm::plan::{Accel, AddressPlan, Content, CpuModel, FilePlan, NodePlan, PkiItem, Plan};
 use ktcw_vm::secret::Secret;
-use ktcw_vm::spec::{RawSpec, validate};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
+#[path = "fixtures/sample_plan.rs"]
+mod samples;
+
 const USER_DATA: &str = include_str!("fixtures/schemas/schema-cloud-config-v1.json");
 const NETWORK_CONFIG: &str = include_str!("fixtures/schemas/schema-network-config-v2.json");
 
 fn sample(etcd: u64, workers: u64) -> Plan {
-    let raw = RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() };
-    let spec = validate(&raw).expect("valid");
-    let digest = "0123456789abcdef".repeat(4);
-    let text = |version: &str| version.to_owned();
-    let resolved = Resolved {
-        subnet: "192.168.77.0/24".parse().expect("a network"),
-        accel: Accel::Kvm { cpu: CpuModel::HostPassthrough },
-        image: ImageRef {
-            key: digest.clone(),
-            disk_sha256: digest.clone(),
-            kernel_sha256: digest.clone(),
-            initrd_sha256: digest,
-            versions: Versions {
-                kubernetes: text("v1.36.3"),
-                etcd: text("v3.6.16"),
-                containerd: text("v2.4.2"),
-                coredns: text("v1.14.3"),
-                pause: text("v1"),
-                debian: text("13"),
-            },
-        },
-        kernel: None,
-        fork_of: None,
-    };
-    plan(&spec, &resolved)
+    samples::plan("ktcw", etcd, workers, Accel::Kvm { cpu: CpuModel::HostPassthrough })
 }
 
 fn ssh() -> SshKeys {

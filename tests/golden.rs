@@ -6,25 +6,15 @@ use ktcw_vm::apply::{Inventory, steps};
 use ktcw_vm::host::Mark;
 use ktcw_vm::host::xml::{Layout, domain_xml};
 use ktcw_vm::plan::user_data::preview;
-use ktcw_vm::plan::{Accel, Content, CpuModel, ImageRef, Plan, Resolved, Versions, plan, render};
+use ktcw_vm::plan::{Accel, Content, CpuModel, Plan, plan, render};
 use ktcw_vm::spec::{NodeName, RawSpec, validate};
 use std::collections::BTreeSet;
 
-#[path = "fixtures/sample_image.rs"]
+#[path = "fixtures/sample_plan.rs"]
 mod samples;
 
 fn sample(etcd: u64, workers: u64, accel: Accel) -> Plan {
-    let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-    plan(
-        &spec,
-        &Resolved {
-            subnet: "192.168.77.0/24".parse().expect("subnet"),
-            accel,
-            image: samples::image(),
-            kernel: None,
-            fork_of: None,
-        },
-    )
+    samples::plan("ktcw", etcd, workers, accel)
 }
 
 fn kvm() -> Accel {
@@ -87,14 +77,7 @@ fn what_cloud_init_and_libvirt_are_told() {
 fn a_root_disk_larger_than_the_images_is_grown_at_boot() {
     let told = |root_disk| {
         let spec = validate(&RawSpec { root_disk, ..RawSpec::default() }).expect("valid");
-        let resolved = Resolved {
-            subnet: "192.168.77.0/24".parse().expect("subnet"),
-            accel: kvm(),
-            image: samples::image(),
-            kernel: None,
-            fork_of: None,
-        };
-        let plan = plan(&spec, &resolved);
+        let plan = plan(&spec, &samples::resolved(kvm()));
         preview(&plan.nodes[0], &plan.network, &[]).expect("made").user_data.expose().contains("resize2fs")
     };
     assert!(told(Some(20)) && !told(Some(10)) && !told(None));

@@ -127,14 +127,11 @@ pub(super) fn leaving_steps(plan: &Plan, seen: &Inventory, rolled: &[String], li
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::step::{applied, sample};
+    use crate::apply::step::applied;
     use crate::apply::{LeavingObserved, steps};
     use crate::host::{PoolSeen, VolumeSeen};
-    use crate::plan::{Accel, CpuModel, plan};
-
-    fn kvm() -> Accel {
-        Accel::Kvm { cpu: CpuModel::HostPassthrough }
-    }
+    use crate::plan::plan;
+    use crate::plan::samples::{self, kvm};
 
     /// Everything that has to be done before a step, near and far.
     fn before(list: &[Step], id: &str) -> Vec<String> {
@@ -162,7 +159,7 @@ mod tests {
 
     /// Three become four: seen whole with three, their files being those of three.
     fn joining() -> (Plan, Inventory) {
-        let three = sample(kvm(), 3, 1);
+        let three = samples::plan("ktcw", 3, 1, kvm());
         let mut spec = three.spec.with_one_more(Role::Controller).expect("room");
         spec.lineage.joining = Some(NodeName::controller(3));
         let mut seen = applied(&three);
@@ -206,7 +203,7 @@ mod tests {
 
     #[test]
     fn certificates_that_have_run_out_are_replaced_everywhere_before_anything_is_waited_for() {
-        let plan = sample(kvm(), 3, 1);
+        let plan = samples::plan("ktcw", 3, 1, kvm());
         let mut seen = applied(&plan);
         seen.vip_ready = false;
         seen.leaders_elected = false;
@@ -232,7 +229,7 @@ mod tests {
 
     #[test]
     fn who_leaves_is_unknown_to_the_others_before_it_is_gone() {
-        let four = sample(kvm(), 3, 2);
+        let four = samples::plan("ktcw", 3, 2, kvm());
         let spec = four.spec.without(&NodeName::controller(2), false).expect("it can");
         let plan = plan(&spec, &four.resolved);
         let mut seen = applied(&four);
@@ -255,7 +252,7 @@ mod tests {
 
     #[test]
     fn only_an_etcd_of_which_nothing_is_left_begins_anew() {
-        let plan = sample(kvm(), 3, 0);
+        let plan = samples::plan("ktcw", 3, 0, kvm());
         let volume = |name: &str| VolumeSeen { name: name.to_owned(), capacity: 1, allocation: 1, path: String::new() };
         let pool = |active: bool, volumes: Vec<VolumeSeen>| HostSeen {
             pools: vec![PoolSeen {

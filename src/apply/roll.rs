@@ -156,8 +156,7 @@ pub(super) fn rest(owed: &Owed, control_plane: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::step::sample;
-    use crate::plan::{Accel, CpuModel};
+    use crate::plan::samples;
     use std::process::Command;
 
     fn stale(paths: &[&str]) -> BTreeSet<String> {
@@ -166,7 +165,7 @@ mod tests {
 
     #[test]
     fn every_file_of_a_node_is_known_to_need_a_restart_or_none() {
-        let plan = sample(Accel::Kvm { cpu: CpuModel::HostPassthrough }, 3, 1);
+        let plan = samples::plan("ktcw", 3, 1, samples::kvm());
         let needs = |node: &NodePlan, path: &str| owed(node, &stale(&[path])).into_iter().next();
         let controller = plan.controllers().next().expect("one");
         for (path, wanted) in [

@@ -317,24 +317,14 @@ fn worker_steps(plan: &Plan, seen: &Inventory, list: &mut Vec<Step>) {
 }
 
 #[cfg(test)]
-pub(super) use tests::{applied, sample};
+pub(super) use tests::applied;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::apply::NodeObserved;
-    use crate::plan::{Accel, CpuModel, Resolved, plan, samples};
-    use crate::spec::{RawSpec, validate};
-
-    pub fn sample(accel: Accel, etcd: u64, workers: u64) -> Plan {
-        let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("subnet");
-        plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None })
-    }
-
-    fn kvm() -> Accel {
-        Accel::Kvm { cpu: CpuModel::HostPassthrough }
-    }
+    use crate::plan::Accel;
+    use crate::plan::samples::{self, kvm};
 
     /// What `observe` would say after a whole run.
     pub fn applied(plan: &Plan) -> Inventory {
@@ -377,7 +367,7 @@ mod tests {
     #[test]
     fn a_plan_applied_leaves_nothing_to_do() {
         for (etcd, workers) in [(1, 0), (3, 2), (5, 3)] {
-            let plan = sample(kvm(), etcd, workers);
+            let plan = samples::plan("ktcw", etcd, workers, kvm());
             assert_eq!(steps(&plan, &applied(&plan)), []);
         }
     }
@@ -385,7 +375,7 @@ mod tests {
     #[test]
     fn from_nothing_every_step_can_be_reached_and_ids_are_unique() {
         for accel in [kvm(), Accel::Tcg] {
-            let plan = sample(accel, 3, 2);
+            let plan = samples::plan("ktcw", 3, 2, accel);
             let list = steps(&plan, &Inventory::default());
             let mut done: Vec<&str> = Vec::new();
             let mut left: Vec<&Step> = list.iter().collect();
@@ -407,7 +397,7 @@ mod tests {
     #[test]
     fn emulated_control_planes_start_one_after_the_other_and_native_ones_together() {
         let waits_for_previous = |accel| {
-            let list = steps(&sample(accel, 3, 0), &Inventory::default());
+            let list = steps(&samples::plan("ktcw", 3, 0, accel), &Inventory::default());
             let step = list.iter().find(|s| s.id == "apiserver controller-1").expect("planned").clone();
             step.after.contains(&"apiserver ready controller-0".to_owned())
         };
@@ -417,7 +407,7 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_done() {
-        let plan = sample(kvm(), 3, 2);
+        let plan = samples::plan("ktcw", 3, 2, kvm());
         let mut seen = applied(&plan);
         let worker = seen.nodes.get_mut(&NodeName::worker(1)).expect("there");
         worker.active_units.remove("kubelet.service");
@@ -427,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_is_off_is_started_and_awaited_but_keeps_its_disks() {
-        let plan = sample(kvm(), 3, 2);
+        let plan = samples::plan("ktcw", 3, 2, kvm());
         let mut seen = applied(&plan);
         let off = NodeObserved { domain: Some(DomainState::ShutOff), ..NodeObserved::default() };
         seen.nodes.insert(NodeName::controller(2), off);
@@ -438,7 +428,7 @@ mod tests {
 
     #[test]
     fn one_node_alone_is_started_with_its_units_only_where_there_is_a_quorum() {
-        let plan = sample(kvm(), 3, 2);
+        let plan = samples::plan("ktcw", 3, 2, kvm());
         let off = || NodeObserved { domain: Some(DomainState::ShutOff), ..NodeObserved::default() };
         let ids = |seen: &Inventory, node: NodeName| -> Vec<String> {
             only(&plan, seen, steps(&plan, seen), &node).into_iter().map(|step| step.id).collect()

@@ -224,16 +224,8 @@ async fn not_shown(plan: &Plan, keyring: &Keyring) -> Result<Vec<String>, CliErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Accel, Resolved, Usage, plan, samples};
-    use crate::spec::{RawSpec, validate};
+    use crate::plan::{Accel, Usage, samples};
     use std::path::Path;
-
-    fn planned() -> Plan {
-        let (subnet, image) = ("192.168.77.0/24".parse().expect("net"), samples::image());
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None };
-        let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(0), ..RawSpec::default() };
-        plan(&validate(&raw).expect("valid"), &resolved)
-    }
 
     fn now() -> jiff::Timestamp {
         jiff::Timestamp::from_second(1_795_000_000).expect("a time")
@@ -252,7 +244,7 @@ mod tests {
     fn what_stays_on_this_computer_is_judged_here() {
         let place = tempfile::tempdir().expect("a directory");
         let dir = place.path().join("pki");
-        let plan = planned();
+        let plan = samples::plan("lab", 1, 0, Accel::Tcg);
         Keyring::ensure(&dir, &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default()).expect("keys");
 
         let check = looked(&dir, &plan, now());

@@ -237,17 +237,14 @@ async fn orphans(global: &Global, name: &ClusterName, parent: &Path) -> Result<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Accel, Resolved, plan};
+    use crate::plan::{Accel, samples};
     use crate::secret::Secret;
 
     #[test]
     fn the_users_kubeconfig_loses_what_was_merged_into_it_and_nothing_of_a_namesake() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("config");
-        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let image = crate::plan::samples::image();
-        let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
+        let plan = samples::plan("ktcw", 3, 2, Accel::Tcg);
         let admin = plan.kubeconfigs.iter().find(|one| one.id == "admin").expect("planned");
         let (name, key) = (&plan.cluster, Secret::new("KEY"));
         let take_out = |ca: &str| Context { path: &path, name: name.clone(), ca: ca.to_owned() }.take_out();

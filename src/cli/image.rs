@@ -190,14 +190,11 @@ mod tests {
     use super::*;
     use crate::host::Host;
     use crate::host::fake::FakeHost;
-    use crate::plan::{Accel, Resolved, plan, samples};
-    use crate::spec::{RawSpec, validate};
+    use crate::plan::{Accel, samples};
 
     fn cluster(parent: &Path, name: &str) -> ClusterDir {
-        let spec = validate(&RawSpec { cluster: Some(name.to_owned()), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
-        let (dir, lock) = ClusterDir::create(parent, &spec, "up", jiff::Timestamp::UNIX_EPOCH).expect("made");
+        let plan = samples::plan(name, 3, 2, Accel::Tcg);
+        let (dir, lock) = ClusterDir::create(parent, &plan.spec, "up", jiff::Timestamp::UNIX_EPOCH).expect("made");
         dir.save_plan(&lock, &plan).expect("saved");
         dir
     }

@@ -263,11 +263,8 @@ mod tests {
 
     #[test]
     fn a_member_that_does_not_answer_has_no_vote_although_its_machine_runs() {
-        use crate::plan::{Accel, Resolved, plan, samples};
-        let raw = crate::spec::RawSpec { etcd: Some(3), workers: Some(0), ..crate::spec::RawSpec::default() };
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
-        let plan = plan(&crate::spec::validate(&raw).expect("valid"), &resolved);
+        use crate::plan::{Accel, samples};
+        let plan = samples::plan("ktcw", 3, 0, Accel::Tcg);
         let judged = |node, silent: &[u8], how| {
             let silent: Vec<_> = silent.iter().map(|n| (NodeName::controller(*n), "connection refused".to_owned())).collect();
             quorum_kept(&plan, &silent, how, &NodeName::controller(node)).map_err(|error| error.text())

@@ -211,12 +211,8 @@ mod tests {
 
     #[test]
     fn a_node_and_a_component_are_taken_in_either_order() {
-        use crate::plan::{Accel, Resolved, plan, samples};
-        use crate::spec::{RawSpec, validate};
-        let spec = validate(&RawSpec { etcd: Some(3), workers: Some(1), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
-        let plan = plan(&spec, &resolved);
+        use crate::plan::{Accel, samples};
+        let plan = samples::plan("ktcw", 3, 1, Accel::Tcg);
         let chosen = |what, other| choose(&plan, what, other).map_err(|error| error.message);
         let one = Ok((vec![NodeName::controller(1)], Some("etcd.service".to_owned())));
         assert_eq!(chosen("controller-1", Some("etcd")), one);

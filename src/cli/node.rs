@@ -181,32 +181,23 @@ fn keeps_quorum(plan: &Plan, node: &NodeName, silent: &[(NodeName, String)]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Accel, Resolved, samples};
-    use crate::spec::{RawSpec, validate};
+    use crate::plan::{Accel, samples};
     use crate::store::StoreError;
-
-    fn sample(etcd: u8, workers: u8) -> (ClusterSpec, Resolved) {
-        let raw = RawSpec { etcd: Some(etcd.into()), workers: Some(workers.into()), ..RawSpec::default() };
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let resolved = Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None };
-        (validate(&raw).expect("valid"), resolved)
-    }
 
     /// The second one of two adds, which used to read that the first one's node is on its way and took it for its own.
     #[test]
     fn one_more_is_one_more_than_another_add_has_left() {
         let parent = tempfile::tempdir().expect("a directory");
-        let (spec, resolved) = sample(1, 1);
-        let old = plan(&spec, &resolved);
-        let (made, lock) = ClusterDir::create(parent.path(), &spec, "up", jiff::Timestamp::now()).expect("made");
+        let old = samples::plan("ktcw", 1, 1, Accel::Tcg);
+        let (made, lock) = ClusterDir::create(parent.path(), &old.spec, "up", jiff::Timestamp::now()).expect("made");
         made.save_plan(&lock, &old).expect("saved");
         drop(lock);
-        let early = ClusterDir::open(parent.path(), &spec.name).expect("opened");
-        let add = || ClusterDir::open_locked(parent.path(), &spec.name, "node add");
+        let early = ClusterDir::open(parent.path(), &old.cluster).expect("opened");
+        let add = || ClusterDir::open_locked(parent.path(), &old.cluster, "node add");
         let workers = |spec: &ClusterSpec| spec.nodes_of(Role::Worker).len();
 
         let (mut first, lock) = add().expect("free");
-        let next = plan(&with_more(&first, &lock, Role::Worker, 1).expect("room for it"), &resolved);
+        let next = plan(&with_more(&first, &lock, Role::Worker, 1).expect("room for it"), &old.resolved);
         let (journal, history) = first.journal(&lock, crate::store::draw_id(), "node add").expect("opened");
         apply::announce(&journal, &history, &old, &next).expect("written");
         first.begin(&lock, &next).expect("written");
@@ -229,7 +220,7 @@ mod tests {
     #[test]
     fn a_cluster_without_a_golden_snapshot_is_not_given_one_by_one_more_worker() {
         let parent = tempfile::tempdir().expect("a directory");
-        let (spec, _) = sample(1, 1);
+        let spec = samples::plan("ktcw", 1, 1, Accel::Tcg).spec;
         let (dir, _lock) = ClusterDir::create(parent.path(), &spec, "up --no-golden", jiff::Timestamp::now()).expect("made");
         let args = NodeAdd { count: 1, role: NodeRole::Worker, timings: false, no_verify: false };
         let asked = asked(&dir, &spec, &args);
@@ -238,8 +229,7 @@ mod tests {
 
     #[test]
     fn a_member_that_does_not_answer_gives_no_vote_although_its_machine_runs() {
-        let (spec, resolved) = sample(3, 0);
-        let plan = plan(&spec, &resolved);
+        let plan = samples::plan("ktcw", 3, 0, Accel::Tcg);
         let silent = |members: &[u8]| -> Vec<(NodeName, String)> {
             members.iter().map(|n| (NodeName::controller(*n), "connection refused".to_owned())).collect()
         };

@@ -223,13 +223,12 @@ impl From<PkiError> for CliError {
 mod tests {
     use super::*;
     use crate::plan::{Accel, Resolved, plan, samples};
-    use crate::spec::{RawSpec, validate};
     use crate::store::SshKey;
 
     fn planned(subnet: &str) -> Plan {
-        let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
+        let usual = samples::plan("ktcw", 1, 1, Accel::Tcg);
         let subnet = subnet.parse().expect("a net");
-        plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None })
+        plan(&usual.spec, &Resolved { subnet, ..usual.resolved })
     }
 
     #[test]

@@ -337,6 +337,7 @@ pub async fn list(global: &Global, output: &Output) -> Result<u8, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Accel, samples};
 
     #[test]
     fn the_leader_is_the_member_that_names_itself() {
@@ -352,11 +353,7 @@ mod tests {
     }
 
     fn planned() -> Plan {
-        let raw = crate::spec::RawSpec { etcd: Some(3), workers: Some(1), ..crate::spec::RawSpec::default() };
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let (accel, image) = (crate::plan::Accel::Tcg, crate::plan::samples::image());
-        let resolved = crate::plan::Resolved { subnet, accel, image, kernel: None, fork_of: None };
-        crate::plan::plan(&crate::spec::validate(&raw).expect("valid"), &resolved)
+        samples::plan("ktcw", 3, 1, Accel::Tcg)
     }
 
     #[test]
@@ -431,11 +428,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_state_that_a_node_makes_up_moves_no_cursor() {
-        let spec = crate::spec::validate(&crate::spec::RawSpec::default()).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let (accel, image) = (crate::plan::Accel::Tcg, crate::plan::samples::image());
-        let resolved = crate::plan::Resolved { subnet, accel, image, kernel: None, fork_of: None };
-        let plan = crate::plan::plan(&spec, &resolved);
+        let plan = samples::plan("ktcw", 3, 2, Accel::Tcg);
         let node = plan.nodes.iter().find(|node| node.units.len() > 1).expect("a node with units");
         let said = format!("active \u{1b}]0;mine\u{7}{}\neth0 UP\n", "x".repeat(1 << 20));
         let guests = crate::guest::fake::FakeGuests::new().on("is-active", crate::guest::fake::Reply::ok(said));

@@ -14,25 +14,14 @@ use crate::guest::fake::{FakeGuests, Reply};
 use crate::host::fake::FakeHost;
 use crate::host::{DomainState, Host, Mark, VolumeFormat};
 use crate::pki::{Keyring, Lifetimes};
-use crate::plan::{Accel, CpuModel, Plan, Resolved, plan, samples};
-use crate::spec::{NodeName, RawSpec, validate};
+use crate::plan::{Plan, samples};
+use crate::spec::NodeName;
 use jiff::Timestamp;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 fn ha3() -> Plan {
-    let spec = validate(&RawSpec { etcd: Some(3), workers: Some(2), ..RawSpec::default() }).expect("valid");
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    plan(
-        &spec,
-        &Resolved {
-            subnet: "192.168.77.0/24".parse().expect("subnet"),
-            accel,
-            image: samples::image(),
-            kernel: None,
-            fork_of: None,
-        },
-    )
+    samples::plan("ktcw", 3, 2, samples::kvm())
 }
 
 fn now() -> Timestamp {

@@ -2,7 +2,7 @@
 
 use super::super::words::Scene;
 use super::*;
-use crate::lab::samples::plan_of;
+use crate::plan::{Accel, samples};
 use crate::spec::NodeName;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -47,7 +47,7 @@ fn every_lab_satisfies_the_schema() {
 /// As they are sent, with what they are told in front. shellcheck where it is, bash in any case.
 #[test]
 fn every_script_is_shell() {
-    let plan = plan_of(3, 1);
+    let plan = samples::plan("ktcw", 3, 1, Accel::Tcg);
     let scene = Scene { plan: &plan, hit: &[NodeName::controller(1)] };
     let node = plan.node(&NodeName::controller(1));
     let checker = Command::new("shellcheck").arg("--version").output().is_ok();
@@ -76,7 +76,7 @@ fn every_script_is_shell() {
 
 /// Scripts run here, with a file where the machine has its own: what only looks mended is not.
 fn passes(lab: &str, what: &str, change: impl Fn(&str) -> String) -> bool {
-    let plan = plan_of(3, 1);
+    let plan = samples::plan("ktcw", 3, 1, Accel::Tcg);
     let lab = built_in().into_iter().find(|known| known.name == lab).expect("built in");
     let check = lab.checks.iter().find(|check| check.what.contains(what)).expect("a check");
     let scene = Scene { plan: &plan, hit: &[NodeName::worker(0)] };

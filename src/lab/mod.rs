@@ -11,16 +11,3 @@ pub mod work;
 pub use catalogue::{Check, Lab, Level, On};
 pub use grade::{Graded, Outcome, Score};
 pub use record::{Again, Book, Open, Phase, Refused, Rewind};
-
-#[cfg(test)]
-mod samples {
-    use crate::plan::{Accel, Plan, Resolved, plan};
-    use crate::spec::{RawSpec, validate};
-
-    /// A planned cluster of so many members and workers.
-    pub fn plan_of(etcd: u64, workers: u64) -> Plan {
-        let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: crate::plan::samples::image(), kernel: None, fork_of: None })
-    }
-}

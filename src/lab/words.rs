@@ -106,7 +106,7 @@ impl<'a> Scene<'a> {
 mod tests {
     use super::*;
     use crate::lab::catalogue::labs;
-    use crate::lab::samples::plan_of;
+    use crate::plan::{Accel, samples};
 
     fn step(run: &str, each: Option<On>) -> Solved {
         Solved { why: "why".to_owned(), run: vec![run.to_owned()], each }
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn rules_mean_machines() {
-        let plan = plan_of(3, 1);
+        let plan = samples::plan("ktcw", 3, 1, Accel::Tcg);
         let hit = [NodeName::controller(2), NodeName::controller(1)];
         let scene = Scene { plan: &plan, hit: &hit };
         let names = |on| scene.machines(on).iter().map(|node| node.name.to_string()).collect::<Vec<_>>();
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn commands_have_this_clusters_names_and_its_flag() {
-        let plan = plan_of(3, 0);
+        let plan = samples::plan("ktcw", 3, 0, Accel::Tcg);
         let hit = [NodeName::controller(1)];
         let scene = Scene { plan: &plan, hit: &hit };
         let one = scene.commands(&step("ktcw-vm ssh {hit} -- \"ping {other_ip}; awk '{ print $1 }' {node}\"", None));
@@ -147,7 +147,7 @@ mod tests {
     /// A controller that was removed is in no solution: whoever is first now is.
     #[test]
     fn the_backup_is_fetched_from_whoever_has_it() {
-        let plan = plan_of(3, 0);
+        let plan = samples::plan("ktcw", 3, 0, Accel::Tcg);
         let hit = [NodeName::controller(1), NodeName::controller(2)];
         let scene = Scene { plan: &plan, hit: &hit };
         let labs = labs(None).expect("built in");
@@ -160,7 +160,7 @@ mod tests {
     /// The frame is shell, whatever is in it; and a script that was cut off runs nothing.
     #[test]
     fn scripts_are_framed() {
-        let plan = plan_of(1, 0);
+        let plan = samples::plan("ktcw", 1, 0, Accel::Tcg);
         let scene = Scene { plan: &plan, hit: &[NodeName::controller(0)] };
         let script = scene.script(plan.node(&NodeName::controller(0)), Timestamp::UNIX_EPOCH, "echo \"$NODE $HIT $NOW\"; cat");
         let run = |text: &str| std::process::Command::new("bash").args(["-c", text]).output().expect("bash");
@@ -172,7 +172,7 @@ mod tests {
     /// No command of any solution is left with a word that nothing replaces.
     #[test]
     fn every_solution_is_worded_in_full() {
-        let plan = plan_of(3, 1);
+        let plan = samples::plan("ktcw", 3, 1, Accel::Tcg);
         for lab in labs(None).expect("built in") {
             let hit = match lab.hit {
                 crate::drill::catalogue::Target::Worker => vec![NodeName::worker(0)],

@@ -130,7 +130,7 @@ fn outcome(check: &Check, node: Option<NodeName>, answer: Result<Said, String>) 
 mod tests {
     use super::*;
     use crate::guest::fake::{FakeGuests, Reply};
-    use crate::lab::samples::plan_of;
+    use crate::plan::{Accel, samples};
 
     fn stage<'a>(scene: Scene<'a>, guest: &'a dyn Guest) -> Stage<'a> {
         Stage { scene, guest, tools: vec![("KTCW_TOLD".into(), "yes".into())], clock: || Timestamp::UNIX_EPOCH }
@@ -138,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn scripts_here_see_their_tools_end_in_time_and_leave_nothing_running() {
-        let plan = plan_of(1, 0);
+        let plan = samples::plan("ktcw", 1, 0, Accel::Tcg);
         let guest = FakeGuests::new();
         let stage = stage(Scene { plan: &plan, hit: &[] }, &guest);
         let ran = stage.run(On::Here, "echo \"$KTCW_TOLD $CLUSTER\"", 5).await;
@@ -153,7 +153,7 @@ mod tests {
     /// A script that says much ends as it would have, and only the beginning of it is kept.
     #[tokio::test]
     async fn a_script_that_says_too_much_is_heard_to_its_end_and_kept_in_part() {
-        let plan = plan_of(1, 0);
+        let plan = samples::plan("ktcw", 1, 0, Accel::Tcg);
         let guest = FakeGuests::new();
         let ran = stage(Scene { plan: &plan, hit: &[] }, &guest)
             .run(On::Here, "head -c 50000000 /dev/zero | tr '\\0' x; exit 3", 60)
@@ -166,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_asked_is_unknown_and_keeps_nobody_else_from_being_asked() {
-        let plan = plan_of(3, 0);
+        let plan = samples::plan("ktcw", 3, 0, Accel::Tcg);
         let hit = [NodeName::controller(0), NodeName::controller(1)];
         let guest = FakeGuests::new()
             .on_node(&NodeName::controller(0), "bash", Reply::unreachable(&NodeName::controller(0)))

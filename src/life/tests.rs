@@ -5,8 +5,8 @@ use super::*;
 use crate::guest::fake::{FakeGuests, Reply};
 use crate::host::fake::{FakeHost, Strike};
 use crate::host::{DomainState, Host, Mark};
-use crate::plan::{Accel, CpuModel, Plan, Resolved, plan, samples};
-use crate::spec::{NodeName, RawSpec, validate};
+use crate::plan::{Plan, samples};
+use crate::spec::NodeName;
 use crate::store::journal::{self, Journal};
 use std::sync::{Arc, Mutex};
 use uuid::Uuid;
@@ -18,13 +18,7 @@ struct Lab {
 }
 
 fn sample(etcd: u64, workers: u64) -> Arc<Plan> {
-    let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() };
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    let subnet = "192.168.77.0/24".parse().expect("net");
-    Arc::new(plan(
-        &validate(&raw).expect("valid"),
-        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
-    ))
+    Arc::new(samples::plan("lab", etcd, workers, samples::kvm()))
 }
 
 /// All machines defined and running.

@@ -8,7 +8,6 @@ mod files;
 pub mod identity;
 pub mod render;
 #[cfg(test)]
-#[path = "../../tests/fixtures/sample_image.rs"]
 pub(crate) mod samples;
 mod storage;
 mod units;

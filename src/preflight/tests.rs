@@ -3,8 +3,8 @@
 use super::*;
 use crate::host::Host;
 use crate::host::fake::FakeHost;
-use crate::plan::{CpuModel, Resolved, plan, samples};
-use crate::spec::{ClusterName, RawSpec, validate};
+use crate::plan::samples;
+use crate::spec::ClusterName;
 use uuid::Uuid;
 
 const PLENTY: Option<u64> = Some(1 << 20);
@@ -19,18 +19,7 @@ fn define(host: &FakeHost, plan: &Plan, mark: &Mark) {
 }
 
 fn sample(etcd: u64, workers: u64) -> Plan {
-    let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    plan(
-        &spec,
-        &Resolved {
-            subnet: "192.168.77.0/24".parse().expect("net"),
-            accel,
-            image: samples::image(),
-            kernel: None,
-            fork_of: None,
-        },
-    )
+    samples::plan("ktcw", etcd, workers, samples::kvm())
 }
 
 fn mark(instance: u128, state_dir: &str) -> Mark {
@@ -239,6 +228,6 @@ fn emulation_is_refused_where_qemu_cannot_be_trusted_with_it_and_kvm_is_not() {
     let said = || Some("QEMU 7.2.0 emulates x86 wrongly".to_owned());
     let refusal = judge_accel(&Accel::Tcg, said()).expect("refused");
     assert!(refusal.message.contains("7.2.0") && refusal.hint.contains("8.2"), "{refusal}");
-    assert_eq!(judge_accel(&Accel::Kvm { cpu: CpuModel::HostPassthrough }, said()), None);
+    assert_eq!(judge_accel(&samples::kvm(), said()), None);
     assert_eq!(judge_accel(&Accel::Tcg, None), None);
 }

@@ -10,8 +10,8 @@ use crate::event::Verdict;
 use crate::host::fake::{FakeHost, Strike};
 use crate::host::{DomainState, Host, Mark};
 use crate::life::{self, Machines};
-use crate::plan::{Accel, CpuModel, Plan, Resolved, plan, samples};
-use crate::spec::{NodeName, RawSpec, validate};
+use crate::plan::{Plan, samples};
+use crate::spec::NodeName;
 use crate::store::{ClusterDir, Lock, failpoint, journal};
 use crate::verify::MemberSeen;
 use jiff::Timestamp;
@@ -29,13 +29,7 @@ struct Lab {
 }
 
 fn sample(workers: u64) -> Arc<Plan> {
-    let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(workers), ..RawSpec::default() };
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    let subnet = "192.168.77.0/24".parse().expect("net");
-    Arc::new(plan(
-        &validate(&raw).expect("valid"),
-        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
-    ))
+    Arc::new(samples::plan("lab", 1, workers, samples::kvm()))
 }
 
 fn name(text: &str) -> Name {

@@ -8,7 +8,7 @@ use super::render::{self, Show};
 use super::{Report, verify};
 use crate::event::{Event, Events, Verdict};
 use crate::guest::{Cmd, Exit, Guest, GuestError, Output};
-use crate::plan::{Accel, CertPlan, Content, CpuModel, ImageRef, PkiItem, Plan, Resolved, Versions, plan};
+use crate::plan::{CertPlan, Content, PkiItem, Plan, plan, samples};
 use crate::spec::{NodeName, RawSpec, Role, validate};
 use changes::{CHANGES, MEMBER_2, down, not_ready, unit};
 use futures::future::BoxFuture;
@@ -38,29 +38,7 @@ fn node(name: &str) -> NodeName {
 
 fn planned(etcd: u64, control_planes: u64, workers: u64) -> Plan {
     let raw = RawSpec { etcd: Some(etcd), control_planes: Some(control_planes), workers: Some(workers), ..RawSpec::default() };
-    let digest = "0".repeat(64);
-    let text = |text: &str| text.to_owned();
-    let resolved = Resolved {
-        subnet: "192.168.77.0/24".parse().expect("a network"),
-        accel: Accel::Kvm { cpu: CpuModel::HostPassthrough },
-        image: ImageRef {
-            key: text("key"),
-            disk_sha256: digest.clone(),
-            kernel_sha256: digest.clone(),
-            initrd_sha256: digest,
-            versions: Versions {
-                kubernetes: text("v1.36.3"),
-                etcd: text("v3.6.16"),
-                containerd: text("v2.4.2"),
-                coredns: text("v1.14.3"),
-                pause: text("v1"),
-                debian: text("trixie"),
-            },
-        },
-        kernel: None,
-        fork_of: None,
-    };
-    plan(&validate(&raw).expect("valid"), &resolved)
+    plan(&validate(&raw).expect("valid"), &samples::resolved(samples::kvm()))
 }
 
 impl Cluster {

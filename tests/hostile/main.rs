@@ -7,13 +7,12 @@
 
 mod targets;
 
-use ktcw_vm::plan::{ImageRef, Versions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-#[path = "../fixtures/sample_image.rs"]
+#[path = "../fixtures/sample_plan.rs"]
 mod samples;
 
 fn corpus(target: &str) -> PathBuf {
@@ -177,8 +176,8 @@ fn put_state(put: &dyn Fn(&str, &str, &[u8]), spec: &ktcw_vm::spec::ClusterSpec,
 
 fn write_corpus() {
     use ktcw_vm::pki::{Keyring, Lifetimes};
-    use ktcw_vm::plan::{Accel, Resolved, plan};
-    use ktcw_vm::spec::{NodeName, RawSpec, validate};
+    use ktcw_vm::plan::Accel;
+    use ktcw_vm::spec::NodeName;
     use ktcw_vm::store::journal::Journal;
     let put = |target: &str, name: &str, text: &[u8]| {
         std::fs::create_dir_all(corpus(target)).expect("a directory");
@@ -188,9 +187,7 @@ fn write_corpus() {
     let read = |path: &str| std::fs::read(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     put("config", "all", CONFIG.as_bytes());
     put("config", "small", b"etcd = 1\nworkers = 1\nkernel = \"/k\"\nkernel-args = \"a=\\\"<b>&'c\\\"\"\n");
-    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
-    let subnet = "192.168.77.0/24".parse().expect("a net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
+    let plan = samples::plan("ktcw", 1, 1, Accel::Tcg);
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("journal.jsonl");
     let (journal, _) = Journal::open(&path, uuid::Uuid::nil(), "up").expect("opened");
@@ -209,7 +206,7 @@ fn write_corpus() {
     for name in ["nospace", "wrong-peer-url"] {
         put("lab", name, &read(&format!("labs/{name}.toml")));
     }
-    put_state(&put, &spec, &plan);
+    put_state(&put, &plan.spec, &plan);
     put("report", "empty", br#"{"form":"x","judgement":{},"record":{}}"#);
     let certs = Keyring::ensure(
         &dir.path().join("pki"),

@@ -2,12 +2,13 @@
 //! accepted means something. `tests/hostile` feeds them broken samples, `fuzz/` feeds them whatever libFuzzer finds.
 //! It knows no sample and keeps no state.
 
+use super::samples;
 use ktcw_vm::event::Verdict;
 use ktcw_vm::guest::ssh::{SshGuests, Target};
 use ktcw_vm::guest::{clock, keys};
 use ktcw_vm::host::{Mark, xml};
 use ktcw_vm::pki::{check, kubeconfig};
-use ktcw_vm::plan::{Accel, Ca, Plan, Resolved, plan, user_data};
+use ktcw_vm::plan::{Accel, Ca, Plan, plan, user_data};
 use ktcw_vm::secret::Secret;
 use ktcw_vm::spec::{ClusterName, NodeName, RawSpec, parse_config, validate};
 use ktcw_vm::store::journal;
@@ -40,21 +41,8 @@ pub const ALL: &[(&str, Parser)] = &[
     ("ssh_key", ssh_key),
 ];
 
-fn resolved() -> Resolved {
-    Resolved {
-        subnet: ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 77, 0), 24),
-        accel: Accel::Tcg,
-        image: super::samples::image(),
-        kernel: None,
-        fork_of: None,
-    }
-}
-
 fn small() -> &'static Plan {
-    static PLAN: LazyLock<Plan> = LazyLock::new(|| {
-        let raw = RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() };
-        plan(&validate(&raw).expect("valid"), &resolved())
-    });
+    static PLAN: LazyLock<Plan> = LazyLock::new(|| samples::plan("ktcw", 1, 1, Accel::Tcg));
     &PLAN
 }
 
@@ -74,7 +62,7 @@ fn config(bytes: &[u8]) {
     if spec.etcd > 1 || spec.workers > 1 {
         return;
     }
-    let plan = plan(&spec, &resolved());
+    let plan = plan(&spec, &samples::resolved(Accel::Tcg));
     let mark = Mark { cluster: spec.name.clone(), instance: uuid::Uuid::nil(), state_dir: text.chars().take(200).collect() };
     let layout = xml::Layout { pool_dir: "/pool".into(), image_dir: "/images".into(), direct_io: true, firmware: None };
     for node in &plan.nodes {
@@ -117,7 +105,7 @@ fn spec(bytes: &[u8]) {
             assert_eq!(spec.name, name);
             // Big ones take long and go the same way.
             if spec.etcd <= 1 && spec.workers <= 1 {
-                plan(&spec, &resolved());
+                plan(&spec, &samples::resolved(Accel::Tcg));
             }
         }
     }

@@ -11,8 +11,8 @@ use crate::guest::{Cmd, Guest, GuestError, keys};
 use crate::host::fake::{FakeHost, Strike};
 use crate::host::{DomainState, Host, HostSeen, Mark};
 use crate::pki::{Keyring, Lifetimes};
-use crate::plan::{Accel, CpuModel, NodePlan, Plan, Resolved, plan, samples};
-use crate::spec::{NodeName, RawSpec, validate};
+use crate::plan::{NodePlan, Plan, Resolved, plan, samples};
+use crate::spec::NodeName;
 use crate::store::{Class, SshKey, SshKeys, crash, failpoint};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
@@ -29,14 +29,14 @@ use uuid::Uuid;
 const FILE: &str = "Cargo.toml";
 
 pub fn sample(name: &str, etcd: u64, workers: u64) -> Arc<Plan> {
-    let raw = RawSpec { cluster: Some(name.into()), etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() };
-    let third = if name == "other" { 78 } else { 77 };
-    let subnet = ipnet::Ipv4Net::new(Ipv4Addr::new(192, 168, third, 0), 24).expect("a /24");
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    Arc::new(plan(
-        &validate(&raw).expect("valid"),
-        &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None },
-    ))
+    Arc::new(samples::plan(name, etcd, workers, samples::kvm()))
+}
+
+/// Of the same host, on a network of its own.
+fn another_cluster() -> Plan {
+    let other = samples::plan("other", 1, 0, samples::kvm());
+    let subnet = "192.168.78.0/24".parse().expect("net");
+    plan(&other.spec, &Resolved { subnet, ..other.resolved })
 }
 
 fn mark(plan: &Plan) -> Mark {
@@ -188,7 +188,7 @@ impl Lab {
         host.add_foreign_domain("somebody-elses", Uuid::from_u128(99));
         host.add_foreign_network("default", Uuid::from_u128(98), "192.168.122.0/24".parse().expect("net"));
         host.add_foreign_pool("default", Uuid::from_u128(97));
-        let other = sample("other", 1, 0);
+        let other = another_cluster();
         let theirs = Mark { instance: Uuid::from_u128(8), ..mark(&other) };
         host.ensure_network(&other.network, &theirs).expect("made");
         host.ensure_pools(&other.storage, &theirs).expect("made");

@@ -2,21 +2,12 @@
 
 use super::*;
 use crate::plan::{Accel, samples};
-use crate::spec::{RawSpec, validate};
 use crate::store::crash::{self, copy, each, place, told};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
 fn lab() -> Plan {
-    let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(1), ..RawSpec::default() };
-    let resolved = Resolved {
-        subnet: "192.168.77.0/24".parse().expect("net"),
-        accel: Accel::Tcg,
-        image: samples::image(),
-        kernel: None,
-        fork_of: None,
-    };
-    plan(&validate(&raw).expect("valid"), &resolved)
+    samples::plan("lab", 1, 1, Accel::Tcg)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::host::fake::FakeHost;
-use crate::plan::{Accel, Resolved, plan, samples};
+use crate::plan::{Accel, samples};
 use crate::spec::{RawSpec, validate};
 use crate::store::failpoint;
 use crate::store::journal::Journal;
@@ -10,10 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn sample() -> Plan {
-    let raw = RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() };
-    let (subnet, image) = ("192.168.77.0/24".parse().expect("net"), samples::image());
-    let resolved = Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None };
-    plan(&validate(&raw).expect("valid"), &resolved)
+    samples::plan("ktcw", 1, 1, Accel::Tcg)
 }
 
 fn history(steps: &[(&str, bool)]) -> History {

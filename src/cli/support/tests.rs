@@ -4,18 +4,15 @@
 use super::*;
 use crate::guest::fake::FakeGuests;
 use crate::host::fake::FakeHost;
-use crate::plan::{Accel, Resolved, plan, samples};
+use crate::plan::{Accel, samples};
 use crate::secret::Secret;
 use crate::secret::shapes::{cores, shapes};
-use crate::spec::{RawSpec, validate};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use std::io::Read as _;
 
 fn kept(parent: &Path) -> (ClusterDir, Plan) {
-    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
-    let subnet = "192.168.77.0/24".parse().expect("a net");
-    let plan = plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image: samples::image(), kernel: None, fork_of: None });
+    let plan = samples::plan("ktcw", 1, 1, Accel::Tcg);
     let dir = crate::cli::kept::kept(parent, &plan);
     let lock = dir.lock("up").expect("free");
     let (journal, _) = dir.journal(&lock, uuid::Uuid::nil(), "up").expect("opened");

@@ -85,11 +85,7 @@ mod tests {
 
     /// The same, after that has happened to the host.
     fn asked_after(wanted: RawSpec, happened: impl FnOnce(&FakeHost)) -> Anew {
-        let raw = RawSpec { etcd: Some(1), workers: Some(0), ..RawSpec::default() };
-        let subnet = "192.168.77.0/24".parse().expect("net");
-        let image = samples::image();
-        let old =
-            plan(&validate(&raw).expect("valid"), &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None });
+        let old = samples::plan("ktcw", 1, 0, Accel::Tcg);
         let host = FakeHost::new();
         let mark = Mark { cluster: old.spec.name.clone(), instance: uuid::Uuid::from_u128(7), state_dir: "/state".into() };
         host.ensure_pools(&old.storage, &mark).expect("made");

@@ -4,16 +4,12 @@ use super::*;
 use crate::guest::fake::{FakeGuests, Reply};
 use crate::host::Mark;
 use crate::host::fake::FakeHost;
-use crate::plan::{Accel, Resolved, plan, samples};
+use crate::plan::{Accel, samples};
 use crate::secret::Secret;
-use crate::spec::{RawSpec, validate};
 use std::collections::BTreeMap;
 
 fn sample() -> Arc<Plan> {
-    let raw = RawSpec { cluster: Some("lab".into()), etcd: Some(1), workers: Some(1), ..RawSpec::default() };
-    let (subnet, image) = ("192.168.77.0/24".parse().expect("net"), samples::image());
-    let resolved = Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None };
-    Arc::new(plan(&validate(&raw).expect("valid"), &resolved))
+    Arc::new(samples::plan("lab", 1, 1, Accel::Tcg))
 }
 
 /// All machines defined and running.

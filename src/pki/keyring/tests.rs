@@ -1,6 +1,6 @@
 use super::*;
-use crate::plan::{Accel, Content, ImageRef, Plan, Resolved, Usage, Versions, plan};
-use crate::spec::{NodeName, RawSpec, validate};
+use crate::plan::{Accel, Content, Plan, Usage, samples};
+use crate::spec::NodeName;
 use crate::store::crash;
 use jiff::SignedDuration;
 use std::fs;
@@ -17,21 +17,7 @@ fn dir() -> tempfile::TempDir {
     tempfile::Builder::new().permissions(private).tempdir().expect("a directory")
 }
 fn planned(etcd: u64, workers: u64) -> Plan {
-    let spec = validate(&RawSpec { etcd: Some(etcd), workers: Some(workers), ..RawSpec::default() }).expect("valid");
-    let text = |text: &str| text.to_owned();
-    let versions = Versions {
-        kubernetes: text("v1.36.3"),
-        etcd: text("v3.6.16"),
-        containerd: text("v2.4.2"),
-        coredns: text("v1.14.3"),
-        pause: text("v1"),
-        debian: text("13"),
-    };
-    let digest = |digit: &str| digit.repeat(64);
-    let image =
-        ImageRef { key: digest("0"), disk_sha256: digest("1"), kernel_sha256: digest("2"), initrd_sha256: digest("3"), versions };
-    let subnet = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 77, 0), 24);
-    plan(&spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None })
+    samples::plan("ktcw", etcd, workers, Accel::Tcg)
 }
 fn ensure(dir: &Path, plan: &Plan) -> Result<(Keyring, Ensured), PkiError> {
     Keyring::ensure(dir, &plan.certs, &plan.kubeconfigs, now(), Lifetimes::default())

@@ -1,5 +1,5 @@
 use super::*;
-use crate::plan::{Accel, ImageRef, Resolved, Versions, plan};
+use crate::plan::{Accel, plan, samples};
 use crate::secret::Secret;
 use crate::spec::{RawSpec, validate};
 use crate::store::crash;
@@ -23,23 +23,7 @@ fn parent() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 fn some_plan(spec: &ClusterSpec) -> Plan {
-    let text = |text: &str| text.to_owned();
-    let image = ImageRef {
-        key: "0".repeat(64),
-        disk_sha256: "1".repeat(64),
-        kernel_sha256: "2".repeat(64),
-        initrd_sha256: "3".repeat(64),
-        versions: Versions {
-            kubernetes: text("v1.36.3"),
-            etcd: text("v3.6.16"),
-            containerd: text("v2.4.2"),
-            coredns: text("v1.14.3"),
-            pause: text("v1"),
-            debian: text("13"),
-        },
-    };
-    let subnet = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 77, 0), 24);
-    plan(spec, &Resolved { subnet, accel: Accel::Tcg, image, kernel: None, fork_of: None })
+    plan(spec, &samples::resolved(Accel::Tcg))
 }
 /// Everything below, with its bytes, but for the lock's own text.
 fn tree(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {

@@ -6,16 +6,12 @@ use crate::host::VolumeSeen;
 use crate::host::{HostFacts, PoolSeen};
 use crate::lab::{Book, Open, Phase};
 use crate::pki::check::Row;
-use crate::plan::{Accel, CpuModel, Resolved, plan, samples};
+use crate::plan::samples;
 use crate::spec::Role;
-use crate::spec::{RawSpec, validate};
 use crate::store::journal::{self, History, Journal};
 
 fn sample() -> Plan {
-    let spec = validate(&RawSpec { etcd: Some(1), workers: Some(1), ..RawSpec::default() }).expect("valid");
-    let accel = Accel::Kvm { cpu: CpuModel::HostPassthrough };
-    let subnet = "192.168.77.0/24".parse().expect("net");
-    plan(&spec, &Resolved { subnet, accel, image: samples::image(), kernel: None, fork_of: None })
+    samples::plan("ktcw", 1, 1, samples::kvm())
 }
 
 fn row(id: &str, days_left: i64) -> Row {
