@@ -42,6 +42,8 @@ mod checker_tests;
 #[cfg(test)]
 mod files_tests;
 #[cfg(test)]
+mod judge_kube_tests;
+#[cfg(test)]
 mod judge_tests;
 #[cfg(test)]
 mod proof_tests;

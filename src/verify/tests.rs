@@ -10,7 +10,7 @@ use crate::event::{Event, Events, Verdict};
 use crate::guest::{Cmd, Exit, Guest, GuestError, Output};
 use crate::plan::{CertPlan, Content, PkiItem, Plan, plan, samples};
 use crate::spec::{NodeName, RawSpec, Role, validate};
-use changes::{CHANGES, MEMBER_2, down, not_ready, unit};
+use changes::{MEMBER_2, down, not_ready, unit};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -282,7 +282,7 @@ async fn every_check_is_an_event_too() {
 #[tokio::test(start_paused = true)]
 async fn each_change_flips_exactly_its_own_verdicts() {
     let mut wrong = String::new();
-    for (what, change, expected) in CHANGES {
+    for (what, change, expected) in changes::all() {
         let mut cluster = Cluster::healthy();
         change(&mut cluster);
         let mut seen = cluster.problems().await;
