@@ -1,7 +1,6 @@
 //! Changes of what the nodes make together: etcd, leases, API servers and their address, workers and their pods.
 
 use super::{MEMBER_2, Row, down, not_ready};
-use crate::verify::tests::Cluster;
 
 pub(super) const CHANGES: &[Row] = &[
     // etcd
