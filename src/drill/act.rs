@@ -367,6 +367,11 @@ pub enum Claim {
         #[schemars(with = "String")]
         node: NodeName,
     },
+    /// The machine has booted since: it was off, and no longer the one that it was.
+    Booted {
+        #[schemars(with = "String")]
+        node: NodeName,
+    },
     /// Every target's process was a new one at the end.
     Restarted {
         #[schemars(with = "Vec<String>")]
@@ -385,6 +390,7 @@ impl Claim {
                 | Claim::LeaderMoved { .. }
                 | Claim::Alarm { .. }
                 | Claim::NewIdentity { .. }
+                | Claim::Booted { .. }
                 | Claim::Restarted { .. }
                 | Claim::Elections { .. }
         )
@@ -411,6 +417,7 @@ impl fmt::Display for Claim {
             Claim::LeaderMoved { from } => write!(f, "{from} is no longer the leader"),
             Claim::Alarm { name } => write!(f, "the alarm {name} was raised"),
             Claim::NewIdentity { node } => write!(f, "{node} has a new member id"),
+            Claim::Booted { node } => write!(f, "{node} has booted anew"),
             Claim::Restarted { nodes } => write!(f, "{} members were restarted", nodes.len()),
             Claim::Elections { times } => write!(f, "leadership changed {times} times or more"),
         }

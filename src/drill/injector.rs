@@ -52,7 +52,7 @@ pub struct ProcessSeen {
     #[schemars(with = "String")]
     pub node: NodeName,
     pub name: String,
-    /// Of this boot and this start.
+    /// Of this boot and this start; of a machine's process the boot is the first word.
     pub incarnation: String,
 }
 
@@ -84,7 +84,7 @@ pub trait Injector: Send + Sync {
     }
     /// Lines of etcd's logs since the run began that no healthy member writes: panics, fatal errors, data loss.
     fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>>;
-    /// Identity of the process of each member, to tell a restarted one (process or boot id with start time).
+    /// Identity of the process of each member, to tell a restarted one: of a machine its boot id, then the start of the unit.
     fn incarnation<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<String, InjectError>>;
 }
 

@@ -303,6 +303,10 @@ pub(super) fn observed(record: &Record, claim: &Claim) -> (bool, String) {
                 _ => (false, "an id is not known".to_owned()),
             }
         }
+        Claim::Booted { node } => match record.boots(node) {
+            [Some(before), Some(after)] => (before != after, format!("boot {before}, and then {after}")),
+            _ => (false, "which boot it was in is not known".to_owned()),
+        },
         Claim::Restarted { nodes } => {
             let same: Vec<String> = nodes
                 .iter()

@@ -2,6 +2,7 @@
 //! Faults that only machines can have are proven by the same claims, so this is where those are shown to be able to fail.
 
 use super::act::Claim;
+use super::injector::ProcessSeen;
 use super::judge::{Result, judge};
 use super::record::Record;
 use super::sample::leader_kill;
@@ -113,4 +114,38 @@ fn a_process_that_was_not_seen_is_no_new_one() {
             seen[0] = None;
         });
     }
+}
+
+#[test]
+fn a_machine_has_booted_when_its_boot_is_another() {
+    let claim = || Claim::Booted { node: node(0) };
+    let starts = |r: &mut Record, before: Option<&str>, after: Option<&str>| {
+        r.incarnations[0] = before.map(str::to_owned);
+        r.after.incarnations[0] = after.map(str::to_owned);
+    };
+    proven(claim(), |r| starts(r, Some("boot-1 start-1"), Some("boot-2 start-2")));
+    // The process is a new one, and the machine was never without power.
+    not_proven(claim(), |r| starts(r, Some("boot-1 start-1"), Some("boot-1 start-2")));
+    for (before, after) in [(None, Some("boot-2 start-2")), (Some("boot-1 start-1"), None), (Some(""), Some("boot-2 start-2"))] {
+        not_proven(claim(), |r| starts(r, before, after));
+    }
+    not_proven(Claim::Booted { node: node(3) }, |_| ());
+}
+
+/// A worker has no member: its kubelet tells.
+#[test]
+fn a_worker_has_booted_when_its_kubelet_is_of_another_boot() {
+    let worker = NodeName::worker(0);
+    let kubelet =
+        |incarnation: &str| ProcessSeen { node: worker.clone(), name: "kubelet".to_owned(), incarnation: incarnation.to_owned() };
+    let lived = |r: &mut Record, before: &str, after: &str| {
+        // What is hit may restart.
+        r.chosen.nodes.push(worker.clone());
+        r.processes.as_mut().expect("seen").push(kubelet(before));
+        r.after.processes.as_mut().expect("seen").push(kubelet(after));
+    };
+    let claim = || Claim::Booted { node: worker.clone() };
+    proven(claim(), |r| lived(r, "boot-1 start-1", "boot-2 start-2"));
+    not_proven(claim(), |r| lived(r, "boot-1 start-1", "boot-1 start-2"));
+    not_proven(claim(), |_| ());
 }

@@ -221,6 +221,12 @@ impl Record {
         all.extend(self.chosen.nodes.iter().cloned());
         all
     }
+    /// Which boot a machine was in before the fault, and which at the end, as its member's process or another of its processes told.
+    pub fn boots(&self, node: &NodeName) -> [Option<&str>; 2] {
+        let member = self.members.iter().position(|member| member.node == *node);
+        let before = boot(node, member, &self.incarnations, &self.processes);
+        [before, boot(node, member, &self.after.incarnations, &self.after.processes)]
+    }
     pub fn member_name(&self, member: Member) -> String {
         self.members.get(member).map_or_else(|| format!("member {member}"), |m| m.node.to_string())
     }
@@ -230,4 +236,17 @@ impl Record {
         acked.sort_by_key(|op| op.ret);
         acked
     }
+}
+
+fn boot<'a>(
+    node: &NodeName,
+    member: Option<Member>,
+    members: &'a [Option<String>],
+    processes: &'a Result<Vec<ProcessSeen>, String>,
+) -> Option<&'a str> {
+    let seen = match member {
+        Some(member) => members.get(member)?.as_ref()?,
+        None => &processes.as_ref().ok()?.iter().find(|process| process.node == *node)?.incarnation,
+    };
+    seen.split_whitespace().next()
 }

@@ -85,7 +85,7 @@ pub fn script(fault: &Fault, targets: &[NodeName], members: &[NodeName], timing:
         },
         Fault::PowerOff {} => Script {
             inject: each(&|node| Act::PowerOff { node }),
-            claims: [claim(&|node| Claim::PoweredOff { node }), silent()].concat(),
+            claims: [claim(&|node| Claim::PoweredOff { node }), silent(), claim(&|node| Claim::Booted { node })].concat(),
             heal: each(&|node| Act::PowerOn { node }),
             ..Script::default()
         },
@@ -266,6 +266,18 @@ mod tests {
         let restart = script(&Fault::RollingRestart {}, &three(), &three(), &timing, "");
         assert!(restart.allowance(&timing) >= Duration::from_millis(timing.boot_ms) * 3);
         assert!(takes(&Fault::Kill { process: Process::Etcd }) < Duration::from_secs(10));
+    }
+
+    /// A look at libvirt says that a machine is off; that its memory went with the power is shown by the boot after it.
+    #[test]
+    fn whoever_loses_power_must_have_booted_anew() {
+        let hit = [NodeName::controller(0), NodeName::worker(1)];
+        let off = script(&Fault::PowerOff {}, &hit, &three(), &Timing::native(), "");
+        let booted: Vec<&Claim> = off.claims.iter().filter(|claim| matches!(claim, Claim::Booted { .. })).collect();
+        assert_eq!(booted, [&Claim::Booted { node: hit[0].clone() }, &Claim::Booted { node: hit[1].clone() }]);
+        // One that is suspended goes on where it was.
+        let frozen = script(&Fault::Freeze {}, &hit[..1], &three(), &Timing::native(), "");
+        assert!(!frozen.claims.iter().any(|claim| matches!(claim, Claim::Booted { .. })));
     }
 
     #[test]
