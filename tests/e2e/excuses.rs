@@ -1,5 +1,5 @@
 //! When a drill that did not pass says nothing about the program: the host was too busy, or a guest's test kernel crashed in that
-//! very run. `drills` and `full` ask before they make a drill again.
+//! very run. `drills` and `full` ask before they make a drill again, and what it has shown all the same.
 //! It excuses no broken promise, and knows no drill.
 
 use crate::rig::{Rig, mode, virsh};
@@ -14,6 +14,10 @@ use std::time::Duration;
 /// Nothing that a host or a guest may suffer breaks these: writes kept, one leader a term, nothing going back, one order, equal
 /// stores, equal lists, no panic, no acknowledgement without a majority, whole watches.
 const PROMISES: [&str; 9] = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10"];
+/// What every run can show, however slow the host: the fault, what it may break, the healed cluster taking writes, nothing left.
+const SHOWN: [&str; 11] = ["V1", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I10", "healed"];
+/// And these, where a run was judged by them.
+const SHOWN_WHERE_JUDGED: [&str; 2] = ["I9", "I11"];
 /// A crash may be seen so much later than it was.
 const LATE: Duration = Duration::from_secs(2);
 
@@ -45,6 +49,19 @@ fn about(reason: &str, id: &str) -> bool {
 /// busy, by the run's own words. A run that failed has other reasons, and that the fault was not shown is never the host's fault.
 pub fn of_the_host(reasons: &[&str]) -> bool {
     !reasons.is_empty() && reasons.iter().all(|reason| about(reason, "V2") || reason.ends_with(TOO_SLOW))
+}
+
+/// What a judgement lacks for a run that shows everything but its times, a line each: the load's pace (V2) and the drill's own gates
+/// may be the host's, and a run that is invalid by the one has nothing said of the rest in its reasons.
+pub fn not_shown(judgement: &Value) -> Vec<String> {
+    let checks: Vec<&Value> = judgement["checks"].as_array().into_iter().flatten().collect();
+    let of = |id: &str| checks.iter().find(|check| check["id"] == *id);
+    let lacks = |id: &&str| match of(id) {
+        None => SHOWN.contains(id).then(|| format!("{id}: not judged")),
+        Some(check) if check["waived"] == true || check["verdict"] == "pass" => None,
+        Some(check) => Some(format!("{id} {}: {}", check["verdict"], check["seen"])),
+    };
+    SHOWN.iter().chain(&SHOWN_WHERE_JUDGED).filter_map(lacks).collect()
 }
 
 /// Whether a run failed for nothing but lengths of time: on a host where `up` itself takes half as long again as natively, that is
@@ -147,4 +164,35 @@ fn no_crash_excuses_a_broken_promise_nor_the_run_before_or_after() {
     assert_eq!(in_each("2026-01-02T03:04:30Z"), [true, false, false]);
     assert_eq!(in_each("2026-01-02T03:05:06Z"), [true, false, true], "seen late, it may have been of either");
     assert_eq!(in_each("2026-01-02T03:09:00Z"), [false, false, true]);
+}
+
+#[test]
+fn a_slow_host_excuses_times_and_nothing_else() {
+    use serde_json::json;
+    // As a run on a slow host is judged, but for what a test makes of one check.
+    let judged = |id: &str, verdict: Value| {
+        let all = ["V1", "V2", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "healed", "write-gap"];
+        let usual = |own: &str| if ["V2", "write-gap"].contains(&own) { "unknown" } else { "pass" };
+        let check = |own: &&str| {
+            let verdict = if *own == id { verdict.clone() } else { json!(usual(own)) };
+            (!verdict.is_null()).then(|| json!({ "id": own, "verdict": verdict, "seen": "so", "waived": false }))
+        };
+        json!({ "result": "invalid", "checks": all.iter().filter_map(check).collect::<Vec<Value>>() })
+    };
+    assert_eq!(not_shown(&judged("", Value::Null)), Vec::<String>::new());
+    for times in ["V2", "write-gap"] {
+        assert_eq!(not_shown(&judged(times, json!("fail"))), Vec::<String>::new(), "{times}");
+    }
+    for id in SHOWN.iter().chain(&SHOWN_WHERE_JUDGED) {
+        for verdict in ["unknown", "fail"] {
+            assert_eq!(not_shown(&judged(id, json!(verdict))), [format!("{id} \"{verdict}\": \"so\"")]);
+        }
+        let absent = not_shown(&judged(id, Value::Null));
+        assert_eq!(absent.len(), usize::from(SHOWN.contains(id)), "{absent:?}");
+    }
+    let mut waived = judged("I10", json!("fail"));
+    let at = waived["checks"].as_array().expect("checks").iter().position(|check| check["id"] == "I10").expect("there");
+    waived["checks"][at]["waived"] = json!(true);
+    assert_eq!(not_shown(&waived), Vec::<String>::new());
+    assert_eq!(not_shown(&Value::Null).len(), SHOWN.len(), "it ended before it began");
 }
