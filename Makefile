@@ -62,8 +62,8 @@ images: build ## what the machines run, from source; nothing to do when it is th
 ##@ Checks
 
 .PHONY: test
-test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down; drills on real etcd processes
-	@setup/install.sh build run test $(if $(CI),ci)
+test: ## unit, golden, fakes, CLI transcripts, libvirt's test driver, a real sshd; go vet; one real machine from up to down; drills on real etcd processes; a page in a browser (not with KTCW_NO_BROWSER=1)
+	@setup/install.sh build run test $(if $(KTCW_NO_BROWSER),,browser) $(if $(CI),ci)
 	cargo test --locked -- --show-output
 	@setup/e2e.sh smoke
 	@setup/native.sh test

@@ -1,6 +1,6 @@
 //! The report as a page, in a real browser without network: drawn, complete, silent on the console, asking nobody for anything.
 //! Chromium renders the report of a real run, headless and in an empty network namespace.
-//! Where there is no browser it fails in CI, and elsewhere says that nothing was checked.
+//! Where there is no browser it fails. KTCW_NO_BROWSER=1 leaves the check out, which is said; in CI nothing is left out.
 
 use crate::cluster::Cluster;
 use crate::injector::Native;
@@ -25,10 +25,28 @@ const PROBE: &str = r##"<script>addEventListener("load", () => {
   const pre = document.createElement("pre"); pre.id = "seen"; pre.textContent = JSON.stringify(seen); document.body.append(pre);
 });</script>"##;
 
+/// `None` where nothing is to be checked, which has been said then.
 fn browser() -> Option<&'static str> {
-    BROWSERS.into_iter().find(|name| {
+    let said = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let found = BROWSERS.into_iter().find(|name| {
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|directory| directory.join(name).is_file())
-    })
+    });
+    let chosen = chosen(found, said("KTCW_NO_BROWSER"), said("CI")).unwrap_or_else(|why| panic!("{why}"));
+    if chosen.is_none() {
+        eprintln!("NOT CHECKED: a drill's page in a browser (KTCW_NO_BROWSER is set)");
+    }
+    chosen
+}
+
+/// The browser that is there. `None`: somebody wants nothing checked with one, and this is not CI. That there is none is a failure,
+/// not a reason to pass.
+fn chosen(found: Option<&'static str>, declined: bool, ci: bool) -> Result<Option<&'static str>, &'static str> {
+    match found {
+        _ if declined && !ci => Ok(None),
+        Some(browser) => Ok(Some(browser)),
+        None if ci => Err("CI needs a browser: setup/install.sh browser (package chromium)"),
+        None => Err("there is no browser: setup/install.sh browser (package chromium), or KTCW_NO_BROWSER=1 to check no page"),
+    }
 }
 
 /// Opens a file and ends. In a namespace of its own, whose only interface is down: what it asked for would fail and be logged.
@@ -66,11 +84,7 @@ fn asked(log: &Path) -> Vec<String> {
 
 #[test]
 fn a_report_is_drawn_without_a_word_on_the_console_or_to_the_network() {
-    let Some(browser) = browser() else {
-        assert!(std::env::var_os("CI").is_none(), "no browser: apt-get install chromium (setup/install.sh ci)");
-        eprintln!("not checked: there is no browser here (chromium) to render a report");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let cluster = Arc::new(Cluster::start(3));
     let native = Native::new(cluster.clone());
     let Steady { record, judgement, .. } =
@@ -119,11 +133,7 @@ fn a_report_is_drawn_without_a_word_on_the_console_or_to_the_network() {
 /// The check must be able to fail: a page that complains and asks is found out.
 #[test]
 fn a_page_that_complains_or_asks_is_found_out() {
-    let Some(browser) = browser() else {
-        assert!(std::env::var_os("CI").is_none(), "no browser: apt-get install chromium (setup/install.sh ci)");
-        eprintln!("not checked: there is no browser here (chromium) to render a page");
-        return;
-    };
+    let Some(browser) = browser() else { return };
     let place = tempfile::tempdir().expect("a directory");
     let (page, network) = (place.path().join("bad.html"), place.path().join("network.json"));
     let bad = "<!doctype html><title>bad</title><img src=\"http://192.0.2.1/x.png\"><script>console.error(\"wrong\"); undefined.x;</script>";
@@ -133,4 +143,25 @@ fn a_page_that_complains_or_asks_is_found_out() {
     let log = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(console(&log).iter().any(|line| line.contains("wrong")), "{log}");
     assert!(asked(&network).iter().any(|url| url == "http://192.0.2.1/x.png"), "{:?}", asked(&network));
+}
+
+#[test]
+fn without_a_browser_it_fails_unless_somebody_wants_no_check() {
+    assert_eq!(chosen(Some("chromium"), false, false), Ok(Some("chromium")));
+    assert!(chosen(None, false, false).expect_err("nothing was checked").contains("KTCW_NO_BROWSER=1"));
+    assert_eq!(chosen(None, true, false), Ok(None));
+    assert_eq!(chosen(Some("chromium"), true, false), Ok(None), "one that cannot be used here");
+    // CI checks everything, whatever it is told.
+    assert_eq!(chosen(Some("chromium"), true, true), Ok(Some("chromium")));
+    assert!(chosen(None, true, true).is_err() && chosen(None, false, true).is_err());
+}
+
+/// What the check asks for is what `make test` installs.
+#[test]
+fn make_test_installs_a_browser_that_is_looked_for() {
+    let needs = format!("browser cmd:{} chromium", BROWSERS.join(","));
+    assert!(include_str!("../../setup/install.sh").lines().any(|line| line == needs), "{needs}");
+    let (_, recipe) = include_str!("../../Makefile").split_once("\ntest: ").expect("make test");
+    let installs = recipe.lines().nth(1).expect("its first line");
+    assert!(installs.contains("setup/install.sh") && installs.contains("$(if $(KTCW_NO_BROWSER),,browser)"), "{installs}");
 }
