@@ -29,6 +29,12 @@ die() {
 # version_at_least HAVE WANT
 version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
+# Whether there is a browser, or apt has one: in Ubuntu it is a snap, which does not see what tests write. CI has one.
+browser_to_be_had() {
+  if [ -n "${CI:-}" ] || ! command -v apt-cache >/dev/null || command -v chromium chromium-browser google-chrome >/dev/null; then return 0; fi
+  apt-cache policy chromium 2>/dev/null | grep -q '^ *Candidate: [0-9]'
+}
+
 # Runs a command as root. The environment that names our directories and files, and the way out to the network, goes along, because
 # sudo drops it.
 as_root() {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing to build, run or test: setup/install.sh [build] [run] [test] [browser] [ci]   (default: build run)
 # `ci` is what the tests insist on there and do without elsewhere: nobody's laptop gets an SSH server by typing `make test`.
-# `browser` is for `make test` alone, which fails without one unless KTCW_NO_BROWSER says that nothing is to be checked with it.
+# `browser` is for `make test` alone, which fails without one unless KTCW_NO_BROWSER says that nothing is to be checked with it,
+# or apt has none.
 # Called by `make setup`, `make test` and CI; looks first, so that on a machine that has everything it says nothing and ends at once.
 # It knows Debian's package names; on other distributions it names the tools and the packages and stops with 69.
 set -euo pipefail
@@ -124,15 +125,8 @@ apt_get() {
 
 apt_install() {
   say "installing, in about a minute: $*"
-  apt_get install --no-install-recommends "$@" || {
-    without_browser "$@"
+  apt_get install --no-install-recommends "$@" ||
     die "$EX_HOST" "apt-get could not install them. By hand: apt-get install --no-install-recommends $*"
-  }
-}
-
-# Not every distribution has a package of a browser (Ubuntu has a snap, which does not see what tests write).
-without_browser() {
-  case " $* " in *" chromium "*) say "to do without a browser: make test KTCW_NO_BROWSER=1 (a drill's page is not checked then)" ;; esac
 }
 
 qemu_candidate() { apt-cache policy "$@" qemu-system-x86 | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9][0-9.]*\).*/\2/p'; }
@@ -208,7 +202,7 @@ if [ "$debian" = no ] || ! command -v apt-get >/dev/null; then
   say "(in brackets: the name of Debian's package)"
   [ "${#missing[@]}" -eq 0 ] || printf '  %s\n' "${missing[@]}" >&2
   [ "$upgrade" = no ] || say "and a QEMU of $safe_qemu or newer: older ones crash guests without KVM"
-  without_browser "${packages[@]}"
+  case " ${packages[*]} " in *" chromium "*) say "to do without a browser: make test KTCW_NO_BROWSER=1" ;; esac
   exit "$EX_HOST"
 fi
 
@@ -217,6 +211,13 @@ if [ "$EUID" -ne 0 ]; then
   say "this needs root: sudo may ask for your password"
 fi
 apt_get update || say "apt-get update failed; going on with the package lists that are there"
+if ! browser_to_be_had; then
+  groups=() rest=()
+  for group; do [ "$group" = browser ] || groups+=("$group"); done
+  for package in "${packages[@]}"; do [ "$package" = chromium ] || rest+=("$package"); done
+  set -- "${groups[@]}"
+  packages=("${rest[@]}")
+fi
 if [ "$upgrade" = no ] && qemu_is_unsafe "$(qemu_candidate)"; then
   # Not here yet, or only half of it: the newer one at once instead of both in turn.
   case " ${packages[*]} " in *" qemu-"*) upgrade=yes ;; esac

@@ -6,7 +6,7 @@
 # Called by make (test, bench) and so by CI. Root, or sudo: namespaces need it. `test` runs what is timed first and alone, the
 # rest side by side; `bench` the thirty leader-kills only. etcd comes from the guest image's cache, which `ktcw-vm image build`
 # fills. Figures, the report's page and what failed tests leave are kept in target/bench. KTCW_NO_BROWSER=1 leaves out what needs a
-# browser, and says so; in CI nothing is left out.
+# browser, and says so, as where apt has none; in CI nothing is left out.
 set -euo pipefail
 # shellcheck source=setup/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -34,6 +34,12 @@ etcd=$(find "$cache/stages" -mindepth 2 -maxdepth 2 -path '*/etcd-*/etcd' -print
 KTCW_ETCD_BIN_DIR=${KTCW_ETCD_BIN_DIR:-${etcd#* }}
 [ -n "$KTCW_ETCD_BIN_DIR" ] || die 1 "no etcd in $cache: run 'ktcw-vm image build'"
 export KTCW_ETCD_BIN_DIR KTCW_DRILL_OUT=$target/bench
+
+unchecked="KTCW_NO_BROWSER is set"
+if ! browser_to_be_had; then
+  unchecked="apt has none here"
+  export KTCW_NO_BROWSER=1
+fi
 
 work=$target/native
 mkdir -p "$work" "$KTCW_DRILL_OUT"
@@ -71,7 +77,7 @@ case $suite in
     part --test-threads=1 distribution:: "$@"
     part --test-threads=6 --skip passes:: --skip distribution:: --skip driver:: "$@"
     # Once more at the end, where it is seen.
-    [ -z "${KTCW_NO_BROWSER:-}" ] || say "NOT CHECKED: a drill's page in a browser (KTCW_NO_BROWSER is set)"
+    [ -z "${KTCW_NO_BROWSER:-}" ] || say "NOT CHECKED: a drill's page in a browser ($unchecked)"
     ;;
   bench) part --test-threads=1 distribution:: "$@" ;;
 esac
