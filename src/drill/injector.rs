@@ -90,7 +90,7 @@ pub trait Injector: Send + Sync {
 
 /// Where a fault is recorded before it is injected, and struck out when it is healed.
 pub trait FaultLog: Send + Sync {
-    /// Durable on return.
+    /// Durable on return. What the log had of the same run is replaced: others are hit than were to be.
     fn record(&self, fault: &Pending) -> Result<(), FaultLogError>;
     fn clear(&self, run: &str) -> Result<(), FaultLogError>;
     /// Recorded and not struck out: of this process or of one that died.
@@ -141,7 +141,10 @@ impl MemoryLog {
 
 impl FaultLog for MemoryLog {
     fn record(&self, fault: &Pending) -> Result<(), FaultLogError> {
-        self.with(|all| all.push(fault.clone()));
+        self.with(|all| {
+            all.retain(|earlier| earlier.run != fault.run);
+            all.push(fault.clone());
+        });
         Ok(())
     }
     fn clear(&self, run: &str) -> Result<(), FaultLogError> {

@@ -3,6 +3,7 @@
 //! It is pure, and it never turns a missing answer into a pass: a run that proves nothing is invalid.
 
 use super::act::Claim;
+use super::aim::{at_the_fault, strayed};
 use super::api::{ApiWindow, windows};
 use super::checker::{Checked, Violation, check};
 use super::clock::{At, human};
@@ -235,11 +236,17 @@ fn back(record: &Record) -> Option<At> {
     Some(wrote.collect::<Option<Vec<At>>>()?.into_iter().fold(followed, At::max))
 }
 
-/// V1: everything the fault claims was seen, when it was injected and still before the heal.
+/// V1: everything the fault claims was seen, when it was injected and still before the heal, and whoever was hit was then what the
+/// drill says of its target.
 fn v1_fault_proven(record: &Record) -> Check {
     let title = "the fault is proven";
     let mut held = Vec::new();
     let mut missing = Vec::new();
+    if record.marks.inject != At::ZERO {
+        let then = at_the_fault(record, silence(record).max(STALL_MOST));
+        let why = strayed(record.drill.target, &record.chosen.nodes, &then);
+        missing.extend(why.map(|why| format!("not shown: just before the fault {why}")));
+    }
     for claim in &record.script.claims {
         let (ok, evidence) = if claim.observed() { observed(record, claim) } else { looked(&record.looked, claim) };
         let line = format!("{claim} ({evidence})");

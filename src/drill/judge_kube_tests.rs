@@ -70,6 +70,7 @@ fn bystanders_that_did_not_stand_by_are_found() {
 
 pub(super) fn expect_all_of_the_api(r: &mut Record) {
     r.drill.target = Target::SchedulerHolder;
+    r.before.lease_holders = [("kube-scheduler".to_owned(), r.chosen.nodes[0].clone())].into();
     let bound = |text: &str| text.parse().ok();
     r.drill.expect.api_gap = bound("3 s");
     r.drill.expect.takeover = bound("2 s");
@@ -80,9 +81,9 @@ pub(super) fn expect_all_of_the_api(r: &mut Record) {
 /// The sample as a drill of a node whose scheduler leads: probes answered but for 2.0–4.0 s, the lease taken at 3.5 s, the node
 /// not Ready at 3.5 s.
 fn with_api(r: &mut Record) -> &mut KubeRecord {
-    expect_all_of_the_api(r);
     with_pods(r);
     r.chosen.nodes = vec![NodeName::worker(0)];
+    expect_all_of_the_api(r);
     r.script = super::script::Script::default();
     r.script.claims = vec![super::act::Claim::LeaderMoved { from: NodeName::controller(0) }];
     // The member that the sample kills is a bystander now.
@@ -104,7 +105,7 @@ fn with_api(r: &mut Record) -> &mut KubeRecord {
         }
     }
     for at in (0..7000u64).step_by(500) {
-        let holder = if at < 3500 { "controller-0_x" } else { "controller-1_y" };
+        let holder = if at < 3500 { "worker-0_x" } else { "controller-1_y" };
         let lease = |holder: &str| Lease { holder: holder.to_owned(), ..Lease::default() };
         // The controller-manager's lease changes hands much earlier: it is not the one that is asked about.
         let other = if at < 2500 { "controller-0_x" } else { "controller-2_z" };
@@ -159,7 +160,7 @@ fn gates_of_the_api_are_judged_by_what_was_seen() {
     // The one that was killed comes back on its own node, under another identity: that is nobody else.
     let restarts = |r: &mut Record| {
         for sample in with_api(r).samples.iter_mut().filter(|sample| (At(2_500_000)..At(3_500_000)).contains(&sample.at)) {
-            sample.leases.entry("kube-scheduler".to_owned()).or_default().holder = "controller-0_again".to_owned();
+            sample.leases.entry("kube-scheduler".to_owned()).or_default().holder = "worker-0_again".to_owned();
         }
     };
     let again = judged(restarts);
@@ -170,6 +171,12 @@ fn gates_of_the_api_are_judged_by_what_was_seen() {
         r.kube.iter_mut().for_each(|kube| kube.samples.retain(|sample| sample.at < At(3_500_000)));
     });
     comes_out(Result::Invalid, "takeover", Verdict::Unknown, |r| with_api(r).samples.retain(|s| s.at > At(2_000_000)));
+    // Another held it when the fault came, and the first look said otherwise.
+    comes_out(Result::Invalid, "V1", Verdict::Unknown, |r| {
+        for sample in with_api(r).samples.iter_mut().filter(|sample| sample.at > At(1_400_000) && sample.at <= At(2_000_000)) {
+            sample.leases.entry("kube-scheduler".to_owned()).or_default().holder = "controller-2_z".to_owned();
+        }
+    });
     comes_out(Fail, "not-ready", Verdict::Fail, |r| {
         with_api(r);
         r.drill.expect.not_ready = Some(("1.6 s".parse().expect("a bound"), "2 s".parse().expect("a bound")));

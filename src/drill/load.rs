@@ -90,6 +90,7 @@ impl Recorder {
 /// A load in progress.
 pub struct Load {
     pub recorder: Arc<Recorder>,
+    current: Arc<AtomicUsize>,
     stop: watch::Sender<bool>,
     interval: watch::Sender<Duration>,
     tasks: JoinSet<()>,
@@ -103,7 +104,7 @@ struct Shared {
     /// Unique values, from 1.
     next: AtomicU64,
     /// Whom the fail-over writer asks.
-    current: AtomicUsize,
+    current: Arc<AtomicUsize>,
     /// Members whose last answered request failed, whoever asked: a client's balancer has no ready connection to them.
     failing: Vec<AtomicBool>,
     /// Last value that was acknowledged: what readers of single keys look for.
@@ -117,14 +118,14 @@ impl Load {
         let recorder = Arc::new(Recorder::default());
         let (stop, stopped) = watch::channel(false);
         let (interval, pace) = watch::channel(plan.interval);
-        let first = plan.first;
+        let current = Arc::new(AtomicUsize::new(plan.first));
         let shared = Arc::new(Shared {
             site: site.clone(),
             plan,
             clock,
             recorder: recorder.clone(),
             next: AtomicU64::new(1),
-            current: AtomicUsize::new(first),
+            current: current.clone(),
             failing: site.members.iter().map(|_| AtomicBool::new(false)).collect(),
             acked: AtomicU64::new(0),
         });
@@ -139,12 +140,17 @@ impl Load {
             let offset = shared.plan.interval * i as u32 / count;
             tasks.spawn(session_loop(shared.clone(), session, offset, pace.clone(), stopped.clone()));
         }
-        Load { recorder, stop, interval, tasks }
+        Load { recorder, current, stop, interval, tasks }
     }
 
     /// From now on so long between two writes of one session.
     pub fn ease(&self, interval: Duration) {
         self.interval.send_replace(interval);
+    }
+
+    /// From now on the fail-over writer asks this member, until it has a reason to leave it.
+    pub fn turn_to(&self, member: Member) {
+        self.current.store(member, Ordering::Relaxed);
     }
 
     /// Ends it: no new requests, a last moment for open ones.

@@ -9,6 +9,7 @@
 
 pub mod act;
 pub mod admin;
+mod aim;
 pub mod api;
 mod before;
 pub mod bound;
@@ -40,6 +41,8 @@ mod before_tests;
 #[cfg(test)]
 mod checker_tests;
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod files_tests;
 #[cfg(test)]
 mod judge_kube_tests;
@@ -47,6 +50,8 @@ mod judge_kube_tests;
 mod judge_tests;
 #[cfg(test)]
 mod proof_tests;
+#[cfg(test)]
+mod run_tests;
 #[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]

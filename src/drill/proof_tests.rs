@@ -3,6 +3,8 @@
 
 use super::act::Claim;
 use super::injector::ProcessSeen;
+use super::catalogue::Target;
+use super::clock::At;
 use super::judge::{Result, judge};
 use super::record::Record;
 use super::sample::leader_kill;
@@ -103,6 +105,41 @@ fn members_were_restarted_when_each_process_is_a_new_one() {
     not_proven(claim(&[node(0), node(1)]), |_| ());
     not_proven(claim(&[]), |_| ());
     not_proven(claim(&[node(3)]), |_| ());
+}
+
+/// A fault is that of the drill when it hits whom the drill says: the leader that was chosen may have been another by then.
+#[test]
+fn whoever_is_hit_is_what_the_rule_says_when_the_fault_comes() {
+    let claim = || Claim::Elections { times: 1 };
+    // Elected without a fault, a moment before it.
+    let moved = |r: &mut Record| {
+        let inject = r.marks.inject;
+        for sample in r.samples.iter_mut().filter(|sample| sample.sent >= At(1_500_000) && sample.sent < inject) {
+            sample.status.as_mut().expect("it answers").leader = Id(2);
+        }
+    };
+    not_proven(claim(), moved);
+    let mut record = leader_kill();
+    moved(&mut record);
+    let reasons = judge(&record).reasons;
+    let told = "not shown: just before the fault controller-0 no longer leads, controller-1 does";
+    assert!(reasons.iter().any(|reason| reason.starts_with("V1") && reason.contains(told)), "{reasons:?}");
+    // Nothing was heard from it when the fault came: nobody knows what it was.
+    not_proven(claim(), |r| r.samples.retain(|sample| sample.member != 0 || sample.sent < At(1_400_000)));
+
+    let hit = |target, i| move |r: &mut Record| (r.drill.target, r.chosen.nodes) = (target, vec![node(i)]);
+    proven(claim(), hit(Target::Follower, 2));
+    not_proven(claim(), hit(Target::Follower, 0));
+    not_proven(claim(), hit(Target::Leader, 2));
+    proven(claim(), hit(Target::AllMembers, 2));
+    for holder in [Some(node(2)), Some(node(1)), None] {
+        let is_it = holder == Some(node(2));
+        let carries = |r: &mut Record| {
+            hit(Target::VipHolder, 2)(r);
+            r.before.vip_holder = holder;
+        };
+        if is_it { proven(claim(), carries) } else { not_proven(claim(), carries) }
+    }
 }
 
 /// What is not known to have been restarted has not been.

@@ -2,6 +2,7 @@
 //! `drill run` and tests call `run`; it returns a record, which `judge` turns into a verdict.
 //! It chooses nothing (`before` does) and judges nothing; whatever happens after the journal entry, it heals.
 
+mod last_look;
 mod settle;
 
 use super::act::Act;
@@ -97,17 +98,11 @@ pub async fn run(
         found = before::look(drill, site, injector, options) => found?,
         () = options.cancel.cancelled() => return Err(RunError::NotBegun),
     };
-    let mut phases = Phases::new(drill, site, injector, options, found);
+    let mut phases = Phases::new(drill, site, injector, log, options, found);
     let chosen = &phases.record.chosen;
     (options.progress)(&format!("{}: {} ({})", drill.name, names(chosen), chosen.why));
-    let pending = Pending {
-        run: options.run.clone(),
-        drill: drill.name.clone(),
-        heal: phases.record.script.heal.clone(),
-        tidy: phases.record.script.tidy.clone(),
-    };
     // The undoing is on disk before anything is changed.
-    log.record(&pending)?;
+    log.record(&phases.pending())?;
     let ended = {
         let work = AssertUnwindSafe(phases.break_it()).catch_unwind();
         tokio::select! {
@@ -155,6 +150,7 @@ struct Running {
 struct Phases<'a> {
     site: Site,
     injector: &'a dyn Injector,
+    log: &'a dyn FaultLog,
     options: &'a Options,
     clock: Clock,
     prefix: String,
@@ -169,7 +165,14 @@ struct Phases<'a> {
 }
 
 impl<'a> Phases<'a> {
-    fn new(drill: &Drill, site: &Site, injector: &'a dyn Injector, options: &'a Options, found: Before) -> Phases<'a> {
+    fn new(
+        drill: &Drill,
+        site: &Site,
+        injector: &'a dyn Injector,
+        log: &'a dyn FaultLog,
+        options: &'a Options,
+        found: Before,
+    ) -> Phases<'a> {
         let Before { view, chosen, script } = found;
         let record = Record {
             run: options.run.clone(),
@@ -200,6 +203,7 @@ impl<'a> Phases<'a> {
         Phases {
             site: site.clone(),
             injector,
+            log,
             options,
             clock: Clock::start(),
             prefix: format!("{PROBE_KEYS}{}/", options.run),
@@ -218,20 +222,31 @@ impl<'a> Phases<'a> {
         self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(note);
     }
 
+    /// What the journal has to know.
+    fn pending(&self) -> Pending {
+        let script = &self.record.script;
+        Pending {
+            run: self.record.run.clone(),
+            drill: self.record.drill.name.clone(),
+            heal: script.heal.clone(),
+            tidy: script.tidy.clone(),
+        }
+    }
+
     /// Everything up to the moment at which the heal is due.
     async fn break_it(&mut self) -> Result<(), String> {
         let text = |error: InjectError| error.to_string();
-        let script = self.record.script.clone();
         self.prepared = true;
-        for act in &script.prepare {
+        for act in &self.record.script.prepare.clone() {
             self.say(&act.to_string());
             perform(&self.site, self.injector, act).await.map_err(text)?;
         }
         self.record.incarnations = reading::incarnations(&self.site, self.injector).await;
         self.record.processes = self.injector.processes().await.map_err(text);
         self.start_load().await?;
-        self.baseline().await?;
+        self.take_aim().await?;
 
+        let script = self.record.script.clone();
         let timing = &self.site.environment.timing;
         let hold = self.record.drill.hold.of(timing);
         let after = dead_man(&self.record.drill, &script, timing);

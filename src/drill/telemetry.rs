@@ -57,6 +57,11 @@ impl Telemetry {
         Telemetry { samples, logs, stalls, stop, tasks }
     }
 
+    /// A copy of the samples that there are, in the order of their answers.
+    pub fn so_far(&self) -> Vec<Sample> {
+        lock(&self.samples).clone()
+    }
+
     /// Highest revision that each watch has delivered.
     pub fn watched_to(&self) -> Vec<i64> {
         self.logs.iter().map(|log| lock(log).changes.last().map_or(0, |change| change.revision)).collect()

@@ -81,5 +81,11 @@ mod tests {
         assert_eq!(second.pending().expect("reads"), [fault("a"), fault("b")]);
         second.clear("a").expect("cleared");
         assert_eq!(opened().pending().expect("reads"), [fault("b")]);
+        // Others are hit than were to be.
+        let instead = Pending { heal: vec![Act::Uncut { node: NodeName::controller(2) }], ..fault("b") };
+        second.record(&instead).expect("recorded");
+        assert_eq!(opened().pending().expect("reads"), [instead]);
+        second.clear("b").expect("cleared");
+        assert_eq!(opened().pending().expect("reads"), []);
     }
 }

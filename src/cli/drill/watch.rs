@@ -84,7 +84,9 @@ impl Watched<'_> {
 impl FaultLog for Watched<'_> {
     fn record(&self, fault: &Pending) -> Result<(), FaultLogError> {
         self.log.record(fault)?;
-        if !fault.heal.iter().chain(&fault.tidy).any(Act::needs_the_host) {
+        // One that watches already heals whatever the journal has of the run by then.
+        let watched = self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_some();
+        if watched || !fault.heal.iter().chain(&fault.tidy).any(Act::needs_the_host) {
             return Ok(());
         }
         match self.start(&fault.run) {

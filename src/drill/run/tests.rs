@@ -96,6 +96,10 @@ fn cut() -> (Drill, Chosen, Script) {
     (drill, Chosen { nodes: vec![node()], why: "leads".to_owned() }, script)
 }
 
+fn before(chosen: Chosen, script: Script) -> Before {
+    Before { view: ClusterView::default(), chosen, script }
+}
+
 #[tokio::test]
 async fn what_could_not_be_undone_is_left_to_the_timers_until_it_is() {
     let injector = Node { cut: true.into(), armed: true.into(), silent: true.into() };
@@ -105,7 +109,7 @@ async fn what_could_not_be_undone_is_left_to_the_timers_until_it_is() {
         Pending { run: options.run.clone(), drill: drill.name.clone(), heal: script.heal.clone(), tidy: script.tidy.clone() };
     log.record(&pending).expect("recorded");
 
-    let mut phases = Phases::new(&drill, &site, &injector, &options, Before { view: ClusterView::default(), chosen, script });
+    let mut phases = Phases::new(&drill, &site, &injector, &log, &options, before(chosen, script));
     phases.prepared = true;
     phases.record.marks.inject = At(1);
     let why = phases.heal().await.expect_err("the node is silent");
@@ -127,9 +131,9 @@ async fn what_could_not_be_undone_is_left_to_the_timers_until_it_is() {
 #[tokio::test]
 async fn a_run_that_has_healed_takes_its_timers_along() {
     let injector = Node { cut: true.into(), armed: true.into(), silent: false.into() };
-    let (site, options) = (site(), options());
+    let (site, options, log) = (site(), options(), MemoryLog::default());
     let (drill, chosen, script) = cut();
-    let mut phases = Phases::new(&drill, &site, &injector, &options, Before { view: ClusterView::default(), chosen, script });
+    let mut phases = Phases::new(&drill, &site, &injector, &log, &options, before(chosen, script));
     phases.prepared = true;
     phases.heal().await.expect("healed");
     assert!(!is(&injector.cut) && !is(&injector.armed));
