@@ -433,13 +433,16 @@ impl<'a> Phases<'a> {
                 self.record.kube = Some(load.finish(kube.as_ref()).await);
             }
             reading::members(&self.site, self.injector, &mut self.record.after).await;
-            reading::forget_keys(&self.site, &[self.prefix.clone(), self.warm.clone()]).await;
             // Before the journal is closed, as the keys: whoever is killed in between leaves it to the heal.
             if let Some(kube) = self.options.kube.as_ref().filter(|_| self.record.drill.load.api)
                 && let Err(why) = kube.forget().await
             {
                 self.say(&format!("what the API's probes wrote was left behind: {why}"));
             }
+        }
+        // Writes that measure the pace come before there is a load: a run that ended among them has left those.
+        if self.prepared {
+            reading::forget_keys(&self.site, &[self.prefix.clone(), self.warm.clone()]).await;
         }
         let tidy = self.record.script.tidy.clone();
         let tidied = if self.prepared {

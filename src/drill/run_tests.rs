@@ -1,5 +1,5 @@
-//! Whole runs on members that are servers of this process: whom the fault hits when leadership goes elsewhere before it, and what
-//! is done when it does not stay anywhere.
+//! Whole runs on members that are servers of this process: whom the fault hits when leadership goes elsewhere before it, what is
+//! done when it does not stay anywhere, and what a run leaves that ended early.
 
 use super::catalogue::{Drill, find};
 use super::clock::At;
@@ -7,7 +7,7 @@ use super::etcd::Site;
 use super::fake::{Machines, Said, Says, first_field, member, message, number, options, site};
 use super::injector::{FaultLog as _, MemoryLog};
 use super::judge::judge;
-use super::run::run;
+use super::run::{RunError, run};
 use crate::spec::NodeName;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -131,5 +131,24 @@ async fn a_leader_that_changes_before_every_fault_is_not_hit_at_all() {
     let why = "nothing was injected: controller-2 no longer leads, controller-0 does";
     assert_eq!((record.aborted.as_deref(), record.marks.inject), (Some(why), At::ZERO));
     assert_eq!(machines.done(), ["start etcd on controller-2", "disarm"], "no timer was armed and nobody killed");
+    assert!(log.pending().expect("a list").is_empty());
+}
+
+/// There is no load yet, and all the same something has been written.
+#[tokio::test]
+async fn a_run_that_ends_while_it_measures_the_pace_leaves_no_key() {
+    let (cluster, machines, log) = (Cluster::new(None), Machines::default(), MemoryLog::default());
+    let (site, options) = (cluster.site().await, options(|_| ()));
+    let asked = || cluster.asked.lock().expect("free").clone();
+    let interrupter = async {
+        while !asked().contains(&"put /ktcw/warm/a-run".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        options.cancel.cancel();
+    };
+    let drill = leader_kill();
+    let (ended, ()) = tokio::join!(run(&drill, &site, &machines, &log, &options), interrupter);
+    assert!(matches!(ended, Err(RunError::Interrupted)), "{:?}", ended.map(|_| ()));
+    assert_eq!(asked(), ["put /ktcw/warm/a-run", "delete /ktcw/probe/a-run/", "delete /ktcw/warm/a-run"]);
     assert!(log.pending().expect("a list").is_empty());
 }
