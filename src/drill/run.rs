@@ -247,7 +247,8 @@ impl<'a> Phases<'a> {
         self.take_aim().await?;
 
         let script = self.record.script.clone();
-        let timing = &self.site.environment.timing;
+        // With the latency that was just measured, which gates are judged by: a shorter fault would end before their limits.
+        let timing = &self.record.environment.timing;
         let hold = self.record.drill.hold.of(timing);
         let after = dead_man(&self.record.drill, &script, timing);
         self.injector.arm(&script.heal, after).await.map_err(text)?;

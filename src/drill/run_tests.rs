@@ -1,13 +1,13 @@
 //! Whole runs on members that are servers of this process: whom the fault hits when leadership goes elsewhere before it, what is
-//! done when it does not stay anywhere, and what a run leaves that ended early.
+//! done when it does not stay anywhere, how long the fault is held, and what a run leaves that ended early.
 
 use super::catalogue::{Drill, find};
-use super::clock::At;
+use super::clock::{At, human};
 use super::etcd::Site;
 use super::fake::{Machines, Said, Says, first_field, member, message, number, options, site};
 use super::injector::{FaultLog as _, MemoryLog};
 use super::judge::judge;
-use super::run::{RunError, run};
+use super::run::{RunError, dead_man, run};
 use crate::spec::NodeName;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -132,6 +132,24 @@ async fn a_leader_that_changes_before_every_fault_is_not_hit_at_all() {
     assert_eq!((record.aborted.as_deref(), record.marks.inject), (Some(why), At::ZERO));
     assert_eq!(machines.done(), ["start etcd on controller-2", "disarm"], "no timer was armed and nobody killed");
     assert!(log.pending().expect("a list").is_empty());
+}
+
+/// A leader elected within its limit is one that was elected before the heal, also where writes are slow.
+#[tokio::test]
+async fn a_fault_is_held_for_as_long_as_its_gates_allow() {
+    let (cluster, machines, log) = (Cluster::new(Some(Duration::from_millis(30))), Machines::default(), MemoryLog::default());
+    let (site, options) = (cluster.site().await, options(|_| ()));
+    let record = run(&leader_kill(), &site, &machines, &log, &options).await.expect("a record");
+    let timing = &record.environment.timing;
+    assert!(timing.latency_ms >= 30 && timing.latency_ms > site.environment.timing.latency_ms, "{timing:?}");
+    let hold = record.drill.hold.of(timing);
+    let told: Vec<&str> = record.notes.iter().map(|note| note.text.as_str()).filter(|text| text.contains("holding")).collect();
+    assert_eq!(told, [format!("holding for {}", human(hold))]);
+    assert!(record.marks.heal.since(record.marks.proven) >= hold);
+    // Whoever dies leaves the undoing to timers; whoever lives is not to be overtaken by them.
+    let armed = machines.armed().expect("armed");
+    assert_eq!(armed, dead_man(&record.drill, &record.script, timing));
+    assert!(armed > record.marks.heal.since(record.marks.inject) && armed >= hold + Duration::from_secs(30), "{armed:?}");
 }
 
 /// There is no load yet, and all the same something has been written.
