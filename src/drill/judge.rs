@@ -13,7 +13,7 @@ use super::invariants::{self, Check, examples};
 use super::record::{LogSource, Looked, Record};
 use super::target::Id;
 use super::windows::{
-    Gap, Lane, Leader, count_longer, full_membership, lanes, leaderships, lives, longest, new_leader, percentile,
+    Gap, Lane, Leader, Leadership, count_longer, full_membership, lanes, leaderships, lives, longest, new_leader, percentile,
 };
 use crate::event::Verdict;
 use crate::spec::NodeName;
@@ -286,10 +286,8 @@ pub(super) fn observed(record: &Record, claim: &Claim) -> (bool, String) {
             (answers == 0 && asked > 0, format!("{answers} of {asked} questions answered"))
         }
         Claim::LeaderMoved { from } => {
-            let led = leaderships(&record.samples, silence(record));
-            let old = member(from);
-            let moved = led.iter().find(|led| led.from > marks.inject && Some(led.member) != old);
-            match moved {
+            let (led, old) = (led_under_the_fault(record), member(from));
+            match led.iter().find(|led| Some(led.member) != old) {
                 Some(led) => (true, format!("{} led at {}", record.member_name(led.member), led.from)),
                 None => (false, "nobody else led".to_owned()),
             }
@@ -331,12 +329,19 @@ pub(super) fn observed(record: &Record, claim: &Claim) -> (bool, String) {
             (same.is_empty() && !nodes.is_empty(), shown)
         }
         Claim::Elections { times } => {
-            let led = leaderships(&record.samples, silence(record));
-            let terms: BTreeSet<(Id, u64)> = led.iter().filter(|l| l.from > marks.inject).map(|l| (l.cluster, l.term)).collect();
+            let terms: BTreeSet<(Id, u64)> = led_under_the_fault(record).iter().map(|led| (led.cluster, led.term)).collect();
             (terms.len() >= usize::from(*times), format!("{} terms with a leader", terms.len()))
         }
         _ => (false, "this claim is the injector's to prove".to_owned()),
     }
+}
+
+/// Who came to lead between the fault and the heal. An election after it is the heal's, and a term that is behind was another's.
+fn led_under_the_fault(record: &Record) -> Vec<Leadership> {
+    let (inject, heal) = (record.marks.inject, record.marks.heal);
+    let mut led = leaderships(&record.samples, silence(record));
+    led.retain(|led| led.from > inject && led.from < heal && !led.term_behind);
+    led
 }
 
 /// A longer stall of the observer makes its figures worthless.

@@ -69,6 +69,37 @@ fn elections_are_counted_by_their_terms_from_the_fault_on() {
     });
 }
 
+/// The sample, in which nobody leads any more until the heal.
+fn leaderless(r: &mut Record) {
+    let marks = r.marks;
+    for sample in r.samples.iter_mut().filter(|sample| sample.at > marks.inject && sample.sent <= marks.heal) {
+        sample.status.iter_mut().for_each(|status| status.leader = Id(0));
+    }
+    r.drill.expect = super::catalogue::Expect::default();
+}
+
+/// What the heal brings about is no sign of the fault.
+#[test]
+fn an_election_after_the_heal_proves_nothing() {
+    not_proven(Claim::LeaderMoved { from: node(0) }, leaderless);
+    not_proven(Claim::Elections { times: 1 }, leaderless);
+}
+
+/// Member 1 followed in term 2: for a moment it says that it leads in it, and commits nothing.
+#[test]
+fn a_leadership_in_a_term_of_another_proves_nothing() {
+    let brief = |r: &mut Record| {
+        leaderless(r);
+        let within = At(3_200_000)..At(3_400_000);
+        for sample in r.samples.iter_mut().filter(|sample| sample.member == 1 && within.contains(&sample.sent)) {
+            let status = sample.status.as_mut().expect("it answers");
+            (status.leader, status.term, status.index) = (Id(2), 2, 3100);
+        }
+    };
+    not_proven(Claim::LeaderMoved { from: node(0) }, brief);
+    not_proven(Claim::Elections { times: 1 }, brief);
+}
+
 const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
 
 #[test]
