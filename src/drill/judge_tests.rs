@@ -107,6 +107,39 @@ fn what_is_not_proven_is_invalid() {
     assert_eq!(judged(|r| r.aborted = Some("the SSH connection was lost".to_owned())).result, Invalid);
 }
 
+/// Writes that were never begun have no latency: limits would rest on the few that were. It is the host that did not let them begin.
+#[test]
+fn a_load_that_did_not_keep_half_its_pace_says_nothing() {
+    // Four writers, a write each every 50 ms from 0.1 s on; the fault is at 2.0 s, the heal at 5.0 s.
+    let with = |keep: &dyn Fn(u64) -> bool, baseline: &str| {
+        let judgement = judged(|r| {
+            r.drill.load.baseline = baseline.parse().expect("a bound");
+            r.ops.retain(|op| keep(op.inv.0 / 1000));
+            let written: Vec<u64> = r.ops.iter().filter_map(|op| op.value).collect();
+            for log in std::iter::once(&mut r.after.log).chain(r.watches.iter_mut().map(|watch| &mut watch.changes)) {
+                log.retain(|change| written.contains(&change.value));
+            }
+        });
+        let v2 = judgement.checks.iter().find(|check| check.id == "V2").expect("always judged");
+        (v2.verdict, judgement.result, v2.seen.clone())
+    };
+    let (half, ..) = with(&|ms| ms >= 2000 || (ms / 50).is_multiple_of(2), "2 s");
+    assert_eq!(half, Verdict::Pass, "a busy host manages half");
+    let slow = |keep: &dyn Fn(u64) -> bool, baseline: &str, told: &str| {
+        let (verdict, result, seen) = with(keep, baseline);
+        assert_eq!((verdict, result), (Verdict::Unknown, Result::Invalid), "{seen}");
+        assert!(seen.contains(told) && seen.ends_with(super::gates::TOO_SLOW), "{seen}");
+    };
+    slow(&|ms| ms >= 2000 || (ms / 50).is_multiple_of(3), "2 s", "of some 152 writes that were due before, 52 were tried");
+    slow(
+        &|ms| !(2000..5000).contains(&ms) || (ms / 50).is_multiple_of(3),
+        "2 s",
+        "of some 240 writes that were due during, 80 were tried",
+    );
+    // One that recovered between its baseline, which is a second long, and the fault.
+    slow(&|ms| ms >= 700, "0.5 s", "of some 80 writes that were due before, 32 were tried");
+}
+
 #[test]
 fn broken_promises_are_failures() {
     use Result::Fail;

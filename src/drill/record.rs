@@ -77,6 +77,9 @@ pub struct Looked {
     pub proof: Proof,
 }
 
+/// A baseline is so many writes of each writer long, where those take longer than the drill wishes.
+pub const BASELINE_BEATS: u32 = 20;
+
 /// How fast the cluster was before the fault.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Baseline {

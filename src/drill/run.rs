@@ -19,7 +19,7 @@ use super::injector::{FaultLog, FaultLogError, InjectError, Injector, Pending, P
 use super::kube::{Kube, KubeLoad};
 use super::load::{self, Load};
 use super::reading::{self, PROBE_KEYS, WARM_KEYS};
-use super::record::{After, Baseline, LogSource, Looked, Marks, Note, Record};
+use super::record::{After, BASELINE_BEATS, Baseline, LogSource, Looked, Marks, Note, Record};
 use super::script::Script;
 use super::target::{Chosen, NoTarget};
 use super::telemetry::{self, Telemetry};
@@ -342,7 +342,7 @@ impl<'a> Phases<'a> {
     async fn take_baseline(&mut self) -> Result<(), String> {
         self.record.marks.baseline = self.clock.now();
         let wished = self.record.drill.load.baseline.of(&self.site.environment.timing);
-        pass(wished.max(self.record.baseline.interval * 20)).await;
+        pass(wished.max(self.record.baseline.interval * BASELINE_BEATS)).await;
         let now = self.clock.now();
         let running = self.running.as_ref().ok_or("there is no load")?;
         let from = self.record.marks.baseline;
