@@ -401,10 +401,43 @@ fn a_missing_answer_is_never_a_pass() {
     comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches.clear());
     comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches.truncate(2));
     comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches[2].member = 1);
+    // Without a log nothing is known to have been kept, in whatever order the rest came.
+    for id in ["I1", "I4", "I10"] {
+        comes_out(Invalid, id, Unknown, without_log);
+    }
     let blind = judged(|r| r.samples.clear());
     assert!(blind.result == Result::Invalid && odd(&blind).contains(&("I3".to_owned(), Unknown)), "{:?}", odd(&blind));
     // A watch that never caught up has not been seen to be complete.
     comes_out(Invalid, "I10", Verdict::Unknown, |r| r.watches[0].changes.truncate(50));
+}
+
+/// As when no member could be read after the run.
+fn without_log(r: &mut Record) {
+    r.after.log.clear();
+    (r.after.log_source, r.after.log_revision) = (LogSource::Missing("no member answered".to_owned()), 0);
+}
+
+/// A log that is missing makes no question of what was contradicted without it.
+#[test]
+fn what_answers_and_deliveries_show_by_themselves_needs_no_log() {
+    use Result::Fail;
+    let backwards = |r: &mut Record| {
+        without_log(r);
+        // Acknowledged at the end, with the revision of the first.
+        let early = r.ops[0].answer;
+        r.ops.iter_mut().rfind(|op| op.acked()).expect("there is one").answer = early;
+    };
+    comes_out(Fail, "I4", Verdict::Fail, backwards);
+    assert_eq!(judged(backwards).figures.checker, Verdict::Fail);
+    comes_out(Fail, "I10", Verdict::Fail, |r| {
+        without_log(r);
+        r.watches[1].changes.swap(40, 41);
+    });
+    comes_out(Fail, "I10", Verdict::Fail, |r| {
+        without_log(r);
+        let twice = r.watches[1].changes[40].clone();
+        r.watches[1].changes.insert(40, twice);
+    });
 }
 
 #[test]

@@ -5,13 +5,14 @@
 use super::admin::list_alarms;
 use super::catalogue::Keys;
 use super::clock::pass;
-use super::etcd::{self, Replay, Site, read_prefix, statuses};
+use super::etcd::{self, EtcdError, Link, Replay, Site, read_prefix, statuses};
 use super::history::Change;
 use super::injector::Injector;
 use super::record::{After, Hashed, LogSource, Record, WatchLog};
 use super::telemetry::Telemetry;
 use crate::wait::{self, Seen};
 use futures::future::join_all;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Rounds of hashes, a second apart, before a difference counts.
@@ -35,8 +36,7 @@ pub async fn log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
 
 async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemetry) -> Result<Reading, String> {
     let deadline = site.ask_timeout() * 5;
-    let link = site.link(0).ok_or("there is no member")?;
-    let (revision, held) = read_prefix(&link, prefix, deadline).await.map_err(|error| error.to_string())?;
+    let (revision, held) = first_answer(site, |link| async move { read_prefix(&link, prefix, deadline).await }).await?;
     let last = held.iter().map(|change| change.revision).max().unwrap_or(0);
     // Watches may be a moment behind; what they miss after this counts against them.
     let caught_up = || async {
@@ -49,8 +49,9 @@ async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
     if record.drill.load.keys == Keys::Append {
         return Ok(Reading { log: held, source: LogSource::Keys, revision });
     }
-    let first = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min();
-    match etcd::replay(&link, prefix, first.unwrap_or(1).max(1), last, deadline).await.map_err(|error| error.to_string())? {
+    let first = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min().unwrap_or(1).max(1);
+    let replay = |link: Arc<Link>| async move { etcd::replay(&link, prefix, first, last, deadline).await };
+    match first_answer(site, replay).await? {
         Replay::Whole(log) => {
             let log = log.into_iter().filter(|change| change.revision <= last).collect();
             Ok(Reading { log, source: LogSource::Replay, revision })
@@ -61,6 +62,23 @@ async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
         }
         Replay::Compacted => Err("history was compacted, and no watch saw the end".to_owned()),
     }
+}
+
+/// What the first of the members says that answers, one asked after the other: a single silent one must not leave a run without
+/// its log. `Err`: none did, and what each said instead.
+async fn first_answer<T, Asked>(site: &Site, ask: impl Fn(Arc<Link>) -> Asked) -> Result<T, String>
+where
+    Asked: Future<Output = Result<T, EtcdError>>,
+{
+    let mut refused = Vec::new();
+    for (i, member) in site.members.iter().enumerate() {
+        let Some(link) = site.link(i) else { continue };
+        match ask(link).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => refused.push(format!("{}: {error}", member.node)),
+        }
+    }
+    Err(if refused.is_empty() { "there is no member".to_owned() } else { refused.join("; ") })
 }
 
 /// All changes that any watch delivered, once each.
@@ -150,7 +168,30 @@ pub async fn forget_keys(site: &Site, prefixes: &[String]) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample::leader_kill;
     use super::*;
+    use std::cell::Cell;
+
+    /// What is said of the log when so many members are silent, and how many were asked.
+    async fn asked(silent: usize) -> (Result<usize, String>, usize) {
+        let record = leader_kill();
+        let site = Site { members: record.members, tls: None, quota_mib: 0, environment: record.environment };
+        let asked = Cell::new(0);
+        let answer = first_answer(&site, |_| {
+            let turn = asked.replace(asked.get() + 1);
+            async move { if turn < silent { Err(EtcdError::Silent(Duration::from_secs(2))) } else { Ok(turn) } }
+        });
+        (answer.await, asked.get())
+    }
+
+    #[tokio::test]
+    async fn a_member_that_does_not_answer_is_passed_over() {
+        assert_eq!(asked(0).await, (Ok(0), 1), "nobody else is asked without need");
+        assert_eq!(asked(1).await, (Ok(1), 2));
+        let (none, asked) = asked(3).await;
+        let why = none.expect_err("nobody answers");
+        assert!(why.starts_with("controller-0: no answer within 2000 ms; controller-1: ") && asked == 3, "{why}");
+    }
 
     #[test]
     fn what_was_delivered_and_is_not_held_is_not_kept() {
