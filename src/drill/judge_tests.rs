@@ -146,6 +146,8 @@ fn broken_promises_are_failures() {
     comes_out(Fail, "I1", Verdict::Fail, |r| {
         r.after.log.remove(20);
     });
+    // Everything is gone.
+    comes_out(Fail, "I1", Verdict::Fail, |r| r.after.log.clear());
     comes_out(Fail, "I2", Verdict::Fail, |r| {
         // Member 2 followed in term 3, and then says for a second, committing, that it leads in it, too.
         for sample in r.samples.iter_mut().filter(|s| s.member == 2 && (At(3_300_000)..At(4_300_000)).contains(&s.sent)) {

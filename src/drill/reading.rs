@@ -49,8 +49,11 @@ async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
     if record.drill.load.keys == Keys::Append {
         return Ok(Reading { log: held, source: LogSource::Keys, revision });
     }
-    let first = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min().unwrap_or(1).max(1);
-    let replay = |link: Arc<Link>| async move { etcd::replay(&link, prefix, first, last, deadline).await };
+    let shown = record.ops.iter().filter_map(|op| op.answer).map(|answer| answer.revision).min();
+    let Some(from) = replayed_from(shown, last) else {
+        return Ok(Reading { log: vec![], source: LogSource::Replay, revision });
+    };
+    let replay = |link: Arc<Link>| async move { etcd::replay(&link, prefix, from, last, deadline).await };
     match first_answer(site, replay).await? {
         Replay::Whole(log) => {
             let log = log.into_iter().filter(|change| change.revision <= last).collect();
@@ -62,6 +65,12 @@ async fn try_log(site: &Site, prefix: &str, record: &Record, telemetry: &Telemet
         }
         Replay::Compacted => Err("history was compacted, and no watch saw the end".to_owned()),
     }
+}
+
+/// Revision from which history is replayed up to the last change that the store holds: the lowest that any answer showed, or that
+/// change itself in a store that has gone back below. `None`: it holds nothing of the run, and no change would ever come.
+fn replayed_from(shown: Option<i64>, last: i64) -> Option<i64> {
+    (last > 0).then(|| shown.unwrap_or(1).clamp(1, last))
 }
 
 /// What the first of the members says that answers, one asked after the other: a single silent one must not leave a run without
@@ -191,6 +200,16 @@ mod tests {
         let (none, asked) = asked(3).await;
         let why = none.expect_err("nobody answers");
         assert!(why.starts_with("controller-0: no answer within 2000 ms; controller-1: ") && asked == 3, "{why}");
+    }
+
+    /// A store that has lost everything has a log, and it is empty: to wait for a change in it would leave the loss untold.
+    #[test]
+    fn a_store_that_holds_nothing_is_not_waited_for() {
+        assert_eq!(replayed_from(Some(11), 0), None);
+        assert_eq!(replayed_from(Some(11), 90), Some(11));
+        assert_eq!(replayed_from(None, 90), Some(1));
+        assert_eq!(replayed_from(Some(0), 90), Some(1));
+        assert_eq!(replayed_from(Some(11), 7), Some(7), "gone back to before the run");
     }
 
     #[test]
