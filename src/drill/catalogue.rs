@@ -290,7 +290,8 @@ pub struct Expect {
     pub full_membership: Option<Bound>,
     /// Longest time from the heal to the first acknowledged write.
     pub first_write: Option<Bound>,
-    /// Where no write may be acknowledged while the fault is in force.
+    /// Where no write may be acknowledged while the fault is in force. By members that it leaves without a majority none may, whatever
+    /// is said here.
     pub no_acks: Option<NoAcks>,
     /// Alarm that the fault must raise, and the heal must clear.
     pub alarm: Option<String>,

@@ -5,11 +5,12 @@
 use super::catalogue::{Fault, NoAcks};
 use super::checker::{Checked, Shown, Violation, monotonic};
 use super::clock::At;
-use super::history::{Change, Member};
+use super::history::{Change, Member, Op};
 use super::kube::PodSeen;
+use super::quorum::without_quorum;
 use super::record::{LogSource, Record};
 use super::target::Id;
-use super::windows::leaderships;
+use super::windows::{Gap, covered, leaderships};
 use crate::event::Verdict;
 use crate::spec::NodeName;
 use schemars::JsonSchema;
@@ -243,25 +244,36 @@ pub fn i8_alive(record: &Record) -> Check {
     }
 }
 
-/// While the fault is in force no write may be acknowledged, where the drill says so: neither one begun during it, nor one
-/// begun before and answered when nothing can be under way any more.
+/// While the fault is in force no write may be acknowledged by members that it leaves without a quorum, and by whomever the drill names
+/// besides: neither one begun during it, nor one begun before and answered when nothing can be under way any more.
 pub fn i9_no_acks(record: &Record) -> Option<Check> {
-    let scope = record.drill.expect.no_acks?;
+    let nodes: Vec<NodeName> = record.members.iter().map(|member| member.node.clone()).collect();
+    let mut concerned = without_quorum(&record.script, &nodes);
+    match record.drill.expect.no_acks {
+        Some(NoAcks::Anywhere) => concerned.extend(0..nodes.len()),
+        Some(NoAcks::Targets) => concerned.extend(record.target_members()),
+        None if concerned.is_empty() => return None,
+        None => (),
+    }
     let (from, to) = (record.marks.injected, record.marks.heal);
-    let targets = record.target_members();
-    let concerned = |member: Member| scope == NoAcks::Anywhere || targets.contains(&member);
-    let tried = record.ops.iter().filter(|op| op.is_write() && concerned(op.member) && op.inv > from && op.inv < to).count();
-    // An acknowledgement may have been under way when the fault began, but not for longer than a slow write takes.
-    let late = from.plus(Duration::from_millis(200).max(record.baseline.p99 * 3));
-    let acked: Vec<String> = record
-        .ops
+    let writes: Vec<&Op> = record.ops.iter().filter(|op| op.is_write() && concerned.contains(&op.member)).collect();
+    let tried = writes.iter().filter(|op| op.inv > from && op.inv < to).count();
+    // An acknowledgement may have been under way when the fault began, but not for longer than a slow write takes; and it may have
+    // waited for an observer that stood still.
+    let patience = Duration::from_millis(200).max(record.baseline.p99 * 3);
+    let late = |op: &Op| {
+        let waited = covered(Gap { from, to: op.ret }, &record.stalls);
+        op.ret.since(from).saturating_sub(waited) > patience
+    };
+    let acked: Vec<String> = writes
         .iter()
-        .filter(|op| op.is_write() && op.acked() && concerned(op.member) && op.ret < to && (op.inv > from || op.ret > late))
+        .filter(|op| op.acked() && op.ret < to && (op.inv > from || late(op)))
         .map(|op| format!("write {} by {} at {}", op.value.unwrap_or(0), record.member_name(op.member), op.ret))
         .collect();
-    let title = match scope {
-        NoAcks::Anywhere => "no write is acknowledged without a majority",
-        NoAcks::Targets => "no write is acknowledged by a member that cannot reach a majority",
+    let title = if concerned.len() == nodes.len() {
+        "no write is acknowledged without a majority"
+    } else {
+        "no write is acknowledged by a member that cannot reach a majority"
     };
     Some(match (acked.is_empty(), tried) {
         (false, _) => Check::new("I9", title, Verdict::Fail, examples(&acked)),

@@ -26,6 +26,7 @@ pub mod judge;
 pub mod kube;
 pub mod load;
 pub mod packets;
+pub mod quorum;
 pub mod reading;
 pub mod record;
 pub mod refusal;

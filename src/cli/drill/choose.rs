@@ -80,6 +80,9 @@ fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
         return Err(wrong(format!("no such gate; there are {}", keys.join(", "))));
     };
     let text = text.trim().trim_matches('"');
+    if key == "no_acks" && text == "none" {
+        return Err(wrong("a promise of etcd is no gate to be taken away; accepted: anywhere, targets".to_owned()));
+    }
     // A number or a list is what JSON says it is; everything else is a word or a bound. `none` takes a gate away.
     *place = match serde_json::from_str::<Value>(text) {
         _ if text == "none" && key != "waive" => Value::Null,
@@ -124,6 +127,10 @@ mod tests {
         let waived = gated_kill(r#"waive=["I1","I2","I4","I9"]"#).expect_err("not waivable");
         assert!(["I1", "I2", "I4", "I9"].iter().all(|id| waived.contains(&format!("{id:?} cannot be waived"))), "{waived}");
         assert!(gated_kill("waive=[\"I11\"]").is_ok());
+        for drill in ["quorum-loss", "leader-pause", "leader-kill"] {
+            let error = adjusted(find(drill).expect("there"), &["no_acks=none".to_owned()], None).expect_err(drill).message;
+            assert!(error.starts_with("--gate no_acks=none: ") && error.ends_with("accepted: anywhere, targets"), "{error}");
+        }
         assert!(gated_kill("api_gap=1 ms").expect_err("not probed").contains("without load.api"));
         let error = adjusted(find("kubelet-stop").expect("there"), &[], Some("leader")).expect_err("not there");
         assert!(error.message.contains("kubelet runs on workers"), "{}", error.message);
@@ -146,6 +153,8 @@ mod tests {
             let gap = drill.expect.api_gap.as_ref().map(ToString::to_string);
             assert_eq!(gap.as_deref(), was.expect.api_gap.as_ref().map(|_| "10 s"), "{}", drill.name);
         }
+        let error = each_adjusted(all(), &["no-acks=none".to_owned()], None).expect_err("a promise");
+        assert!(error.message.ends_with("accepted: anywhere, targets"), "{}", error.message);
         let error = each_adjusted(all(), &["gap=10 s".to_owned()], None).expect_err("nobody has it");
         assert!(error.message.contains("no drill has such a gate"), "{}", error.message);
         let one = each_adjusted(vec![find("leader-kill").expect("there")], &["first_write=1 s".to_owned()], None).expect("added");
