@@ -3,6 +3,7 @@
 //! It looks at nothing itself and knows no fault.
 
 use super::catalogue::{Drill, Process, Target};
+use super::quorum::spare;
 use crate::spec::NodeName;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -165,8 +166,9 @@ pub fn choose(drill: &Drill, view: &ClusterView, seed: u64) -> Result<Chosen, No
             (followers, drawn)
         }
         Target::Minority | Target::Majority => {
-            let majority = members / 2 + 1;
-            let count = if drill.target == Target::Majority { majority } else { members.saturating_sub(majority) };
+            // Of an even number, as there is while a member has joined and the next has not, half is as many as it takes.
+            let spare = spare(members);
+            let count = if drill.target == Target::Majority { spare + 1 } else { spare };
             if count == 0 {
                 return Err(nobody("a minority", &format!("of {members} members none can go without losing quorum")));
             }
@@ -283,7 +285,19 @@ mod tests {
         assert!(picks.iter().any(|pick| pick != &picks[0]));
     }
 
-    /// Together with the majority it is everybody, and the seed alone says who is in it.
+    /// One more of them than can go without losing quorum, and no more: the least that loses it.
+    #[test]
+    fn a_majority_is_as_many_as_it_takes_to_lose_quorum() {
+        let mut drill = find("quorum-loss").expect("there");
+        drill.min_members = 1;
+        for (members, gone) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (7, 4)] {
+            let chosen = choose(&drill, &view(members), 7).expect("some");
+            assert_eq!(chosen.nodes.len(), gone, "of {members}");
+            assert_eq!(chosen.why, format!("{gone} of {members} members, drawn with seed 7"));
+        }
+    }
+
+    /// Of an odd number it is everybody together with the majority; the seed alone says who is in it.
     #[test]
     fn a_minority_is_what_can_go_and_the_seed_draws_it() {
         let mut drill = find("follower-kill").expect("there");
