@@ -83,14 +83,39 @@ fn gated(drill: &mut Drill, gate: &str) -> Result<(), CliError> {
     if key == "no_acks" && text == "none" {
         return Err(wrong("a promise of etcd is no gate to be taken away; accepted: anywhere, targets".to_owned()));
     }
-    // A number or a list is what JSON says it is; everything else is a word or a bound. `none` takes a gate away.
-    *place = match serde_json::from_str::<Value>(text) {
-        _ if text == "none" && key != "waive" => Value::Null,
-        Ok(value @ (Value::Number(_) | Value::Array(_))) => value,
-        _ => Value::from(text),
-    };
-    drill.expect = serde_json::from_value(expect).map_err(|error| wrong(error.to_string()))?;
+    *place = value(&key, text);
+    drill.expect = serde_json::from_value(expect).map_err(|error| wrong(told(&key, error.to_string())))?;
     Ok(())
+}
+
+/// `none` takes a gate away, a list is what JSON says it is, and so is a count. Everything else is a word or a bound, also where it
+/// looks like a number: what a bound lacks then is its unit, and it is the one to say so.
+fn value(key: &str, text: &str) -> Value {
+    let of_list = |item: Value| match item {
+        Value::Number(number) => Value::from(number.to_string()),
+        other => other,
+    };
+    match serde_json::from_str::<Value>(text) {
+        _ if text == "none" && key != "waive" => Value::Null,
+        Ok(Value::Array(all)) => Value::Array(all.into_iter().map(of_list).collect()),
+        // No alarm is called by a number.
+        Ok(number @ Value::Number(_)) if ["failed_writes", "alarm"].contains(&key) => number,
+        _ => Value::from(text),
+    }
+}
+
+/// What is accepted where a value has not even its gate's form, of which serde says no more than what it is called in Rust.
+fn told(key: &str, said: String) -> String {
+    let accepted = match key {
+        _ if !said.starts_with("invalid ") => return said,
+        "failed_writes" => "a whole number, as in 3, or none",
+        "not_ready" => r#"the earliest and the latest moment, two lengths of time, as in ["10 s", "1 grace + 10 s"], or none"#,
+        "waive" => r#"a list, as in ["I11"]"#,
+        "alarm" => "an alarm's name, as in NOSPACE, or none",
+        "leader" | "no_acks" | "serial_reads" | "pods" => "a single word",
+        _ => "a length of time, as in 3 election + 200 ms, or none",
+    };
+    format!("accepted: {accepted}")
 }
 
 #[cfg(test)]
@@ -123,6 +148,27 @@ mod tests {
         assert!(gated_kill("writegap=2 s").expect_err("no key").contains("there are"));
         assert!(gated_kill("write_gap=2 fortnights").expect_err("no unit").contains("accepted:"));
         assert!(gated_kill("leader=dies").expect_err("no fate").contains("changes"));
+        // A bound without its unit is told so by the bound, wherever it stands.
+        for gate in ["write_gap=2", "write_gap=\"2\"", "not_ready=[2, 50]", "not_ready=[\"1 s\", 2]"] {
+            let error = gated_kill(gate).expect_err(gate);
+            assert!(error.contains("\"2\" is not a length of time; accepted: a number and a unit"), "{error}");
+        }
+        for (gate, accepted) in [
+            ("not_ready=3", "the earliest and the latest moment"),
+            ("not_ready=[\"10 s\"]", "the earliest and the latest moment"),
+            ("failed_writes=-1", "a whole number"),
+            ("failed_writes=1.5", "a whole number"),
+            ("failed_writes=few", "a whole number"),
+            ("write_gap=[\"2 s\"]", "a length of time"),
+            ("waive=I11", "a list"),
+            ("waive=none", "a list"),
+            ("alarm=3", "an alarm's name"),
+            ("leader=[\"stays\"]", "a single word"),
+        ] {
+            let error = gated_kill(gate).expect_err(gate);
+            assert!(error.starts_with(&format!("--gate {gate}: accepted: {accepted}")), "{error}");
+        }
+        assert!(gated_kill("leader=3").expect_err("no fate").contains("unknown variant `3`, expected one of `changes`"));
         // What is never acceptable cannot be waved through, and a gate that nobody looks at is not green.
         let waived = gated_kill(r#"waive=["I1","I2","I4","I9"]"#).expect_err("not waivable");
         assert!(["I1", "I2", "I4", "I9"].iter().all(|id| waived.contains(&format!("{id:?} cannot be waived"))), "{waived}");
