@@ -3,7 +3,7 @@
 //! It decides nothing about a particular cluster: targets are chosen later, bounds are formulas.
 
 use super::bound::Bound;
-use super::refusal::{INTERVAL_LEAST_MS, INTERVAL_MOST_MS, NAME_MOST, ROOM_MOST_MIB, problems};
+use super::refusal::{DELAY_MOST_MS, INTERVAL_LEAST_MS, INTERVAL_MOST_MS, LOSS_MOST, NAME_MOST, ROOM_MOST_MIB, problems};
 use crate::near::meant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub struct Drill {
     pub target: Target,
     #[serde(default)]
     pub load: Load,
-    /// How long the fault stays, once it is proven.
+    /// How long the fault stays, once it is proven: half a second at least where members show it by their silence, or by an alarm.
     pub hold: Bound,
     #[serde(default)]
     pub expect: Expect,
@@ -72,12 +72,14 @@ pub enum Fault {
         #[serde(default)]
         ports: Ports,
     },
-    /// Packets leave late or not at all.
+    /// Packets leave late or not at all: by up to 5 s, and half of them, for what proves and heals it comes by the same link.
     Slow {
+        #[schemars(range(max = DELAY_MOST_MS))]
         delay_ms: u32,
         #[serde(default)]
         jitter_ms: u32,
         #[serde(default)]
+        #[schemars(range(max = LOSS_MOST))]
         loss_percent: u8,
     },
     /// Writes to etcd's disk never return.

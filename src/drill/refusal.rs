@@ -3,15 +3,26 @@
 //! only the cluster's own size can tell is asked before the start, by `before` and `lab start`.
 //! It is pure, and says of each problem what would be accepted.
 
-use super::act::CLOCK_CLAIM_S;
+use super::act::{CLOCK_CLAIM_S, Claim};
+use super::bound::Timing;
 use super::catalogue::{Drill, Fault, Keys, Process, Shape, Target};
+use super::script::script;
 use super::target::NoTarget;
+use crate::spec::NodeName;
+use std::time::Duration;
 
 /// Longest name: it becomes a part of file names and of keys.
 pub const NAME_MOST: usize = 63;
 /// The shortest pace that measures more than itself, and the longest that leaves a baseline of seconds, not of minutes.
 pub const INTERVAL_LEAST_MS: u32 = 5;
 pub const INTERVAL_MOST_MS: u32 = 1000;
+/// Most that a machine's packets are delayed by, and most of a hundred that are lost. Its answers to whoever proves and heals the fault
+/// leave by the same link: several a question, each as late, and each lost again with every attempt.
+pub const DELAY_MOST_MS: u32 = 5000;
+pub const LOSS_MOST: u8 = 50;
+/// Least that a fault is held which members show by what they answer, or by their silence: they are asked ten times a second, and
+/// for 200 ms an answer may still be one from before.
+const HOLD_LEAST: Duration = Duration::from_millis(500);
 /// Most that a store is filled by, whatever its disk: enough to see the alarm, and soon done.
 pub const ROOM_MOST_MIB: u32 = 256;
 /// What etcd's log may hold of the time before: it keeps five files of 64 MiB.
@@ -33,6 +44,7 @@ pub fn problems(drill: &Drill) -> Vec<String> {
         }
     }
     problems.extend(fault_problems(&drill.fault));
+    problems.extend(hold_problems(drill));
     problems.extend(target_problems(drill));
     problems.extend(gate_problems(drill));
     problems
@@ -60,8 +72,8 @@ fn load_problems(drill: &Drill) -> Vec<String> {
     problems
 }
 
-/// Faults that change nothing: what is looked at would be as told without them, and the drill green for nothing. And one that
-/// breaks more than can be healed.
+/// Faults that change nothing: what is looked at would be as told without them, and the drill green for nothing. And those that
+/// break more than can be healed, or that nobody could look at.
 fn fault_problems(fault: &Fault) -> Vec<String> {
     let mut problems = Vec::new();
     match *fault {
@@ -80,8 +92,13 @@ fn fault_problems(fault: &Fault) -> Vec<String> {
                 let why = "packets cannot leave before they are there";
                 problems.push(format!("fault.jitter_ms: {jitter_ms} is above delay_ms: {why}; accepted: 0 to {delay_ms}"));
             }
-            if loss_percent > 100 {
-                problems.push(format!("fault.loss_percent: {loss_percent} is more than all; accepted: 0 to 100"));
+            let answers = "what proves and heals it comes by the same link";
+            if delay_ms > DELAY_MOST_MS {
+                problems.push(format!("fault.delay_ms: {delay_ms} is too late: {answers}; accepted: up to {DELAY_MOST_MS}"));
+            }
+            if loss_percent > LOSS_MOST {
+                let much = if loss_percent > 100 { "more than all" } else { "too much" };
+                problems.push(format!("fault.loss_percent: {loss_percent} is {much}: {answers}; accepted: up to {LOSS_MOST}"));
             }
         }
         Fault::SkewClock { seconds } if seconds.unsigned_abs() <= CLOCK_CLAIM_S * 2 => {
@@ -93,6 +110,22 @@ fn fault_problems(fault: &Fault) -> Vec<String> {
         _ => (),
     }
     problems
+}
+
+/// Faults that are over before a member was asked: of no answer to no question nothing can be told.
+fn hold_problems(drill: &Drill) -> Option<String> {
+    let on_worker = matches!(drill.target, Target::Worker | Target::BusiestWorker);
+    let timing = Timing::native();
+    let hit = [if on_worker { NodeName::worker(0) } else { NodeName::controller(0) }];
+    let claims = script(&drill.fault, &hit, &hit, &timing, "").claims;
+    let asked = claims.iter().any(|claim| matches!(claim, Claim::Silent { .. } | Claim::Alarm { .. }));
+    (asked && drill.hold.of(&timing) < HOLD_LEAST).then(|| {
+        let least = HOLD_LEAST.as_secs_f64();
+        format!(
+            "hold: {} is over before a member was asked how it is; accepted: {least} s and more, as in 1 election",
+            drill.hold
+        )
+    })
 }
 
 /// Whether the members' disks bear the fault on a store of so many bytes, where the quota of their own is `quota_mib`. A quota
@@ -253,6 +286,14 @@ mod tests {
             ("slow-link", slow(0, 0, 0), "slows nothing; accepted: one of them above 0"),
             ("slow-link", slow(0, 20, 5), "fault.jitter_ms: 20 is above delay_ms"),
             ("slow-link", slow(10, 0, 101), "fault.loss_percent: 101 is more than all"),
+            (
+                "slow-link",
+                slow(0, 0, 100),
+                "fault.loss_percent: 100 is too much: what proves and heals it comes by the same link",
+            ),
+            ("slow-link", slow(0, 0, 51), "; accepted: up to 50"),
+            ("slow-link", slow(5001, 0, 0), "fault.delay_ms: 5001 is too late"),
+            ("slow-link", slow(u32::MAX, 0, 0), "; accepted: up to 5000"),
             ("clock-skew", skew(0), "fault.seconds: a clock +0 s off"),
             ("clock-skew", skew(6), "accepted: 7 and more, -7 and less"),
             ("clock-skew", skew(-6), "fault.seconds: a clock -6 s off"),
@@ -264,7 +305,8 @@ mod tests {
         let fine = [
             ("leader-flap", Fault::Flap { times: 1 }),
             ("slow-link", slow(20, 20, 0)),
-            ("slow-link", slow(0, 0, 100)),
+            ("slow-link", slow(0, 0, 50)),
+            ("slow-link", slow(5000, 5000, 50)),
             ("clock-skew", skew(7)),
             ("clock-skew", skew(i32::MIN)),
             ("full-quota", fill(1)),
@@ -316,6 +358,32 @@ mod tests {
         let told = changed("disaster-restore", |drill| drill.load.keys = Keys::Registers);
         assert!(told.starts_with("load.keys: a restore forgets history") && told.ends_with("append"), "{told:?}");
         assert_eq!(changed("leader-kill", |drill| drill.load.keys = Keys::Append), "");
+    }
+
+    /// "0 of 0 questions answered" proves nothing, on whatever cluster.
+    #[test]
+    fn a_fault_that_is_over_before_a_member_was_asked_is_refused() {
+        let held = |name: &str, hold: &str| changed(name, |drill| drill.hold = hold.parse().expect("a bound"));
+        for name in ["leader-kill", "leader-pause", "leader-freeze", "blackout", "quorum-loss", "cert-expiry", "full-quota"] {
+            for hold in ["0 s", "499 ms", "1 latency", "0 grace"] {
+                let hold: super::super::bound::Bound = hold.parse().expect("a bound");
+                let told = held(name, &hold.to_string());
+                assert!(
+                    told.starts_with(&format!("hold: {hold} is over")) && told.contains("accepted: 0.5 s and more"),
+                    "{told:?}"
+                );
+            }
+            for hold in ["500 ms", "0.5 election", "5 heartbeat"] {
+                assert_eq!(held(name, hold), "", "{name} for {hold}");
+            }
+        }
+        // They are looked at from inside, or are over by their nature.
+        for name in
+            ["move-leader", "rolling-restart", "leader-flap", "clock-skew", "stalled-disk", "worker-power-off", "kubelet-stop"]
+        {
+            assert_eq!(held(name, "0 s"), "", "{name}");
+        }
+        assert_eq!(changed("apiserver-kill", |drill| drill.hold = super::super::bound::Bound::seconds(0.0)), "");
     }
 
     /// A run's file carries the drill's name and the time.
