@@ -14,6 +14,7 @@ use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
 use crate::drill::report::{Fitted, LONGEST, Ran, Report, Runs, SERIES_FORM, Series, fitted, hint, text};
 use crate::drill::run::{self, Options, RunError};
+use crate::store::ClusterDir;
 use jiff::Timestamp;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -71,29 +72,34 @@ async fn every(
                 }
             }
             let ended = once(global, bench, drill, seed, cancel).await;
-            bench.forget_snapshot_unless_needed()?;
+            // What a run has shown is told before anything that fails after it.
+            let forgotten = bench.forget_snapshot_unless_needed();
             seed = seed.wrapping_add(1);
+            let judged = |report| judged(global, args, &bench.dir, report, alone(args, chosen));
             match ended {
-                Ok(report) => all.push(judged(global, args, bench, report, alone(args, chosen))?),
+                Ok(report) => all.push(judged(report)),
                 Err(RunError::NoTarget(why)) if chosen.len() > 1 => {
                     all.push(Ran::NotHere { drill: drill.name.clone(), not_here: why.to_string() });
+                    forgotten?;
                     break;
                 }
                 Err(RunError::NotHealed { why, record }) => {
-                    if let Some(record) = record {
-                        all.push(judged(global, args, bench, Report::new(*record), alone(args, chosen))?);
-                    }
+                    all.extend(record.map(|record| judged(Report::new(*record))));
                     return Err(explain(&bench.plan, RunError::NotHealed { why, record: None }));
                 }
-                Err(error) => return Err(explain(&bench.plan, error)),
+                Err(error) => {
+                    forgotten?;
+                    return Err(explain(&bench.plan, error));
+                }
             }
+            forgotten?;
         }
     }
     Ok(())
 }
 
 /// A failure weighs most: it is about the cluster. An invalid run says nothing about it, and neither do drills that could not be
-/// run at all.
+/// run at all. That a report was not saved weighs least: what it would have said was told.
 fn code(all: &[Ran]) -> u8 {
     let results = || {
         all.iter().filter_map(|ran| match ran {
@@ -101,10 +107,13 @@ fn code(all: &[Ran]) -> u8 {
             Ran::NotHere { .. } => None,
         })
     };
+    let unsaved = |ran: &Ran| matches!(ran, Ran::Judged { report: None, .. });
     if results().any(|result| result == Came::Fail) {
         exit::CHECK_FAILED
     } else if results().any(|result| result == Came::Invalid) || results().next().is_none() {
         exit::INVALID
+    } else if all.iter().any(unsaved) {
+        exit::FAILED
     } else {
         exit::OK
     }
@@ -135,32 +144,51 @@ fn over<T>(ended: &Result<T, RunError>) -> bool {
     !matches!(ended, Err(RunError::NotHealed { .. } | RunError::Log(_)))
 }
 
-fn judged(global: &Global, args: &DrillRun, bench: &Bench, report: Report, alone: bool) -> Result<Ran, CliError> {
-    let Fitted { report, json, left_out } = fitted(report, LONGEST).map_err(CliError::failed)?;
+/// Tells what a run has shown, then keeps its report: a full disk takes the file, and not the verdict.
+fn judged(global: &Global, args: &DrillRun, dir: &ClusterDir, report: Report, alone: bool) -> Ran {
+    if global.format == Format::Text {
+        render::print(&format!("\n{}", text(&report, args.checks)));
+    }
+    let Report { judgement, record, .. } = &report;
+    let (drill, run, seed) = (record.drill.name.clone(), record.run.clone(), record.seed);
+    let (result, reasons, figures) = (judgement.result, judgement.reasons.clone(), Box::new(judgement.figures.clone()));
+    let aloud = |json: &str| {
+        if alone && global.format == Format::Json {
+            render::print_line(json);
+        }
+    };
+    let report = match kept(dir, report, aloud) {
+        Ok((path, hint)) => {
+            if global.format == Format::Text {
+                render::print_line(&format!("  report    ktcw-vm drill report {run} -c {}", dir.name()));
+                render::print_line(&hint.map_or_else(String::new, |hint| format!("hint: {hint}\n")));
+            }
+            Some(path)
+        }
+        Err(why) => {
+            render::error(&why);
+            None
+        }
+    };
+    Ran::Judged { drill, run, seed, result, reasons, figures, report }
+}
+
+/// Saves a report; `aloud` hears what will be in the file before it is written. Returns its path, and what to type next.
+///
+/// # Errors
+/// There is no such file now; the message names the run.
+fn kept(dir: &ClusterDir, report: Report, aloud: impl FnOnce(&str)) -> Result<(String, Option<String>), CliError> {
+    let run = report.record.run.clone();
+    let unsaved = |error: CliError| CliError { message: format!("the report of {run} is not saved: {}", error.message), ..error };
+    let Fitted { report, json, left_out } = fitted(report, LONGEST).map_err(|error| unsaved(CliError::failed(error)))?;
     if let Some(left_out) = left_out {
         render::status(&left_out);
     }
-    let path = bench.dir.save_report(&format!("{}.json", report.record.run), json.as_bytes())?;
-    match (global.format, alone) {
-        (Format::Json, true) => render::print_line(&json),
-        (Format::Json, false) => (),
-        (Format::Text, _) => {
-            render::print(&format!("\n{}", text(&report, args.checks)));
-            render::print_line(&format!("  report    ktcw-vm drill report {} -c {}", report.record.run, bench.plan.cluster));
-            let hint = hint(&report, &path.display().to_string()).map_or_else(String::new, |hint| format!("hint: {hint}\n"));
-            render::print_line(&hint);
-        }
-    }
-    let Report { judgement, record, .. } = report;
-    Ok(Ran::Judged {
-        drill: record.drill.name,
-        run: record.run,
-        seed: record.seed,
-        result: judgement.result,
-        reasons: judgement.reasons,
-        figures: Box::new(judgement.figures),
-        report: path.display().to_string(),
-    })
+    aloud(&json);
+    let path = dir.save_report(&format!("{run}.json"), json.as_bytes()).map_err(|error| unsaved(error.into()))?;
+    let path = path.display().to_string();
+    let hint = hint(&report, &path);
+    Ok((path, hint))
 }
 
 fn summary(global: &Global, chosen: &[Drill], all: &[Ran], ended: Option<&CliError>) -> Result<(), CliError> {
@@ -225,6 +253,7 @@ mod tests {
     use crate::drill::judge::judge;
     use crate::drill::report::series_schema;
     use crate::drill::sample::leader_kill;
+    use crate::spec::{RawSpec, validate};
 
     fn ran(result: Came) -> Ran {
         let judgement = judge(&leader_kill());
@@ -235,7 +264,7 @@ mod tests {
             result,
             reasons: vec![],
             figures: Box::new(judgement.figures),
-            report: "/reports/leader-kill-1.json".to_owned(),
+            report: Some("/reports/leader-kill-1.json".to_owned()),
         }
     }
 
@@ -252,6 +281,43 @@ mod tests {
         assert_eq!(of(&[]), exit::INVALID);
         assert_eq!(code(&[not_here()]), exit::INVALID);
         assert_eq!(code(&[not_here(), ran(Came::Pass)]), exit::OK);
+    }
+
+    /// A full disk, or what lies where reports should: the verdict is told and counts all the same, and that it is not kept is said.
+    #[test]
+    fn a_verdict_outlives_a_report_that_cannot_be_saved() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let spec = validate(&RawSpec::default()).expect("valid");
+        let (dir, _lock) = ClusterDir::create(parent.path(), &spec, "up", Timestamp::UNIX_EPOCH).expect("made");
+        let global = Global { cluster: None, connect: None, format: Format::Json, verbose: 0, yes: false, state_dir: None };
+        let drill = "leader-kill".to_owned();
+        let args = DrillRun { drill, repeat: 2, seed: None, gates: vec![], target: None, checks: false };
+        let judged = |record| judged(&global, &args, &dir, Report::new(record), false);
+        let failed = || {
+            let mut record = leader_kill();
+            record.drill.expect.full_membership = "100ms".parse().ok();
+            record
+        };
+        let said = |ran: &Ran| match ran {
+            Ran::Judged { result, report, .. } => (*result, report.is_some()),
+            Ran::NotHere { .. } => panic!("it was run"),
+        };
+
+        std::fs::write(dir.reports(), "").expect("in the way");
+        let mut aloud = String::new();
+        let why = kept(&dir, Report::new(failed()), |json| aloud.push_str(json)).expect_err("no room").message;
+        assert!(why.starts_with("the report of sample is not saved: ") && why.contains("reports"), "{why}");
+        assert_eq!(Report::from_json("aloud", &aloud).expect("whole"), Report::new(failed()));
+        let (pass, fail) = (judged(leader_kill()), judged(failed()));
+        assert_eq!((said(&pass), said(&fail)), ((Came::Pass, false), (Came::Fail, false)));
+        assert_eq!(code(&[pass.clone(), fail]), exit::CHECK_FAILED);
+        assert_eq!(code(&[pass]), exit::FAILED, "it passed, and that is not kept");
+
+        std::fs::remove_file(dir.reports()).expect("out of the way");
+        let fail = judged(failed());
+        assert_eq!(said(&fail), (Came::Fail, true));
+        assert_eq!(code(&[judged(leader_kill())]), exit::OK);
+        assert!(dir.reports().join("sample.json").is_file());
     }
 
     /// The watch is sent away when nothing is left to do, and else sees the run's end.

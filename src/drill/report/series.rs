@@ -36,8 +36,8 @@ pub enum Ran {
         result: Result,
         reasons: Vec<String>,
         figures: Box<Figures>,
-        /// Path of the whole report.
-        report: String,
+        /// Path of the whole report; nothing: it could not be saved.
+        report: Option<String>,
     },
     NotHere {
         drill: String,
