@@ -268,6 +268,22 @@ fn with_a_fault_in_force() {
     assert_eq!(dir.history().expect("readable").records.len(), before, "nothing was begun");
 }
 
+/// Machines that somebody has stopped or paused are no drill's doing: neither a heal nor a drill lets them go on.
+#[test]
+fn with_machines_that_were_put_to_rest() {
+    for name in ["off", "paused", "one-off"] {
+        let parent = tempfile::tempdir().expect("a directory");
+        let dir = kept_cluster(parent.path());
+        let worker = ktcw_vm::spec::NodeName::worker(0);
+        noted(&dir, "stop", |journal| journal.begin("stop worker-0", Some(&worker)));
+        let host = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/cli/at-rest/{name}.xml"));
+        let glob = format!("tests/cli/at-rest/{name}.trycmd");
+        let cases = cases(&glob, &format!("test://{}", host.display()), Path::new("/nonexistent/cache"));
+        cases.env("KTCW_STATE_DIR", parent.path().display().to_string());
+        cases.run();
+    }
+}
+
 #[test]
 fn with_a_fork_that_was_cut_off() {
     let parent = tempfile::tempdir().expect("a directory");

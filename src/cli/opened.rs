@@ -6,6 +6,7 @@ use super::args::Global;
 use super::error::CliError;
 use super::session::{self, Session};
 use super::{exit, fork, golden, lab, signals};
+use crate::host::DomainState;
 use crate::host::libvirt::LibvirtHost;
 use crate::inject;
 use crate::lab::Book;
@@ -15,6 +16,7 @@ use crate::snapshot::{self, OpenRestore};
 use crate::spec::NodeName;
 use crate::store::journal::{History, Journal};
 use crate::store::{ClusterDir, Lock};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -77,6 +79,19 @@ pub fn none_at_rest(power: &Power, cluster: &str) -> Result<(), CliError> {
         }
         Whole::Running | Whole::Absent | Whole::Mixed(_) => Ok(()),
     }
+}
+
+/// Refuses while machines stand still that a verb has put to rest, each on its own: `resting`, as the journal has them.
+pub fn none_put_to_rest(power: &Power, resting: &BTreeSet<NodeName>, cluster: &str) -> Result<(), CliError> {
+    let still: Vec<_> = power.not_running().filter(|(node, _)| resting.contains(node)).collect();
+    if still.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = still.iter().map(|(node, word)| format!("{node} ({word})")).collect();
+    let asleep = still.iter().all(|(node, _)| power.get(node) == Some(DomainState::Paused));
+    let verb = if asleep { "resume" } else { "start" };
+    let said = format!("machines of cluster {cluster} are at rest by stop or pause, which is no fault: {}", told.join(", "));
+    Err(CliError::failed(said).left("everything as it was").hint(format!("ktcw-vm {verb} -c {cluster}")))
 }
 
 /// No fault of a drill is in force, as far as the journal says.
@@ -156,7 +171,7 @@ impl From<LifeError> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::DomainState::{self, Paused, Running, ShutOff};
+    use crate::host::DomainState::{Paused, Running, ShutOff};
 
     #[test]
     fn a_restore_is_finished_by_a_verb_that_is_not_refused() {
@@ -190,5 +205,25 @@ mod tests {
         // What a drill may have done is for `drill heal`.
         assert_eq!(judged(&[Paused, Running]), Ok(()));
         assert_eq!(judged(&[Running, Running]), Ok(()));
+    }
+
+    /// One that was stopped by name is not to be booted by a heal; one that stands still for another reason is for it.
+    #[test]
+    fn a_machine_that_was_put_to_rest_is_not_taken_for_a_fault() {
+        let judged = |states: &[DomainState]| {
+            let power = states.iter().zip(0..).map(|(state, i)| (NodeName::controller(i), Some(*state))).collect();
+            let resting = [0, 1].map(NodeName::controller).into();
+            none_put_to_rest(&Power(power), &resting, "lab").map_err(|error| error.text())
+        };
+        let said = |who, verb| {
+            Err(format!(
+                "error: machines of cluster lab are at rest by stop or pause, which is no fault: {who}\n\
+                 left behind: everything as it was\nhint: ktcw-vm {verb} -c lab"
+            ))
+        };
+        assert_eq!(judged(&[Paused, Running, Running]), said("controller-0 (paused)", "resume"));
+        assert_eq!(judged(&[Paused, ShutOff, Running]), said("controller-0 (paused), controller-1 (off)", "start"));
+        assert_eq!(judged(&[Running, Running, ShutOff]), Ok(()));
+        assert_eq!(judged(&[Running, Running, Running]), Ok(()));
     }
 }

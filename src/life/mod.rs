@@ -5,10 +5,12 @@
 mod clocks;
 mod machines;
 pub mod power;
+mod rest;
 mod stop;
 
 pub use clocks::{CLOCKS, PAUSE, RESUME, Shift, WAKE, awaited, in_time, late, repair, to_be_set};
 pub use machines::{Machines, Span, window};
+pub use rest::put_to_rest;
 pub use stop::{How, Stopped, Wave, quorum_left, stop, waves};
 
 use crate::host::HostError;

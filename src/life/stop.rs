@@ -50,6 +50,11 @@ pub struct Stopped {
     pub why: Option<String>,
 }
 
+/// Journal step of a machine's end.
+pub(super) fn stopping(node: &NodeName) -> String {
+    format!("stop {node}")
+}
+
 /// The order for a whole cluster, or for one node of it. Members leave together: one after the other, the last ones would
 /// be without a quorum and could not end in order.
 pub fn waves(plan: &Plan, only: Option<&NodeName>) -> Vec<Wave> {
@@ -95,7 +100,7 @@ pub async fn stop(
                 let stopped = power_off(machines, guest, journal, &nodes, told).await?;
                 for one in stopped.iter().filter(|one| one.how == How::WasOff) {
                     // An earlier stop that was cut off did not see it go.
-                    let step = format!("stop {}", one.node);
+                    let step = stopping(&one.node);
                     if open.iter().any(|record| matches!(&record.entry, Entry::Step { step: begun, .. } if *begun == step)) {
                         journal.done(&step, Some(&one.node))?;
                     }
@@ -155,7 +160,7 @@ async fn power_off(
     machines.resume(paused.cloned().collect()).await?;
     told(&format!("switching off {}", on.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
     for node in &on {
-        journal.begin(&format!("stop {node}"), Some(node))?;
+        journal.begin(&stopping(node), Some(node))?;
     }
     let begin = Instant::now();
     let mut asked: BTreeMap<NodeName, (How, Option<String>)> = BTreeMap::new();
@@ -197,7 +202,7 @@ async fn power_off(
         }
         // Nothing says that the connection is dead but silence.
         guest.forget(node).await;
-        journal.done(&format!("stop {node}"), Some(node))?;
+        journal.done(&stopping(node), Some(node))?;
         let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         all.push(Stopped { node: node.clone(), how, took_ms, why });
     }

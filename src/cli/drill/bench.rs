@@ -3,9 +3,9 @@
 //! It decides nothing: it connects what `inject` and `drill` have.
 
 use crate::cli::error::CliError;
-use crate::cli::opened::{no_open_restore_of, none_at_rest};
+use crate::cli::opened::{no_open_restore_of, none_at_rest, none_put_to_rest};
 use crate::cli::session::{self, Session};
-use crate::cli::{exit, render};
+use crate::cli::{exit, golden, lab, render};
 use crate::drill::admin::{await_healthy, partial};
 use crate::drill::etcd::Site;
 use crate::drill::heal::heal;
@@ -19,6 +19,7 @@ use crate::inject::log::JournalLog;
 use crate::inject::site::site;
 use crate::inject::{self, Machines};
 use crate::life::power::Power;
+use crate::life::put_to_rest;
 use crate::plan::Plan;
 use crate::store::{ClusterDir, Lock};
 use crate::wait::{self, Seen};
@@ -146,11 +147,17 @@ impl Bench {
         Ok(())
     }
 
-    /// Refuses a cluster that was paused or switched off as a whole: that is no fault to be healed, and has a way back of its own.
+    /// Refuses a cluster that was paused or switched off, as a whole or in part: that is no fault to be healed, and has a way back of
+    /// its own. While a fault is open all of it may be the fault's, as every drill is in the journal before it breaks anything.
     pub async fn not_at_rest(&self) -> Result<(), CliError> {
+        if !self.log.pending().map_err(CliError::failed)?.is_empty() {
+            return Ok(());
+        }
         let host = self.machines.host.clone();
         let seen = blocking(move || host.observe()).await?;
-        none_at_rest(&Power::of(&self.plan, &seen), self.plan.cluster.as_str())
+        let (power, cluster) = (Power::of(&self.plan, &seen), self.plan.cluster.as_str());
+        none_at_rest(&power, cluster)?;
+        none_put_to_rest(&power, &put_to_rest(&self.dir.history()?, &self.plan), cluster)
     }
 
     /// Waits until members, API servers and nodes are as a drill wants to find them.
@@ -191,6 +198,13 @@ impl Bench {
     pub fn forget_snapshot_unless_needed(&self) -> Result<(), CliError> {
         if self.log.pending().map_err(CliError::failed)?.is_empty() { self.forget_snapshot() } else { Ok(()) }
     }
+}
+
+/// What neither a drill nor a heal goes past: an open lab, whose faults are to be found, and a cluster of which only the golden
+/// snapshot is left.
+pub fn may_be_drilled(session: &Session) -> Result<(), CliError> {
+    lab::none_open(&session.dir)?;
+    golden::refuse_down(&session.dir.history()?, session.plan.cluster.as_str())
 }
 
 /// The host's load over the last minute and its number of processors; 0 where it does not say.

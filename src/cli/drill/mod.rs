@@ -12,7 +12,7 @@ mod watch;
 use super::args::{DrillWhat, Format, Global};
 use super::error::CliError;
 use super::session::Session;
-use super::{exit, lab, render, session};
+use super::{exit, render, session};
 use bench::Bench;
 
 pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
@@ -27,9 +27,10 @@ pub async fn run(global: &Global, what: &DrillWhat) -> Result<u8, CliError> {
 
 async fn heal(global: &Global) -> Result<u8, CliError> {
     // It heals what it sees, and would see what is to be solved.
-    let (session, lock) = Session::open(global)?.lock("drill heal", |session| lab::none_open(&session.dir))?;
+    let (session, lock) = Session::open(global)?.lock("drill heal", bench::may_be_drilled)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill heal")?;
+    bench.not_at_rest().await?;
     let done = bench.heal().await?;
     if global.format == Format::Json {
         render::print_line(&serde_json::json!({ "healed": done }).to_string());

@@ -2,13 +2,13 @@
 //! Reads aloud: drills → cluster and lock → heal what is open → run → judge → report → exit code.
 //! It decides only what to say, and the order: a failed drill does not end the others, a cluster that is not well does.
 
-use super::bench::{Bench, explain};
+use super::bench::{Bench, explain, may_be_drilled};
 use super::choose::{drills, each_adjusted};
 use super::watch::Watched;
 use crate::cli::args::{DrillRun, Format, Global};
 use crate::cli::error::CliError;
 use crate::cli::session::{self, Session};
-use crate::cli::{exit, lab, render, signals};
+use crate::cli::{exit, render, signals};
 use crate::drill::catalogue::Drill;
 use crate::drill::clock::human;
 use crate::drill::judge::Result as Came;
@@ -22,8 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub async fn run(global: &Global, args: &DrillRun) -> Result<u8, CliError> {
     let chosen = each_adjusted(drills(&args.drill)?, &args.gates, args.target.as_deref())?;
     // Two who break things would be taken for each other, and what heals a drill would solve the lab.
-    let no_lab = |session: &Session| lab::none_open(&session.dir);
-    let (session, lock) = Session::open(global)?.lock(&format!("drill run {}", args.drill), no_lab)?;
+    let (session, lock) = Session::open(global)?.lock(&format!("drill run {}", args.drill), may_be_drilled)?;
     let host = session::connect_to(global, &session.dir)?;
     let bench = Bench::new(session, &lock, host, "drill run")?;
     bench.heal_what_is_open().await?;
