@@ -85,11 +85,8 @@ fn saved(reports: &Path, run: &str) -> Result<PathBuf, CliError> {
         "last" => all.last(),
         _ => {
             let newest = |fits: &dyn Fn(&str) -> bool| all.iter().rev().find(|name| fits(name));
-            // `bridge-followers-…` begins with `bridge` as well, and is another drill's.
-            let of_drill = |name: &str| {
-                let moment = name.strip_prefix(run).and_then(|rest| rest.strip_prefix('-'));
-                moment.is_some_and(|moment| moment.starts_with(|c: char| c.is_ascii_digit()))
-            };
+            // `bridge-followers-…` and `bridge-2-…` begin with `bridge` as well, and are other drills'.
+            let of_drill = |name: &str| name.strip_prefix(run).and_then(|rest| rest.strip_prefix('-')).is_some_and(is_moment);
             newest(&|name| name == run).or_else(|| newest(&of_drill)).or_else(|| newest(&|name| name.starts_with(run)))
         }
     };
@@ -98,6 +95,12 @@ fn saved(reports: &Path, run: &str) -> Result<PathBuf, CliError> {
         CliError::usage(message).hint(listed(reports))
     })?;
     Ok(reports.join(format!("{found}.json")))
+}
+
+/// Whether it is what `drill run` puts behind a drill's name: `20260102-030405`.
+fn is_moment(text: &str) -> bool {
+    let digits = |part: &str, count| part.len() == count && part.chars().all(|c| c.is_ascii_digit());
+    text.split_once('-').is_some_and(|(day, time)| digits(day, 8) && digits(time, 6))
 }
 
 fn listed(reports: &Path) -> String {
@@ -119,6 +122,8 @@ mod tests {
             (40, "bridge-20260101-000000"),
             (30, "bridge-20260102-000000"),
             (20, "bridge-followers-20260103-000000"),
+            // A drill of one's own.
+            (15, "bridge-2-20260104-000000"),
             (10, "leader-kill-20260101-000000"),
         ] {
             let file = std::fs::File::create(dir.path().join(format!("{name}.json"))).expect("file");
@@ -130,6 +135,7 @@ mod tests {
             |run: &str| saved(dir.path(), run).map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned());
         assert_eq!(name("last").expect("one"), "leader-kill-20260101-000000");
         assert_eq!(name("bridge").expect("one"), "bridge-20260102-000000");
+        assert_eq!(name("bridge-2").expect("one"), "bridge-2-20260104-000000");
         assert_eq!(name("bridge-f").expect("one"), "bridge-followers-20260103-000000");
         assert_eq!(name("bridge-2026").expect("one"), "bridge-20260102-000000");
         assert_eq!(name("bridge-20260101-000000").expect("one"), "bridge-20260101-000000");
