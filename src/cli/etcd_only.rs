@@ -14,6 +14,7 @@ use crate::drill::admin;
 use crate::drill::catalogue::Process;
 use crate::drill::etcd::statuses;
 use crate::drill::injector::Injector as _;
+use crate::drill::restorable::restorable;
 use crate::event::{Events, Verdict};
 use crate::life::power::Whole;
 use crate::life::{self, Machines};
@@ -225,6 +226,10 @@ pub async fn restore(global: &Global, snapshot: &EtcdSnapshot, verify: bool) -> 
         true => awake(&bench, &machines, name).await?,
     }
     let (members, planes) = (names(plan.controllers()), names(plan.control_planes()));
+    // Members lose their data before they are given the snapshot's. One that was cut off is past that, and has nothing to lose.
+    if !begun && let Some(room) = bench.machines.store_room(&members).await.map_err(CliError::failed)? {
+        restorable(snapshot.bytes, room).map_err(|why| CliError::failed(why).left("everything as it was"))?;
+    }
     let stage = |text: &str| render::status(text);
     let failed = |said: String| {
         CliError::failed(said)

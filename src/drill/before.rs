@@ -5,11 +5,12 @@
 
 use super::admin::list_alarms;
 use super::aim::{About, about};
-use super::catalogue::Drill;
+use super::catalogue::{Drill, Fault};
 use super::etcd::{Site, disunity, statuses, views};
 use super::injector::Injector;
 use super::kube::{Kube, KubeView};
 use super::refusal::bearable;
+use super::restorable::may_be_taken;
 use super::run::{Options, RunError, SNAPSHOT};
 use super::script::{Script, script};
 use super::target::{Chosen, ClusterView, MemberView, choose, unfit};
@@ -37,6 +38,9 @@ pub async fn look(drill: &Drill, site: &Site, injector: &dyn Injector, options: 
     let view = view(site, options).await?;
     let chosen = choose(drill, &view, options.seed)?;
     bearable(&drill.name, &drill.fault, view.held(), site.quota_mib)?;
+    if matches!(drill.fault, Fault::Restore {}) {
+        may_be_taken(&drill.name, view.held(), injector.store_room(&chosen.nodes).await?)?;
+    }
     let script = compiled(drill, &view, &chosen, site, options);
     injector.begin().await?;
     Ok(Before { view, chosen, script })

@@ -43,7 +43,11 @@ async fn one(says: Says) -> SocketAddr {
 
 /// Why a drill was refused; nothing was done to a machine, and nothing is open in the log.
 async fn refused(drill: &str, members: &[SocketAddr]) -> String {
-    let (machines, log) = (Machines::default(), MemoryLog::default());
+    refused_on(Machines::default(), drill, members).await
+}
+
+async fn refused_on(machines: Machines, drill: &str, members: &[SocketAddr]) -> String {
+    let log = MemoryLog::default();
     let drill = find(drill).expect("there");
     let error = run(&drill, &site(members), &machines, &log, &options(|_| ())).await.expect_err("refused").to_string();
     assert!(error.starts_with("nothing was injected: "), "{error}");
@@ -88,6 +92,15 @@ async fn a_cluster_that_is_not_well_is_not_drilled() {
 async fn a_store_that_has_grown_is_not_filled_beyond_its_disk() {
     let told = refused("full-quota", &[one(Says { held: 700 << 20, ..WELL }).await]).await;
     assert!(told.contains("full-quota fills 16 MiB into a store of 700 MiB"), "{told}");
+}
+
+/// It would lie on no disk but this computer's, and no heal could put it back.
+#[tokio::test]
+async fn a_store_that_its_disk_could_not_take_back_is_not_taken_away() {
+    let machines = Machines::with_room(1850 << 20);
+    let told = refused_on(machines, "disaster-restore", &[member(Says { held: 950 << 20, ..WELL }).await]).await;
+    assert!(told.contains("disaster-restore: to restore a store of 950 MiB takes 2092 MiB"), "{told}");
+    assert!(told.ends_with("accepted: a store of up to 829 MiB"), "{told}");
 }
 
 /// A machine without SSH is waited for as long as one may take to boot: that somebody looks is said, and Ctrl-C is heard.

@@ -163,6 +163,8 @@ pub fn options(progress: impl Fn(&str) + Send + Sync + 'static) -> Options {
 #[derive(Default)]
 pub struct Machines {
     silent: bool,
+    /// Of every member's disk, in bytes.
+    room: Option<u64>,
     done: Mutex<Vec<String>>,
     /// When the timers in them would have gone off.
     armed: Mutex<Option<Duration>>,
@@ -172,6 +174,10 @@ impl Machines {
     /// None of them answers.
     pub fn silent() -> Machines {
         Machines { silent: true, ..Machines::default() }
+    }
+    /// Each has so many bytes for etcd's data.
+    pub fn with_room(bytes: u64) -> Machines {
+        Machines { room: Some(bytes), ..Machines::default() }
     }
     fn note(&self, what: String) {
         self.done.lock().expect("what was done").push(what);
@@ -203,6 +209,9 @@ impl Injector for Machines {
     }
     fn leftovers(&self) -> BoxFuture<'_, Result<Vec<Leftover>, InjectError>> {
         if self.silent { futures::future::pending().boxed() } else { async { Ok(vec![]) }.boxed() }
+    }
+    fn store_room<'a>(&'a self, _: &'a [NodeName]) -> BoxFuture<'a, Result<Option<u64>, InjectError>> {
+        async { Ok(self.room) }.boxed()
     }
     fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>> {
         async { Ok(vec![]) }.boxed()

@@ -82,6 +82,11 @@ pub trait Injector: Send + Sync {
     fn processes(&self) -> BoxFuture<'_, Result<Vec<ProcessSeen>, InjectError>> {
         async { Ok(vec![]) }.boxed()
     }
+    /// Bytes that a store and its restore may take on the disk of the one of `nodes` that has least: what is free there, and what its
+    /// own data takes now. `None`: that is not known.
+    fn store_room<'a>(&'a self, _nodes: &'a [NodeName]) -> BoxFuture<'a, Result<Option<u64>, InjectError>> {
+        async { Ok(None) }.boxed()
+    }
     /// Lines of etcd's logs since the run began that no healthy member writes: panics, fatal errors, data loss.
     fn alarming_logs(&self) -> BoxFuture<'_, Result<Vec<String>, InjectError>>;
     /// Identity of the process of each member, to tell a restarted one: of a machine its boot id, then the start of the unit.

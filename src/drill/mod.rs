@@ -31,6 +31,7 @@ pub mod reading;
 pub mod record;
 pub mod refusal;
 pub mod report;
+pub mod restorable;
 pub mod run;
 pub mod script;
 pub mod target;

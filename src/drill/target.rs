@@ -4,6 +4,7 @@
 
 use super::catalogue::{Drill, Process, Target};
 use super::quorum::spare;
+use super::restorable::NoRoom;
 use crate::spec::NodeName;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -110,6 +111,8 @@ pub enum NoTarget {
         /// Most that could be filled now.
         most: u32,
     },
+    #[error("{drill}: {why}")]
+    NoWayBack { drill: String, why: NoRoom },
 }
 
 fn accepted(most: u32) -> String {

@@ -5,9 +5,11 @@
 use super::{Machines, shell};
 use crate::drill::catalogue::Process;
 use crate::drill::clock::pass;
+use crate::drill::restorable::patience;
 use crate::guest::{put, quote};
 use crate::pki::KeyCert;
 use crate::plan::{CertPlan, PkiItem};
+use crate::said::one_line;
 use crate::spec::NodeName;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -62,6 +64,13 @@ impl Machines {
         self.on(node, format!("rm -rf {}\n", shell::KEPT_CERT)).await.map(|_| ())
     }
 
+    /// What `store_room` is of one node.
+    pub(super) async fn room_on(&self, node: &NodeName) -> Result<u64, String> {
+        let text = self.on(node, shell::room()).await?.stdout_text();
+        let bytes = text.trim().strip_prefix("room ").and_then(|bytes| bytes.parse().ok());
+        bytes.ok_or_else(|| format!("{node}: {:?} is no number of bytes", one_line(&text)))
+    }
+
     /// All members anew from one snapshot, or none: as long as one has no data, none of them is running from it. Members have their
     /// ids from the token, so each call draws its own: nobody of an earlier restore, be it of this very snapshot or cut off
     /// half-way, is taken for a member of this one.
@@ -85,8 +94,10 @@ impl Machines {
             let down = format!("{}{}{}", shell::down(Process::Etcd, false), shell::alone_with_data(), shell::wipe());
             self.on(node, format!("set -e\n{down}")).await?;
         }
+        let patience = |least| patience(least, bytes.len() as u64);
         for node in nodes {
-            put(&*self.guest, node, SNAPSHOT, &bytes, 0o600, self.deadline() * 4).await.map_err(|error| error.to_string())?;
+            let uploaded = put(&*self.guest, node, SNAPSHOT, &bytes, 0o600, patience(self.deadline() * 4));
+            uploaded.await.map_err(|error| error.to_string())?;
             // Whole or absent: data that is half restored has another name.
             let restore = format!(
                 "set -e\ntrap 'rm -f {SNAPSHOT}' EXIT\n{alone}rm -rf {data}.new\n\
@@ -101,7 +112,7 @@ impl Machines {
                 data = shell::DATA,
                 ip = self.node(node)?.ip,
             );
-            self.on(node, restore).await?;
+            self.within(patience(self.deadline()), node, restore).await?;
         }
         Ok(())
     }

@@ -62,7 +62,12 @@ impl Machines {
 
     /// A script that must succeed.
     async fn on(&self, node: &NodeName, script: String) -> Result<Output, String> {
-        run_ok(&*self.guest, node, Cmd::script(script, self.deadline())).await.map_err(|error| error.to_string())
+        self.within(self.deadline(), node, script).await
+    }
+
+    /// The same with a deadline of its own.
+    async fn within(&self, deadline: Duration, node: &NodeName, script: String) -> Result<Output, String> {
+        run_ok(&*self.guest, node, Cmd::script(script, deadline)).await.map_err(|error| error.to_string())
     }
 
     async fn act(&self, act: &Act) -> Result<(), String> {
@@ -144,6 +149,16 @@ impl Injector for Machines {
             }));
             let blind = |reason: String| InjectError::Look { what: "other processes are the same".to_owned(), reason };
             seen.await.into_iter().collect::<Result<Vec<ProcessSeen>, String>>().map_err(blind)
+        }
+        .boxed()
+    }
+
+    fn store_room<'a>(&'a self, nodes: &'a [NodeName]) -> BoxFuture<'a, Result<Option<u64>, InjectError>> {
+        let blind = |reason: String| InjectError::Look { what: "etcd's disks have room for a restore".to_owned(), reason };
+        async move {
+            let asked = join_all(nodes.iter().map(|node| self.room_on(node))).await;
+            let all = asked.into_iter().collect::<Result<Vec<u64>, String>>().map_err(blind)?;
+            Ok(all.into_iter().min())
         }
         .boxed()
     }

@@ -121,6 +121,15 @@ pub fn wipe() -> String {
     format!("if systemctl is-active --quiet etcd.service; then echo 'etcd is running' >&2; exit 1; fi\nrm -rf {DATA}\n")
 }
 
+/// Bytes that a store may take on etcd's disk once its own data is gone, as `room N`. Files come and go under a member that runs: of
+/// those that have gone nothing is counted.
+pub fn room() -> String {
+    format!(
+        "set -eo pipefail\nmountpoint -q {DISK}\nfree=$(df --block-size=1 --output=avail {DISK} | tail -n 1)\n\
+         own=$(du --summarize --block-size=1 {DATA} 2>/dev/null | cut -f 1) || true\necho \"room $((free + ${{own:-0}}))\"\n"
+    )
+}
+
 /// `-f -` with the ruleset, which replaces the table.
 pub fn cut(ruleset: &str) -> String {
     format!("nft -f - <<'RULES'\n{ruleset}RULES\n")
@@ -264,6 +273,7 @@ mod tests {
             quota(Some(16)),
             quota(None),
             wipe(),
+            room(),
             cut("table inet x {\n}\n"),
             uncut(),
             slow(200, 20, 0),
@@ -377,6 +387,27 @@ mod tests {
         assert_eq!(run(lines), (true, found.to_owned()));
         assert_eq!(run("true"), (true, "read 0\n".to_owned()));
         assert!(!run("exit 1").0, "a journal that cannot be read");
+    }
+
+    #[test]
+    fn room_is_what_is_free_and_what_the_member_has_now() {
+        let run = |df: &str, du: &str| {
+            let dir = tempfile::tempdir().expect("dir");
+            for (name, text) in [("df", df), ("du", du), ("mountpoint", "true")] {
+                let tool = dir.path().join(name);
+                std::fs::write(&tool, format!("#!/bin/sh\n{text}\n")).expect("written");
+                std::fs::set_permissions(&tool, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("mode");
+            }
+            let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path"));
+            let out = std::process::Command::new("bash").env("PATH", path).args(["-c", &room()]).output().expect("bash");
+            out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+        };
+        let (df, du) = ("printf '     Avail\\n1000000\\n'", "printf '4096\\t/var/lib/etcd/data\\n'");
+        assert_eq!(run(df, du).as_deref(), Some("room 1004096\n"));
+        // A log file went while it was counted, and there is no data at all.
+        assert_eq!(run(df, &format!("{du}; exit 1")).as_deref(), Some("room 1004096\n"));
+        assert_eq!(run(df, "exit 1").as_deref(), Some("room 1000000\n"));
+        assert_eq!(run("exit 1", du), None, "what cannot be seen is no room");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `Machines` over a fake host and fake guests: what is found is undone, in an order that works, and nothing is left.
 
 mod killed;
+mod restored;
 
 use super::Machines;
 use crate::drill::act::Act;
