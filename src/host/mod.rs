@@ -15,7 +15,7 @@ pub mod xml;
 pub use errors::HostError;
 pub use owner::{MARK_VOLUME, guard, is_ours, whose};
 pub use subnet::{HostRoute, SubnetError, choose_subnet, host_routes};
-pub use watch::blocking;
+pub use watch::{CALL, blocking};
 
 use crate::plan::{DomainPlan, NetworkPlan, StoragePlan};
 use crate::spec::{ClusterName, NodeName};

@@ -41,7 +41,7 @@ pub fn under_way<T>(what: &'static str, uri: &str, most: Duration, work: impl Fn
 }
 
 /// Runs a blocking call to libvirt off the runtime; a panic there becomes an error here. One that takes longer than it may is given
-/// up: its thread ends with its answer or the process, and what it was doing may still be done.
+/// up: its thread ends with its answer or the process, and what it was doing may still be done. So it is where whoever waits is gone.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, HostError> + Send + 'static) -> Result<T, HostError> {
     let slot = Slot::default();
     let told = slot.clone();

@@ -4,10 +4,12 @@
 
 use super::Machines;
 use crate::drill::act::Act;
-use crate::host::{DomainState, Host, HostError, blocking};
+use crate::host::{CALL, DomainState, Host, HostError, blocking};
 use crate::plan::DomainPlan;
 use crate::spec::NodeName;
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use tokio::sync::OwnedMutexGuard;
 
 impl Machines {
     pub(super) async fn machine(&self, act: &Act) -> Result<(), String> {
@@ -39,7 +41,22 @@ impl Machines {
         work: impl FnOnce(&dyn Host, &DomainPlan, &crate::host::Mark) -> Result<T, HostError> + Send + 'static,
     ) -> Result<(), String> {
         let (host, domain, mark) = (self.host.clone(), self.node(node)?.domain.clone(), self.mark.clone());
-        blocking(move || work(&*host, &domain, &mark)).await.map(|_| ()).map_err(|error| error.to_string())
+        let turn = self.turn_of(node).await?;
+        let done = blocking(move || {
+            let done = work(&*host, &domain, &mark);
+            // The call has it, and not who waits for the call.
+            drop(turn);
+            done
+        });
+        done.await.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Waits until libvirt has ended what it was told last of that machine. Who told it may be gone: Ctrl-C ends the wait for an act
+    /// and not the act, and the undoing would find a machine that still runs, and leave it to go off.
+    async fn turn_of(&self, node: &NodeName) -> Result<OwnedMutexGuard<()>, String> {
+        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(node.clone()).or_default().clone();
+        let waited = tokio::time::timeout(CALL, turn.lock_owned()).await;
+        waited.map_err(|_| format!("{node}: an earlier call to libvirt has not ended within {} s", CALL.as_secs()))
     }
 
     /// State of each node's machine; one that is not there is missing.

@@ -39,6 +39,8 @@ pub struct Machines {
     pub logs_from: Mutex<BTreeMap<NodeName, String>>,
     /// Machines that were switched on, until their clocks are set: they come up with whole seconds.
     pub switched_on: Mutex<BTreeSet<NodeName>>,
+    /// Held by the one call to libvirt about a machine that is under way.
+    pub turns: Mutex<BTreeMap<NodeName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Machines {

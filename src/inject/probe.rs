@@ -15,10 +15,15 @@ use crate::spec::{NodeName, Role};
 use crate::wait::{self, Seen};
 use futures::future::join_all;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// A clock this far off is a leftover; a machine that boots takes whole seconds from its hardware clock, `verify` allows one.
 pub(super) const CLOCK_OFF_S: f64 = 0.75;
+
+/// Of a machine that answers nobody the state is looked at again at its first silence, and after so many more: libvirt has other
+/// things to do than to be asked twice a second.
+const SILENCES: u32 = 6;
 
 /// Processes that drills end, where they run.
 fn processes(node: &NodePlan) -> Vec<Process> {
@@ -98,6 +103,20 @@ fn read(node: &NodeName, text: &str, cert: Option<&str>) -> Result<Vec<Leftover>
     }
 }
 
+/// What is left of a machine in that state; `None`: it runs.
+fn standing_still(node: &NodeName, state: DomainState) -> Option<Leftover> {
+    let (what, undo) = match state {
+        DomainState::Running => return None,
+        DomainState::Paused => ("a suspended machine", Act::Resume { node: node.clone() }),
+        // No drill's doing, and resumed in vain as long as there is no room.
+        DomainState::PausedIoError => {
+            ("a machine paused by a disk that the host could not write", Act::Resume { node: node.clone() })
+        }
+        _ => ("a machine without power", Act::PowerOn { node: node.clone() }),
+    };
+    Some(Leftover { node: node.clone(), what: what.to_owned(), undo })
+}
+
 impl Machines {
     /// Machines first: nothing can be asked of one that is off.
     pub(super) async fn all_leftovers(&self) -> Result<Vec<Leftover>, String> {
@@ -105,21 +124,11 @@ impl Machines {
         let mut all = Vec::new();
         let mut asked = Vec::new();
         for node in &self.plan.nodes {
-            let name = node.name.clone();
-            match states.get(&name) {
-                None => return Err(format!("{name} has no machine any more")),
-                Some(DomainState::Running) => asked.push(node),
-                Some(state @ (DomainState::Paused | DomainState::PausedIoError)) => {
-                    // No drill's doing, and resumed in vain as long as there is no room.
-                    let full = *state == DomainState::PausedIoError;
-                    let what =
-                        if full { "a machine paused by a disk that the host could not write" } else { "a suspended machine" };
-                    all.push(Leftover { node: name.clone(), what: what.to_owned(), undo: Act::Resume { node: name } });
-                }
-                Some(_) => {
-                    let undo = Act::PowerOn { node: name.clone() };
-                    all.push(Leftover { node: name, what: "a machine without power".to_owned(), undo });
-                }
+            let name = &node.name;
+            let state = states.get(name).ok_or_else(|| format!("{name} has no machine any more"))?;
+            match standing_still(name, *state) {
+                None => asked.push(node),
+                Some(left) => all.push(left),
             }
         }
         for answer in join_all(asked.into_iter().map(|node| self.leftovers_of(node))).await {
@@ -131,22 +140,29 @@ impl Machines {
     async fn leftovers_of(&self, node: &NodePlan) -> Result<Vec<Leftover>, String> {
         let boot = Duration::from_secs(u64::from(self.plan.timers.boot_deadline_s));
         let sum = self.server_cert_sum(&node.name);
+        let silences = AtomicU32::new(0);
         let ask = || async {
             // A short deadline: a connection from before a boot is silent, and a new one must be tried.
             match self.guest.run(&node.name, Cmd::script(script(node), self.deadline() / 2)).await {
                 // One that ended early, as on a machine that is going down, says nothing of what is left.
                 Ok(output) => match read(&node.name, &output.stdout_text(), sum.as_deref()) {
-                    Ok(all) => Seen::Ready(all),
+                    Ok(all) => Seen::Ready(Ok(all)),
                     Err(cut) => Seen::NotYet(format!("{cut} ({:?}) {}", output.exit, one_line(&output.stderr_text()))),
                 },
                 Err(error) => {
                     self.guest.forget(&node.name).await;
-                    Seen::NotYet(error.to_string())
+                    // It may have been on its way down when states were looked at.
+                    let due = silences.fetch_add(1, Ordering::Relaxed).is_multiple_of(SILENCES);
+                    let left = if due { self.still(&node.name).await } else { None };
+                    left.map_or_else(|| Seen::NotYet(error.to_string()), |left| Seen::Ready(Err(left)))
                 }
             }
         };
         let asked = wait::until(format!("an answer of {}", node.name), boot, Duration::from_millis(500), |_| (), ask).await;
-        let mut all = asked.map_err(|error| error.to_string())?;
+        let mut all = match asked.map_err(|error| error.to_string())? {
+            Ok(all) => all,
+            Err(left) => return Ok(vec![left]),
+        };
         let seen = self.clock_of(&node.name).await?;
         let undo = Act::SetClock { node: node.name.clone() };
         let limit = if self.switched_on().contains(&node.name) { clock::RIGHT_S } else { CLOCK_OFF_S };
@@ -154,6 +170,11 @@ impl Machines {
             all.push(Leftover { node: node.name.clone(), what: format!("a clock that is {:+.1} s off", seen.ahead_s), undo });
         }
         Ok(all)
+    }
+
+    /// What is left of a machine that does not run any more; `None`: it does, or nobody can tell.
+    async fn still(&self, node: &NodeName) -> Option<Leftover> {
+        standing_still(node, *self.states().await.ok()?.get(node)?)
     }
 
     pub(super) async fn look(&self, claim: &Claim) -> Result<Proof, String> {

@@ -1,6 +1,7 @@
 //! `Machines` over a fake host and fake guests: what is found is undone, in an order that works, and nothing is left.
 
 mod killed;
+mod overtaken;
 mod restored;
 
 use super::Machines;
@@ -63,6 +64,7 @@ fn machines(guests: FakeGuests) -> (Machines, Arc<FakeHost>) {
         clock: now,
         logs_from: Mutex::default(),
         switched_on: Mutex::default(),
+        turns: Mutex::default(),
     };
     (machines, host)
 }

@@ -70,6 +70,7 @@ impl Bench {
             clock,
             logs_from: std::sync::Mutex::default(),
             switched_on: std::sync::Mutex::default(),
+            turns: std::sync::Mutex::default(),
         };
         let kube = Arc::new(ApiProbes { plan: plan.clone(), kept, fresh, guest, clock });
         Ok(Bench { dir: session.dir, plan, machines, site, log, kube })
