@@ -98,7 +98,7 @@ async fn a_store_that_has_grown_is_not_filled_beyond_its_disk() {
 #[tokio::test]
 async fn a_store_that_its_disk_could_not_take_back_is_not_taken_away() {
     let machines = Machines::with_room(1850 << 20);
-    let told = refused_on(machines, "disaster-restore", &[member(Says { held: 950 << 20, ..WELL }).await]).await;
+    let told = refused_on(machines, "disaster-restore", &[one(Says { held: 950 << 20, ..WELL }).await]).await;
     assert!(told.contains("disaster-restore: to restore a store of 950 MiB takes 2092 MiB"), "{told}");
     assert!(told.ends_with("accepted: a store of up to 829 MiB"), "{told}");
 }
