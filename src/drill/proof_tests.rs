@@ -2,9 +2,9 @@
 //! Faults that only machines can have are proven by the same claims, so this is where those are shown to be able to fail.
 
 use super::act::Claim;
-use super::injector::ProcessSeen;
 use super::catalogue::Target;
 use super::clock::At;
+use super::injector::ProcessSeen;
 use super::judge::{Result, judge};
 use super::record::Record;
 use super::sample::leader_kill;
@@ -207,8 +207,9 @@ fn a_worker_has_booted_when_its_kubelet_is_of_another_boot() {
     let kubelet =
         |incarnation: &str| ProcessSeen { node: worker.clone(), name: "kubelet".to_owned(), incarnation: incarnation.to_owned() };
     let lived = |r: &mut Record, before: &str, after: &str| {
-        // What is hit may restart.
+        // What is hit may restart; a leader is nobody's worker.
         r.chosen.nodes.push(worker.clone());
+        r.drill.target = Target::Worker;
         r.processes.as_mut().expect("seen").push(kubelet(before));
         r.after.processes.as_mut().expect("seen").push(kubelet(after));
     };

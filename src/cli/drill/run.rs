@@ -302,6 +302,7 @@ mod tests {
             Ran::NotHere { .. } => panic!("it was run"),
         };
 
+        std::fs::remove_dir(dir.reports()).expect("empty");
         std::fs::write(dir.reports(), "").expect("in the way");
         let mut aloud = String::new();
         let why = kept(&dir, Report::new(failed()), |json| aloud.push_str(json)).expect_err("no room").message;
