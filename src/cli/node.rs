@@ -11,6 +11,7 @@ use super::up::{Asked, Outcome, raise, shown};
 use super::way::{Settled, carry_out};
 use super::{golden, lab, render, resolve, snapshot};
 use crate::apply;
+use crate::drill::quorum::quorum;
 use crate::event::Events;
 use crate::image;
 use crate::plan::{Plan, plan};
@@ -164,13 +165,13 @@ fn keeps_quorum(plan: &Plan, node: &NodeName, silent: &[(NodeName, String)]) -> 
     let answers = |member: &NodeName| !silent.iter().any(|(other, _)| other == member);
     let why = || silent.iter().map(|(node, why)| format!("{node}: {why}")).collect::<Vec<_>>().join("; ");
     let up: Vec<&&NodeName> = members.iter().filter(|member| answers(member)).collect();
-    let needed_now = members.len() / 2 + 1;
+    let needed_now = quorum(members.len());
     if up.len() < needed_now {
         let count = format!("{} of {} members answer, and {needed_now} have to agree to it", up.len(), members.len());
         return Err(refused(format!("{count} ({})", why())));
     }
     let (left, stay) = (up.iter().filter(|member| ***member != node).count(), members.len() - 1);
-    let needed = stay / 2 + 1;
+    let needed = quorum(stay);
     if left < needed {
         let count = format!("of the {stay} members that stay {left} answer, and their quorum is {needed}");
         return Err(refused(format!("{count} ({})", why())));

@@ -5,6 +5,7 @@
 use super::{Facts, Line, NodeFacts, State3};
 use crate::cli::error::CliError;
 use crate::cli::{fork, opened};
+use crate::drill::quorum::spare;
 use crate::inject;
 use crate::lab::Refused;
 use crate::life;
@@ -222,7 +223,7 @@ type Liner = dyn Fn(&'static str, Option<&NodeName>, State3, String, String) -> 
 /// `3 etcd members tolerate 1 failure`
 fn tolerated(members: usize) -> String {
     let verb = if members == 1 { "tolerates" } else { "tolerate" };
-    let failures = match members - (members / 2 + 1) {
+    let failures = match spare(members) {
         0 => "no failure".to_owned(),
         some => counted(some, "failure"),
     };
